@@ -1,0 +1,1 @@
+"""WHAT IS GOOD: the principles, and every prompt of the project."""

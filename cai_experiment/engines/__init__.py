@@ -1,0 +1,1 @@
+"""WHO SPEAKS: engines that turn prompts into completions, behind one seam (`base.Engine`)."""
