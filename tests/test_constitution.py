@@ -14,8 +14,6 @@ import yaml
 from cai_experiment.constitution.principles import AXIS_WEIGHTS, DEFAULT_CONSTITUTION, load_constitution
 from cai_experiment.errors import BadInputError
 
-PAPER = Path(__file__).resolve().parents[2] / "shared/data/cai_paper"
-
 ENTRY: dict[str, Any] = {
     "id": "kind",
     "name": "Kindness",
@@ -111,7 +109,7 @@ def test_duplicate_and_odd_ids(tmp_path: Path) -> None:
         ("principles: hello\n", "not a list"),
         ("principles:\n  - hello\n", "principle 1 is 'hello'"),
         ("principles:\n  - id: a\n   name: b\n", "mine.yaml:3 is not YAML"),
-        ("principles:\n  - id: \"a\n", "is not YAML"),
+        ('principles:\n  - id: "a\n', "is not YAML"),
         ("principles: 2024-13-45\n", "is not YAML"),
         ("principles: \x07\n", "is not YAML"),
     ],
@@ -151,11 +149,11 @@ def test_paper_format(tmp_path: Path) -> None:
     assert "paper.json:2 is not JSON" in refusal(path)
 
 
-@pytest.mark.skipif(not PAPER.is_dir(), reason="../shared/data/cai_paper is absent")
-def test_the_papers_own_file() -> None:
-    constitution = load_constitution(PAPER / "CritiqueRevisionInstructions.json")
+def test_the_papers_own_file(shared_data: Path) -> None:
+    paper = shared_data / "cai_paper"
+    constitution = load_constitution(paper / "CritiqueRevisionInstructions.json")
     assert len(constitution.principles) == 16
     for principle in constitution.principles:
         for text in (principle.critique_request, principle.revision_request):
             assert text and "Request:" not in text and "Critique:" not in text and "Revision:" not in text
-    assert 'no list "principles"' in refusal(PAPER / "RLMadisonInstructions.json")
+    assert 'no list "principles"' in refusal(paper / "RLMadisonInstructions.json")

@@ -139,8 +139,10 @@ def _entries(path: str | Path, data: Any) -> list[Any]:
 
 def _from_entry(path: str | Path, index: int, entry: Any) -> Principle:
     if not isinstance(entry, dict):
-        raise BadInputError(f"{path}: principle {index} is {_show(entry)}, not a set of fields",
-                            f"{DEFAULT_CONSTITUTION.name} shows the format")
+        raise BadInputError(
+            f"{path}: principle {index} is {_show(entry)}, not a set of fields",
+            f"{DEFAULT_CONSTITUTION.name} shows the format",
+        )
     place = f"{path}: principle {index}"
     id = _id(place, _text(place, entry, "id"))
     place = f"{place} ({id})"

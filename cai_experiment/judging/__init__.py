@@ -1,0 +1,1 @@
+"""HOW WE KNOW: statistics, and a judge that answers lettered questions in both orders."""

@@ -1,0 +1,133 @@
+"""Every figure with its sample size, its 95% interval and the judgements that could not be read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Hashable, Sequence
+
+Interval = tuple[float, float]
+
+RESAMPLES = 10_000
+WIDE = 0.2  # an interval wider than this says little: a rate needs about 100 items to be narrower
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One metric. `value` is None if nothing could be measured (n = 0); `interval` is at 95%, None if it has none.
+
+    `n` counts what was measured; `unparsed` counts judgements that came back unreadable and stand outside `n`.
+    """
+
+    value: float | None
+    n: int
+    interval: Interval | None
+    unparsed: int = 0
+
+    @classmethod
+    def rate(cls, successes: int, n: int, unparsed: int = 0) -> Result:
+        """A share of n items, with its Wilson interval."""
+        if n == 0:
+            return cls(None, 0, None, unparsed)
+        return cls(successes / n, n, wilson(successes, n), unparsed)
+
+    @classmethod
+    def mean(cls, values: Sequence[float], unparsed: int = 0, seed: int = 0) -> Result:
+        """A mean over items, with its bootstrap interval."""
+        if not values:
+            return cls(None, 0, None, unparsed)
+        return cls(sum(values) / len(values), len(values), bootstrap_mean(values, seed), unparsed)
+
+    @property
+    def is_wide(self) -> bool:
+        """True if the interval is wider than 20 points (a rate), so that the figure says little."""
+        return self.interval is not None and self.interval[1] - self.interval[0] > WIDE
+
+    def to_json(self) -> dict[str, Any]:
+        """The metric as report.json holds it."""
+        interval = None if self.interval is None else list(self.interval)
+        return {"value": self.value, "n": self.n, "interval": interval, "unparsed": self.unparsed}
+
+
+@dataclass(frozen=True, slots=True)
+class McNemar:
+    """The two discordant counts of a paired comparison, and the exact two-sided p-value."""
+
+    only_before: int
+    only_after: int
+    p_value: float
+
+
+def wilson(successes: int, n: int) -> Interval:
+    """Wilson's score interval at 95% for `successes` of `n` (E. B. Wilson 1927). Raises ValueError if n < 1."""
+    from scipy.stats import binomtest
+
+    interval = binomtest(successes, n).proportion_ci(confidence_level=0.95, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> McNemar:
+    """McNemar's exact test on the same items before and after: a binomial test of the discordant pairs.
+
+    Raises ValueError if the two lists differ in length.
+    """
+    from scipy.stats import binomtest
+
+    pairs = list(zip(before, after, strict=True))
+    only_before = sum(b and not a for b, a in pairs)
+    only_after = sum(a and not b for b, a in pairs)
+    discordant = only_before + only_after
+    p_value = float(binomtest(only_before, discordant, 0.5).pvalue) if discordant else 1.0
+    return McNemar(only_before, only_after, p_value)
+
+
+def bootstrap_mean(values: Sequence[float], seed: int = 0) -> Interval | None:
+    """The percentile bootstrap interval (95%, 10,000 resamples) of a mean; None for fewer than two values."""
+    import numpy as np
+    from scipy.stats import bootstrap
+
+    if len(values) < 2:
+        return None
+    data = np.asarray(values, dtype=float)
+    if (data == data[0]).all():  # every resample has the same mean
+        return float(data[0]), float(data[0])
+    interval = bootstrap(
+        (data,), np.mean, n_resamples=RESAMPLES, batch=1000, method="percentile", rng=np.random.default_rng(seed)
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
+
+
+def paired_bootstrap(before: Sequence[float], after: Sequence[float], seed: int = 0) -> Result:
+    """The mean of after - before over the same items, with its bootstrap interval (Efron 1979), seeded.
+
+    Raises ValueError if the two lists differ in length.
+    """
+    return Result.mean([a - b for b, a in zip(before, after, strict=True)], seed=seed)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjustment (1979) for several comparisons: adjusted p-values in the given order."""
+    from statsmodels.stats.multitest import multipletests
+
+    if not p_values:
+        return []
+    return [float(p) for p in multipletests(list(p_values), method="holm")[1]]
+
+
+def kappa(first: Sequence[Hashable], second: Sequence[Hashable], unparsed: int = 0) -> Result:
+    """Cohen's kappa (1960) of two raters over the same items, with its asymptotic interval (Fleiss et al. 1969).
+
+    The value is None if agreement by chance is already complete (both raters used one and the same label).
+    Raises ValueError if the two lists differ in length.
+    """
+    import numpy as np
+    from statsmodels.stats.inter_rater import cohens_kappa
+
+    pairs = list(zip(first, second, strict=True))
+    labels = sorted({label for pair in pairs for label in pair}, key=str)
+    if len(labels) < 2:
+        return Result(None, len(pairs), None, unparsed)
+    table = np.zeros((len(labels), len(labels)))
+    for one, other in pairs:
+        table[labels.index(one), labels.index(other)] += 1
+    result = cohens_kappa(table)
+    return Result(float(result.kappa), len(pairs), (float(result.kappa_low), float(result.kappa_upp)), unparsed)
