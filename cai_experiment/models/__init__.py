@@ -1,0 +1,1 @@
+"""WHAT CAN RUN: hardware, presets, and the arithmetic of memory, time and cost. Imports no torch."""
