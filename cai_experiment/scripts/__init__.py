@@ -1,0 +1,1 @@
+"""WHAT A USER RUNS: one thin script per thing."""

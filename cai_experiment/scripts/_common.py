@@ -1,0 +1,223 @@
+"""What every script shares: the flags that are the same everywhere, and `run_main`, which ends a script properly.
+
+Nothing heavy is imported here. A script runs from any folder and from a bare checkout, because it begins with
+
+    if not __package__:  # run as a file: import from this checkout, whatever the current folder
+        sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+(which also takes the scripts' own folder off the path: a script's name must not shadow a library's).
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from cai_experiment.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_CTRL_C,
+    EXIT_FAILURE,
+    EXIT_HANGUP,
+    EXIT_TERMINATED,
+    UserError,
+)
+from cai_experiment.milestones import CHECKPOINT_DIR, DATA_DIR, PACKAGE, POD_DOLLARS_PER_HOUR
+
+if TYPE_CHECKING:
+    from cai_experiment.models.presets import ModelChoice
+
+ROOT = PACKAGE.parent
+QUANTIZATIONS = ("4bit", "8bit", "bf16", "fp32")
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
+WRONG_PATH = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
+
+
+def _use_project_python() -> None:
+    """Start again under .venv's Python if the system's runs a script: `python cai_experiment/scripts/x.py` then works.
+
+    An activated environment, ours or another, is left alone.
+    """
+    project = ROOT / ".venv" / "bin" / "python"
+    in_environment = sys.prefix != sys.base_prefix or "CONDA_PREFIX" in os.environ
+    is_script = Path(sys.argv[0]).resolve().parent == Path(__file__).resolve().parent
+    if is_script and not in_environment and project.is_file():
+        os.execv(project, [str(project), *sys.argv])
+
+
+_use_project_python()  # here, before a script's other imports miss what only .venv has
+
+
+# ---------------------------------------------------------------- flags
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage block."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_BAD_INPUT, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def positive_int(text: str) -> int:
+    """argparse type: a whole number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return value
+
+
+def dollars(text: str) -> float:
+    """argparse type: an amount of money, 0 or more."""
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not an amount")
+    return value
+
+
+def base_parser(doc: str | None, milestone: str | None = None) -> argparse.ArgumentParser:
+    """A parser with the flags of every script; `doc` is the script's docstring, `milestone` the default of --run."""
+    parser = _Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    files = parser.add_argument_group("files")
+    files.add_argument("--run", metavar="NAME", default=milestone, help=f"this run's folder (default: {milestone})")
+    files.add_argument("--data-dir", type=Path, default=DATA_DIR, help="where runs are kept: DATA_DIR/NAME")
+    files.add_argument("--checkpoint-dir", type=Path, default=CHECKPOINT_DIR, help="adapters: CHECKPOINT_DIR/NAME")
+    files.add_argument("--constitution", type=Path, default=ROOT / "constitution.yaml", metavar="FILE")
+    files.add_argument("--fresh", action="store_true", help="start anew; the old folder is moved to NAME.<time>")
+    model = parser.add_argument_group("model")
+    model.add_argument("--model", help="preset, hub id or folder (default: what the hardware allows)")
+    model.add_argument("--quantization", choices=QUANTIZATIONS, help="default: 4bit on CUDA, fp32 on a CPU")
+    model.add_argument("--format", choices=("auto", "chat", "base"), default="auto", help="prompt layout")
+    model.add_argument("--batch-size", type=positive_int, metavar="N", help="rows at a time (default: what fits)")
+    model.add_argument("--random-weights", metavar="PRESET", help="its architecture, random weights: a test run")
+    run = parser.add_argument_group("run")
+    run.add_argument("--seed", type=int, default=0)
+    run.add_argument("--plan", action="store_true", help="show memory, tokens, hours and dollars; run nothing")
+    run.add_argument("--price-per-hour", type=dollars, default=default_price(), metavar="DOLLARS",
+                     help=f"for the cost shown (default: {POD_DOLLARS_PER_HOUR} on a pod, else 0)")
+    run.add_argument("-v", "--verbosity", type=int, choices=range(4), default=1, metavar="0..3", help="(default: 1)")
+    run.add_argument("--debug", action="store_true", help="show tracebacks")
+    return parser
+
+
+def add_generation_flags(parser: argparse.ArgumentParser) -> None:
+    """The further flags of every script that makes pairs."""
+    group = parser.add_argument_group("generation")
+    group.add_argument("--count", type=positive_int, metavar="N", help="pairs to reach (default: the milestone's)")
+    group.add_argument("--instructions", type=Path, metavar="FILE", help="use these (.txt .jsonl .json .csv) once each")
+    group.add_argument("--field", help="the field of FILE that holds the instruction")
+    group.add_argument("--rounds", type=positive_int, metavar="N", help="critique and revision rounds a pair")
+    group.add_argument("--principles", choices=("targeted", "random"), default="targeted",
+                       help="the most violated principle by the critic's verdicts, or one by the seed")
+    group.add_argument("--generator", metavar="MODEL", help="answers and revises (default: --model)")
+    group.add_argument("--critic", metavar="MODEL", help="critiques and judges (default: --model)")
+    group.add_argument("--engine", choices=("auto", "hf", "unsloth"), default="auto")
+
+
+def default_price() -> float:
+    """Dollars an hour: the spec's on a RunPod pod, else 0 (your own machine)."""
+    from cai_experiment.models.hardware import on_pod
+
+    return POD_DOLLARS_PER_HOUR if on_pod() else 0.0
+
+
+def say_choice(choice: ModelChoice, engine: str, quantization: str) -> None:
+    """Print the first line of a script: model, engine, quantisation and why."""
+    kind = f" ({choice.kind})" if choice.kind else ""
+    print(f"model {choice.name}{kind} | engine {engine} | {quantization} | {choice.reason}", flush=True)
+
+
+# ---------------------------------------------------------------- ending properly
+
+
+class Signalled(KeyboardInterrupt):
+    """SIGTERM or SIGHUP arrived. A KeyboardInterrupt, so that no library's `except Exception` swallows it."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__()
+        self.exit_code = exit_code
+
+
+@contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """Within it, SIGTERM and SIGHUP raise Signalled; a hang-up that nohup ignores stays ignored."""
+    codes = {signal.SIGTERM: EXIT_TERMINATED, signal.SIGHUP: EXIT_HANGUP}
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise Signalled(codes[signal.Signals(number)])
+
+    before: dict[signal.Signals, Any] = {number: signal.getsignal(number) for number in codes}
+    caught = [number for number in codes if before[number] != signal.SIG_IGN]
+    for number in caught:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number in caught:
+            signal.signal(number, before[number])
+
+
+def run_main(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:
+    """Run `main(argv)` and return its exit code; every failure becomes one line on stderr and the house's exit code.
+
+    With --debug the traceback is printed too. Also sets HF_HOME to the pod's volume, before a library reads it.
+    """
+    debug = "--debug" in (sys.argv[1:] if argv is None else argv)
+    _keep_downloads_on_the_volume()
+    try:
+        with _signals_interrupt():
+            return main(argv)
+    except KeyboardInterrupt as stop:
+        return _end("interrupted; everything finished so far is kept; the same command resumes",
+                    getattr(stop, "exit_code", EXIT_CTRL_C), debug)
+    except BrokenPipeError:  # `script | head`: the reader has gone, so nothing more can be said
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return EXIT_FAILURE
+    except Exception as error:
+        line, code = explain(error)
+        return _end(line, code, debug)
+
+
+def explain(error: Exception) -> tuple[str, int]:
+    """(one line that names place, value and next command, exit code) for an error that reached the top of a script."""
+    if isinstance(error, UserError):
+        return str(error), error.exit_code
+    if isinstance(error, ModuleNotFoundError):
+        return f"module {error.name} is missing; bash {ROOT}/setup_runpod.sh, then use .venv/bin/python", EXIT_FAILURE
+    if isinstance(error, OSError) and error.errno is not None:
+        place, why = error.filename or "a file", os.strerror(error.errno)
+        if error.errno in FULL_DISK:
+            return f"{place}: {why}; nothing written is lost: make room, then the same command resumes", EXIT_FAILURE
+        if error.errno in NO_PERMISSION:
+            return f"{place}: {why}; give this user permission, or another --data-dir", EXIT_BAD_INPUT
+        if error.errno in WRONG_PATH:
+            return f"{place}: {why}; check the path", EXIT_BAD_INPUT
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}; the same command with --debug shows where", EXIT_FAILURE
+
+
+def _end(line: str, code: int, debug: bool) -> int:
+    """Print the line (and the traceback if asked for) on stderr, which a dropped SSH line may have closed."""
+    try:
+        if debug:
+            traceback.print_exc()
+        print(line.replace("\n", " "), file=sys.stderr, flush=True)
+    except OSError:
+        pass
+    return code
+
+
+def _keep_downloads_on_the_volume() -> None:
+    """On a pod, let Hugging Face download to /workspace, which outlives the container."""
+    from cai_experiment.models.hardware import POD_HF_HOME, POD_WORKSPACE, on_pod
+
+    if on_pod() and POD_WORKSPACE.is_dir():
+        os.environ.setdefault("HF_HOME", str(POD_HF_HOME))
