@@ -1,0 +1,1 @@
+"""WHAT IS SEEN: the content log and the progress bar."""
