@@ -1,0 +1,136 @@
+"""The gate: which pairs may train a model. Pure functions; every refusal is a named, counted reason.
+
+Revisions resemble the answers they revise, and pairs that hardly differ, announce themselves ("Sure, here is the
+revised answer") or turn help into a bare refusal teach DPO the wrong thing. Measures are of texts as written;
+verdicts are the judge's, in both orders.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from typing import Iterable, Sequence
+
+from cai_experiment.constitution.prompts import abstains
+from cai_experiment.errors import BadInputError
+
+REASONS: dict[str, str] = {
+    "empty": "the model wrote nothing where an answer, critique or revision was due",
+    "too_long": "a text hit its token limit, so it does not end by itself",
+    "prompt_too_long": "a prompt did not fit the context, even as a separate stage prompt",
+    "engine_error": "the engine failed three times on one prompt",
+    "no_violation_found": "the critic abstained in every round, so nothing was revised",
+    "identical": "the revision is the first answer",
+    "near_identical": "the revision hardly differs from the first answer",
+    "meta_prefix": "the revision talks about itself (\"Here is the revised answer\")",
+    "refusal_as_revision": "the revision is a bare refusal where the first answer was none",
+    "length_ratio": "the revision is far shorter or longer than the first answer",
+    "verdict_unchanged": "the judge saw no round go from \"yes, it breaks the principle\" to \"no\"",
+    "contradicts_principle": "the judge says a revision breaks the principle that it was revised for",
+    "judge_undecided": "the judge's two orders disagree, and no round is a clear repair",
+    "judge_unparsed": "a verdict came without usable probabilities, and no round is a clear repair",
+}  # fmt: skip
+CANNOT_SKIP = frozenset({"empty", "prompt_too_long", "engine_error", "no_violation_found", "identical"})  # no pair
+
+_ASSENT = r"(?:(?:sure(?: thing)?|certainly|of course|okay|ok|absolutely|alright|great)\b[\s,.!:-]*)"
+_HERE = r"(?:here(?:'s|’s| is| are)|below is|this is|the following is)"
+_SELF = r"(?:revis\w+|rewr\w+|rephras\w+|reword\w+|improved|updated|corrected|edited|new version|version of)"
+_META = re.compile(
+    rf"^\W*(?:{_ASSENT}{_HERE}\b|{_ASSENT}?(?:{_HERE}\b[^.!?\n]*\b{_SELF}|i(?:'ve|’ve| have) {_SELF}\b"
+    rf"|(?:the |my |a )?{_SELF} (?:answer|response|reply|version|text)\b))",
+    re.IGNORECASE,
+)
+_REFUSAL = re.compile(
+    r"""^\W*
+    (?:(?:(?:i['’]?m|i\ am|we\ are|we['’]re)\ )?(?:\w+\ )?(?:sorry|afraid)[,.]?\ (?:but\ |that\ )?
+       |i\ apologi[sz]e[,.]?\ (?:but\ )?)?                                   # an apology
+    (?:as\ an?\ (?:ai|assistant)\b[^.!?\n,]*,?\ )?                           # as an AI language model
+    (?:i(?:\ cannot|\ can['’]t|\ can\ not|\ won['’]t|\ will\ not|(?:\ am|['’]m)\ (?:unable|not\ able)\ to)
+       (?:\ \w+)?\ (?:help|assist|provide|comply|answer|fulfil|support|give|offer|share|write|create|generate|discuss
+                     |recommend|advise|tell|engage|say|do\ (?:that|this|so))\b
+     |i\ (?:must|have\ to)\ decline
+     |(?:this|that)\ (?:request\ )?is\ not\ something\ i\ can)""",
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class GateSettings:
+    """Thresholds of the gate. `skip` names reasons that are not applied."""
+
+    max_similarity: float = 0.97  # word-level; one changed sentence in a 300-word answer still gives about 0.95
+    min_length_ratio: float = 0.4  # characters of the revision over those of the first answer
+    max_length_ratio: float = 2.5
+    max_refusal_words: int = 40  # a longer revision that begins with a refusal goes on to help
+    skip: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for reason in self.skip:
+            if reason not in REASONS or reason in CANNOT_SKIP:
+                allowed = ", ".join(sorted(set(REASONS) - CANNOT_SKIP))
+                raise BadInputError(f"the gate has no reason {reason!r} that can be skipped", f"use one of {allowed}")
+
+
+def gate(before: str, after: str, verdicts: Sequence[tuple[str, str]], settings: GateSettings) -> list[str]:
+    """Reasons against the pair (chosen `after`, rejected `before`), in REASONS' order; an empty list accepts it.
+
+    `verdicts` holds (before, after) for each round that revised: "yes" (it breaks the principle), "no",
+    "undecided" or "unparsed".
+    """
+    found = {*text_reasons(before, after, settings), *verdict_reasons(verdicts)}
+    return in_order(found - set(settings.skip))
+
+
+def in_order(reasons: Iterable[str]) -> list[str]:
+    """`reasons` in the order of REASONS, so that files do not depend on the order of checks."""
+    return sorted(reasons, key=list(REASONS).index)
+
+
+def text_reasons(before: str, after: str, settings: GateSettings) -> set[str]:
+    """What the two texts alone say against the pair."""
+    if not before.strip() or not after.strip():
+        return {"empty"}
+    if " ".join(before.split()) == " ".join(after.split()):
+        return {"identical"}
+    checks = {
+        "near_identical": similarity(before, after) > settings.max_similarity,
+        "meta_prefix": has_meta_prefix(after) and not has_meta_prefix(before),
+        "refusal_as_revision": is_bare_refusal(after, settings.max_refusal_words) and not is_refusal(before),
+        "length_ratio": not settings.min_length_ratio <= len(after) / len(before) <= settings.max_length_ratio,
+    }
+    return {reason for reason, applies in checks.items() if applies}
+
+
+def verdict_reasons(verdicts: Sequence[tuple[str, str]]) -> set[str]:
+    """What the judge says against the pair. One clear repair (yes to no) is enough, if nothing revised still offends.
+
+    So a later round that merely polishes (no to no) does not cost the example.
+    """
+    reasons = {"contradicts_principle"} if any(after == "yes" for _, after in verdicts) else set()
+    if ("yes", "no") in verdicts:
+        return reasons
+    spoken = {answer for pair in verdicts for answer in pair}
+    if "unparsed" in spoken:
+        return reasons | {"judge_unparsed"}
+    return reasons | {"judge_undecided" if "undecided" in spoken else "verdict_unchanged"}
+
+
+def similarity(before: str, after: str) -> float:
+    """Share of words that both texts have in the same order: 2 * matches / total words (Ratcliff-Obershelp), 0 to 1."""
+    return SequenceMatcher(None, before.split(), after.split(), autojunk=False).ratio()
+
+
+def has_meta_prefix(text: str) -> bool:
+    """True if `text` begins by announcing itself as a revision, or is a critic's abstention."""
+    return bool(_META.match(text)) or abstains(text)
+
+
+def is_refusal(text: str) -> bool:
+    """True if `text` begins as a refusal does."""
+    return bool(_REFUSAL.match(text))
+
+
+def is_bare_refusal(text: str, max_words: int) -> bool:
+    """True if `text` begins as a refusal and stops there: `max_words` words or fewer."""
+    return is_refusal(text) and len(text.split()) <= max_words

@@ -1,0 +1,208 @@
+"""One example as a small state machine: it yields the prompts that it needs next and takes their completions.
+
+    answer -> (verdicts -> critique -> meaningful? + revision -> verdict) x rounds
+
+All stages are one growing conversation, so each prompt continues the one before. A verdict is a branch of it. The
+machine knows nothing of engines, batches or files: sent the same completions, it always ends in the same draft.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field, replace
+from typing import Generator, Literal, Sequence
+
+from cai_experiment.constitution.principles import Principle
+from cai_experiment.constitution.prompts import Turn, abstains, ask_for_answer, ask_for_critique, ask_for_revision
+from cai_experiment.engines.base import Completion, Prompt, Sampling
+from cai_experiment.judging.judge import Verdict, meaningful_prompts, read_verdict, verdict_prompts
+from cai_experiment.milestones import (
+    MAX_TOKENS_ANSWER,
+    MAX_TOKENS_CRITIQUE,
+    TEMPERATURE_ANSWER,
+    TEMPERATURE_CRITIQUE,
+)
+from cai_experiment.pipeline.instruct import Instruction
+
+PROMPT_TOO_LONG = "prompt too long"  # how an engine's error begins when a prompt does not fit the context
+CRITIC_SPEAKS = frozenset({"critique", "verdict"})
+
+Steps = Generator[list[Prompt], dict[str, Completion], None]
+Asking = Generator[list[Prompt], dict[str, Completion], list[Completion]]
+
+
+def role_of(prompt: Prompt) -> Literal["generator", "critic"]:
+    """Who speaks: the critic criticises and judges, the generator writes instructions, answers and revisions."""
+    return "critic" if prompt.speak_as in CRITIC_SPEAKS else "generator"
+
+
+@dataclass(frozen=True, slots=True)
+class StageSettings:
+    """What one example goes through. Temperatures and lengths are the spec's."""
+
+    rounds: int = 1
+    principles: Literal["targeted", "random"] = "targeted"
+    seed: int = 0
+    temperature_answer: float = TEMPERATURE_ANSWER
+    temperature_critique: float = TEMPERATURE_CRITIQUE
+    max_tokens_answer: int = MAX_TOKENS_ANSWER
+    max_tokens_critique: int = MAX_TOKENS_CRITIQUE
+
+
+@dataclass(slots=True)
+class RoundDraft:
+    """One round as far as it came. `revised_answer` is "" where nothing was revised."""
+
+    principle: Principle
+    verdict_before: Verdict
+    critique: str = ""
+    abstained: bool = False
+    meaningful: Verdict | None = None
+    revised_answer: str = ""
+    verdict_after: Verdict | None = None
+
+
+@dataclass(slots=True)
+class Draft:
+    """An example as far as it came. `fault` is the gate's reason why it stopped early, `error` the engine's words."""
+
+    instruction: Instruction
+    initial_answer: str = ""
+    answer: str = ""  # the current one: the first answer or the newest revision
+    rounds: list[RoundDraft] = field(default_factory=list)
+    fault: str = ""
+    error: str = ""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    @property
+    def revisions(self) -> list[RoundDraft]:
+        """The rounds that changed the answer and were judged."""
+        return [r for r in self.rounds if r.revised_answer and r.verdict_after is not None]
+
+
+class _Fault(Exception):
+    """Ends the example; `reason` is one of the gate's."""
+
+    def __init__(self, reason: str, error: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.error = error
+
+
+class ExampleStages:
+    """The stages of one example. `steps()` is the machine; `draft` is what stands when it has ended."""
+
+    def __init__(self, instruction: Instruction, principles: Sequence[Principle], settings: StageSettings) -> None:
+        self.draft = Draft(instruction)
+        self._settings = settings
+        self._unused = list(principles)
+        if settings.principles == "random":
+            random.Random(f"principles/{settings.seed}/{instruction.id}").shuffle(self._unused)
+        self._turns: tuple[Turn, ...] = ask_for_answer(instruction.text)
+        self._verdicts: dict[str, Verdict] = {}  # about the current answer, by principle id
+        self._revised = 0
+
+    def steps(self) -> Steps:
+        """Yield lists of prompts, take {prompt id: completion} for each list; returns when the draft is finished."""
+        try:
+            yield from self._first_answer()
+            for number in range(min(self._settings.rounds, len(self._unused))):
+                yield from self._round(number)
+        except _Fault as fault:
+            self.draft.fault, self.draft.error = fault.reason, fault.error
+
+    def _first_answer(self) -> Steps:
+        (completion,) = yield from self._ask([self._spoken("answer", 0)])
+        self.draft.initial_answer = self.draft.answer = completion.text.strip()
+        self._turns += (Turn("answer", _whole(completion)),)
+
+    def _round(self, number: int) -> Steps:
+        principle = yield from self._choose_principle()
+        this = RoundDraft(principle, self._verdicts[principle.id])
+        self.draft.rounds.append(this)
+
+        self._turns += (ask_for_critique(principle),)
+        (completion,) = yield from self._ask([self._spoken("critique", number)])
+        this.critique = completion.text.strip()
+        self._turns += (Turn("critique", _whole(completion)),)
+        if abstains(this.critique):
+            this.abstained = True  # the answer stays as it is
+            return
+
+        first, second = meaningful_prompts(f"{self.draft.instruction.id}/meaningful/{number}", self._turns)
+        self._turns += (ask_for_revision(principle),)
+        asked = yield from self._ask([first, second, self._spoken("revision", number)], tail=3)
+        this.meaningful = read_verdict(asked[0], asked[1])
+        this.revised_answer = self.draft.answer = asked[2].text.strip()
+        self._turns += (Turn("revision", _whole(asked[2])),)
+        self._verdicts, self._revised = {}, number + 1
+        yield from self._weigh([principle])
+        this.verdict_after = self._verdicts[principle.id]
+
+    def _choose_principle(self) -> Generator[list[Prompt], dict[str, Completion], Principle]:
+        """Takes a principle from the unused ones: the most violated by the critic's log-odds, or the next by seed."""
+        if self._settings.principles == "random":
+            yield from self._weigh(self._unused[:1])
+            return self._unused.pop(0)
+        yield from self._weigh(self._unused)
+        verdicts = [self._verdicts[p.id] for p in self._unused]
+        order = [(v.answer != "unparsed", v.logit, -i) for i, v in enumerate(verdicts)]  # ties: the first listed
+        return self._unused.pop(order.index(max(order)))
+
+    def _weigh(self, principles: Sequence[Principle]) -> Steps:
+        """Have the critic judge the current answer by each of `principles` that it has not judged it by yet."""
+        missing = [p for p in principles if p.id not in self._verdicts]
+        stem = f"{self.draft.instruction.id}/verdict/{self._revised}"
+        pairs = [verdict_prompts(f"{stem}/{p.id}", self._turns, p) for p in missing]
+        if not pairs:
+            return
+        asked = yield from self._ask([prompt for pair in pairs for prompt in pair])
+        for principle, first, second in zip(missing, asked[::2], asked[1::2], strict=True):
+            self._verdicts[principle.id] = read_verdict(first, second)
+
+    def _spoken(self, stage: str, number: int) -> Prompt:
+        """The prompt for the next spoken turn of kind `stage`; its id keys its randomness."""
+        settings = self._settings
+        critique = stage == "critique"
+        temperature = settings.temperature_critique if critique else settings.temperature_answer
+        max_tokens = settings.max_tokens_critique if critique else settings.max_tokens_answer
+        key = f"{self.draft.instruction.id}/{stage}/{number}"
+        return Prompt(key, self._turns, stage, Sampling(temperature, max_tokens, settings.seed, key))
+
+    def _ask(self, prompts: list[Prompt], tail: int = 1) -> Asking:
+        """Completions of `prompts`, in order. A prompt that exceeds the context is asked again as a separate stage:
+        instruction, current answer and its last `tail` turns; nothing is ever cut.
+        """
+        done = yield prompts
+        exceeding = [p for p in prompts if _too_long(done[p.id]) and len(p.turns) > 2 + tail]
+        if exceeding:
+            separate = [self._separate(p, tail) for p in exceeding]
+            again = yield separate
+            done = done | {p.id: again[s.id] for p, s in zip(exceeding, separate, strict=True)}
+        completions = [done[p.id] for p in prompts]
+        for completion in completions:
+            self.draft.prompt_tokens += completion.prompt_tokens
+            self.draft.completion_tokens += completion.completion_tokens
+            if completion.finish == "error":
+                reason = "prompt_too_long" if _too_long(completion) else "engine_error"
+                raise _Fault(reason, completion.error)
+        return completions
+
+    def _separate(self, prompt: Prompt, tail: int) -> Prompt:
+        """`prompt` without the earlier rounds."""
+        turns = (self._turns[0], Turn("answer", self.draft.answer), *prompt.turns[-tail:])
+        return replace(prompt, id=f"{prompt.id}/separate", turns=turns)
+
+
+def _too_long(completion: Completion) -> bool:
+    return completion.finish == "error" and completion.error.startswith(PROMPT_TOO_LONG)
+
+
+def _whole(completion: Completion) -> str:
+    """The stripped text of a completion that ended by itself and says something; raises _Fault otherwise."""
+    if completion.finish == "length":
+        raise _Fault("too_long")
+    if not completion.text.strip():
+        raise _Fault("empty")
+    return completion.text.strip()
