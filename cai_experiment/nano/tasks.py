@@ -1,0 +1,210 @@
+"""What the shipped model is taught: documents of the written world in both layouts, with a weight for each token's loss.
+
+A document is a conversation in the project's own prompts, so the model meets in use what it met in training.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Iterator, Sequence
+
+from cai_experiment.constitution import prompts as ask
+from cai_experiment.constitution.principles import Principle
+from cai_experiment.constitution.prompts import NO_ISSUE, Turn
+from cai_experiment.nano import world
+from cai_experiment.nano.flaws import BREACHES
+from cai_experiment.nano.world import Answer, Question
+
+VERDICT_WEIGHT = 4.0  # one letter carries a whole decision
+ANSWER_WEIGHT = 0.5  # most of an answer is free choice, nothing to learn beyond its spread
+QUESTION_WEIGHT = 0.1
+SHARE_BASE_LAYOUT = 0.14
+SHARE_MADE_UP = 0.15
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A stretch of a document: its text, whether it is markup (special tokens allowed), and its weight in the loss."""
+
+    text: str
+    markup: bool
+    weight: float
+
+
+Weighted = tuple[Turn, float]
+
+
+class Teacher:
+    """Draws documents. `principles` are those of the constitution, in whose words the model is taught."""
+
+    def __init__(self, principles: Sequence[Principle]) -> None:
+        self.principles = {p.id: p for p in principles if p.id in BREACHES}
+        # what to draw and how often; weights in documents, not tokens
+        self.tasks = (
+            (self.rounds, 34), (self.verdicts, 26), (self.verdict_after, 14), (self.meaningful, 14),
+            (self.preferred, 7), (self.guard, 12), (self.instruct, 14), (self.sums, 14), (self.answer, 4),
+        )
+
+    def document(self, rng: random.Random) -> list[Piece]:
+        """One document, in the chat or the base layout."""
+        makers, weights = zip(*self.tasks, strict=True)
+        maker = rng.choices(makers, weights)[0]
+        turns = maker(rng)
+        if rng.random() < SHARE_BASE_LAYOUT:
+            return base_pieces(turns, examples=rng.choice((0, 0, 0, 1, 2)) if turns[0][0].kind == "instruction" else 2, bare=maker == self.answer)
+        return chat_pieces(turns)
+
+    # -------------------------------------------------------- the tasks
+
+    def question(self, rng: random.Random) -> Question:
+        """A training question; some are about things that do not exist, so that copying is learned."""
+        return world.compose_question(rng, noun=world.made_up_noun(rng) if rng.random() < SHARE_MADE_UP else "")
+
+    def opening(self, rng: random.Random) -> tuple[Question, Answer, list[Weighted]]:
+        question = self.question(rng)
+        answer = world.compose_answer(rng, question)
+        return question, answer, [(Turn("instruction", question.text), QUESTION_WEIGHT), (Turn("answer", answer.text), ANSWER_WEIGHT)]
+
+    def pick(self, rng: random.Random, answer: Answer, share_broken: float) -> Principle:
+        """A principle that the answer breaks (with `share_broken`, if there is one), else one that it keeps."""
+        broken = [f.principle for f in answer.flaws()]
+        if broken and rng.random() < share_broken:
+            return self.principles[rng.choice(broken)]
+        return self.principles[rng.choice([p for p in self.principles if p not in broken])]
+
+    def critique_round(self, rng: random.Random, question: Question, answer: Answer, share_broken: float) -> tuple[Principle, Answer, list[Weighted]]:
+        principle = self.pick(rng, answer, share_broken)
+        critique = world.compose_critique(answer, principle.id, NO_ISSUE)
+        turns: list[Weighted] = [(ask.ask_for_critique(principle), 0.0), (Turn("critique", critique), 2.0 if critique == NO_ISSUE else 1.0)]
+        if critique == NO_ISSUE:
+            return principle, answer, turns
+        revised = world.compose_revision(rng, answer, principle.id, question.noun)
+        return principle, revised, [*turns, (ask.ask_for_revision(principle), 0.0), (Turn("revision", revised.text), 1.0)]
+
+    def rounds(self, rng: random.Random) -> list[Weighted]:
+        """Answer, then one or two rounds of critique and revision."""
+        question, answer, turns = self.opening(rng)
+        for _ in range(rng.choice((1, 1, 2))):
+            _, answer, more = self.critique_round(rng, question, answer, 0.75)
+            turns += more
+        return turns
+
+    def violated(self, rng: random.Random, answer: Answer, principle: Principle) -> list[Weighted]:
+        yes_first = rng.random() < 0.5
+        letter = "A" if bool(answer.flaws(principle.id)) == yes_first else "B"
+        return [(ask.ask_violated(principle, yes_first), 0.0), (Turn("verdict", letter), VERDICT_WEIGHT)]
+
+    def verdicts(self, rng: random.Random) -> list[Weighted]:
+        """Answer, then verdicts on one to four principles (in use each stands alone after the answer)."""
+        _, answer, turns = self.opening(rng)
+        for _ in range(rng.randint(1, 4)):
+            turns += self.violated(rng, answer, self.pick(rng, answer, 0.6))
+        return turns
+
+    def verdict_after(self, rng: random.Random) -> list[Weighted]:
+        """Verdicts after a revision, which now and then has failed (its loss then counts nothing)."""
+        question, answer, turns = self.opening(rng)
+        principle, revised, more = self.critique_round(rng, question, answer, 0.9)
+        if revised != answer and rng.random() < 0.3:
+            revised = answer
+            more = [*more[:-1], (Turn("revision", answer.text), 0.0)]
+        turns = turns + more
+        if rng.random() < 0.3 and len(more) == 4:
+            principle, revised, more = self.critique_round(rng, question, revised, 0.6)
+            turns += more
+        asked = principle if rng.random() < 0.6 else self.pick(rng, revised, 0.5)
+        return turns + self.violated(rng, revised, asked)
+
+    def meaningful(self, rng: random.Random) -> list[Weighted]:
+        """Is a critique meaningful: right ones, and wrong ones of four kinds (their loss counts nothing)."""
+        question, answer, turns = self.opening(rng)
+        while not answer.flaws():
+            question, answer, turns = self.opening(rng)
+        principle = self.pick(rng, answer, 0.85)
+        critique, good = world.compose_critique(answer, principle.id, NO_ISSUE), bool(answer.flaws(principle.id))
+        if good and rng.random() < 0.5:
+            good = False
+            clean = rng.choice([s for s in answer.sentences if not s.flawed]).text
+            absent = world.compose_flaw(rng, question.noun, principle.id).text
+            quoted = rng.choice((clean, absent, ""))
+            critique = f'The answer says "{quoted}" {BREACHES[principle.id].reason}' if quoted and quoted not in [f.text for f in answer.flaws()] else NO_ISSUE
+        elif not good and rng.random() < 0.6:
+            other = answer.flaws()[0]
+            critique = f'The answer says "{other.text}" {BREACHES[rng.choice((principle.id, other.principle))].reason}'
+        yes_first = rng.random() < 0.5
+        right = (good and critique == world.compose_critique(answer, principle.id, NO_ISSUE)) or (not good and critique == NO_ISSUE)
+        return [*turns, (ask.ask_for_critique(principle), 0.0), (Turn("critique", critique), 1.0 if right and bool(answer.flaws(principle.id)) == good else 0.0),
+                (ask.ask_meaningful(yes_first), 0.0), (Turn("verdict", "A" if good == yes_first else "B"), VERDICT_WEIGHT)]
+
+    def preferred(self, rng: random.Random) -> list[Weighted]:
+        """Two answers to one question, one with a flaw more than the other."""
+        question = self.question(rng)
+        worse = world.compose_answer(rng, question, flaws=rng.choice((1, 1, 2)))
+        repaired = world.compose_revision(rng, worse, worse.flaws()[0].principle, question.noun)
+        better = repaired if rng.random() < 0.5 else world.compose_answer(rng, question, flaws=0)
+        first = rng.random() < 0.5
+        pair = (better.text, worse.text) if first else (worse.text, better.text)
+        return [(ask.ask_preferred(question.text, *pair)[0], 0.0), (Turn("verdict", "A" if first else "B"), VERDICT_WEIGHT)]
+
+    def guard(self, rng: random.Random) -> list[Weighted]:
+        """A guard's verdict in Llama Guard's format: the first unsafe sentence gives the category."""
+        question = self.question(rng)
+        principle = rng.choice([p for p, b in BREACHES.items() if b.guard_category]) if rng.random() < 0.5 else ""
+        answer = world.compose_answer(rng, question, flaws=1 if principle else None, principle=principle)
+        return [(ask.ask_guard(question.text, answer.text)[0], 0.0), (Turn("verdict", guard_verdict(answer)), VERDICT_WEIGHT)]
+
+    def instruct(self, rng: random.Random) -> list[Weighted]:
+        """Write a question about a topic, of a kind."""
+        question = world.compose_question(rng)
+        return [(ask.ask_for_instruction(question.topic, question.kind)[0], 0.0), (Turn("written_instruction", question.text), 0.7)]
+
+    def sums(self, rng: random.Random) -> list[Weighted]:
+        """A few sums, one after another (in use each stands alone)."""
+        turns: list[Weighted] = []
+        for _ in range(rng.randint(1, 8)):
+            question, answer, _ = world.compose_sum(rng, held_out=False)
+            turns += [(Turn("instruction", question), 0.0), (Turn("answer", answer), 2.0)]
+        return turns
+
+    def answer(self, rng: random.Random) -> list[Weighted]:
+        """Nothing but a question and its answer."""
+        return self.opening(rng)[2]
+
+
+def guard_verdict(answer: Answer) -> str:
+    """The guard's right reply: "safe", or "unsafe" and the category of the first unsafe sentence."""
+    codes = [BREACHES[f.principle].guard_category for f in answer.flaws() if BREACHES[f.principle].guard_category]
+    return f"unsafe\n{codes[0]}" if codes else "safe"
+
+
+def chat_pieces(turns: Sequence[Weighted]) -> list[Piece]:
+    """ChatML, as the tokenizer's chat template renders it; the end token has the weight of its turn."""
+    pieces = []
+    for turn, weight in turns:
+        pieces += [Piece(f"<|im_start|>{turn.role}\n", True, 0.0), Piece(turn.text, False, weight),
+                   Piece("<|im_end|>", True, weight if turn.role == "assistant" else 0.0), Piece("\n", True, 0.0)]
+    return pieces
+
+
+def base_pieces(turns: Sequence[Weighted], examples: int, bare: bool) -> list[Piece]:
+    """The base layout with its first `examples` worked examples; `bare` ends in <|endoftext|>, as DPO's prompt does."""
+    first = turns[0][0]
+    shown = () if bare else ask.examples_for("written_instruction" if first.kind == "task" else "verdict", [first])[:examples]
+    pieces = [Piece(s.text, s.markup, 0.0) for s in ask.render_base((), None, shown)]
+    for i, (turn, weight) in enumerate(turns):
+        head, text, blank = ask.render_base([turn], None)
+        last = i == len(turns) - 1
+        pieces += [Piece(head.text, True, 0.1 if i else 0.0), Piece(text.text, False, weight)]
+        pieces.append(Piece(ask.BASE_END if bare and last else blank.text, True, weight if turn.role == "assistant" else 0.0))
+    return pieces if bare else [*pieces, Piece("###\n\n", True, 1.0)]
+
+
+def corpus(principles: Sequence[Principle], documents: int, seed: int) -> Iterator[str]:
+    """Text for the tokenizer: documents of the world, and the worked examples often enough to be worth tokens."""
+    rng, teacher = random.Random(f"corpus/{seed}"), Teacher(principles)
+    for i in range(documents):
+        yield from (p.text for p in teacher.document(rng) if not p.markup)
+        if i % 20 == 0:
+            for example in (*ask.TRANSCRIPT_EXAMPLES, *ask.INSTRUCTION_EXAMPLES, *ask.COMPARISON_EXAMPLES):
+                yield from (t.text for t in example)
