@@ -1,4 +1,4 @@
-"""Shared fixtures: a tiny random Qwen2 with its own tokenizer, the shipped model, and the public data beside the project."""
+"""Shared fixtures: a tiny random Qwen2 with its tokenizer, the shipped model, the public data beside the project."""
 
 from __future__ import annotations
 

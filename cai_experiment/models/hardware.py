@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 # The GPU build of torch 2.13.0 on PyPI brings CUDA 13.0.3, whose runtime needs driver branch 580 or later.
@@ -76,6 +77,7 @@ def detect() -> Hardware:
     return Hardware("this machine", "cpu", "", 0, "fp32", ram, cores)
 
 
+@lru_cache  # a call takes a second on some pods
 def _nvidia_smi(*arguments: str) -> str:
     """Output of nvidia-smi, "" where it is absent or fails (a container without a GPU often has the program)."""
     program = shutil.which("nvidia-smi")
@@ -112,14 +114,15 @@ def driver_cuda_version() -> str:
 def driver_problem() -> str:
     """Why this machine's NVIDIA driver cannot run the pinned torch, in one line; "" if it can or there is no GPU."""
     needed = ".".join(map(str, CUDA_NEEDED))
+    remedy = f"rent a pod with CUDA {needed} or newer (RunPod: filter by CUDA version)"
     cuda = driver_cuda_version()
     if cuda:
         if tuple(int(part) for part in cuda.split(".")) >= CUDA_NEEDED:
             return ""
-        return f"the NVIDIA driver serves CUDA {cuda} at most, but torch 2.13.0 is built for CUDA {needed}"
+        return f"the NVIDIA driver serves CUDA {cuda} at most, torch 2.13.0 is built for {needed}; {remedy}"
     driver = _nvidia_smi("--query-gpu=driver_version", "--format=csv,noheader").strip().splitlines()
     if driver and driver[0].split(".")[0].isdigit() and int(driver[0].split(".")[0]) < DRIVER_NEEDED:
-        return f"the NVIDIA driver is {driver[0]}, but torch 2.13.0 (CUDA {needed}) needs {DRIVER_NEEDED} or newer"
+        return f"the NVIDIA driver is {driver[0]}, torch 2.13.0 needs {DRIVER_NEEDED} or newer; {remedy}"
     return ""
 
 

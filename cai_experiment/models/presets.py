@@ -150,3 +150,13 @@ def _default_choice(hardware: Hardware) -> ModelChoice:
 def qlora_need_gb(preset: ModelPreset) -> float:
     """GB for 4-bit LoRA DPO of one pair at a time, rows of 1,024 tokens (500-token answers leave half of it free)."""
     return training_vram_gb(preset.architecture, "4bit")
+
+
+def numbers_of(choice: ModelChoice) -> Architecture:
+    """The chosen model's architecture; BadInputError for a hub id whose config.json is not at hand."""
+    if choice.preset is not None:
+        return choice.preset.architecture
+    if not Path(choice.path_or_id).is_dir():
+        raise BadInputError(f"--model {choice.name}: its size is not known before it is downloaded",
+                            "give a preset or a local folder to plan with")  # fmt: skip
+    return Architecture.from_config(Path(choice.path_or_id))

@@ -27,12 +27,14 @@ from cai_experiment.errors import (
     EXIT_CTRL_C,
     EXIT_FAILURE,
     EXIT_HANGUP,
+    EXIT_OK,
     EXIT_TERMINATED,
     UserError,
 )
 from cai_experiment.milestones import CHECKPOINT_DIR, DATA_DIR, PACKAGE, POD_DOLLARS_PER_HOUR
 
 if TYPE_CHECKING:
+    from cai_experiment.models.plan import Workload
     from cai_experiment.models.presets import ModelChoice
 
 ROOT = PACKAGE.parent
@@ -133,6 +135,22 @@ def say_choice(choice: ModelChoice, engine: str, quantization: str) -> None:
     """Print the first line of a script: model, engine, quantisation and why."""
     kind = f" ({choice.kind})" if choice.kind else ""
     print(f"model {choice.name}{kind} | engine {engine} | {quantization} | {choice.reason}", flush=True)
+
+
+def show_plan(args: argparse.Namespace, work: Workload, budget_hours: float | None = None) -> int:
+    """Answer --plan: print the model, memory, tokens, hours and dollars of `work` beside its budget; return EXIT_OK."""
+    from cai_experiment.models.hardware import detect
+    from cai_experiment.models.plan import plan
+    from cai_experiment.models.presets import resolve_model
+
+    hardware = detect()
+    choice = resolve_model(args.model, hardware)
+    quantization = args.quantization or hardware.quantization
+    say_choice(choice, "none (a plan)", quantization)
+    print("\n".join(plan(choice, hardware, quantization, work, args.price_per_hour).lines()))
+    if budget_hours is not None:
+        print(f"budget      {budget_hours:g} hours, ${budget_hours * POD_DOLLARS_PER_HOUR:.2f} on one A100 80 GB")
+    return EXIT_OK
 
 
 # ---------------------------------------------------------------- ending properly

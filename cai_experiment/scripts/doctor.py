@@ -1,0 +1,175 @@
+"""Is this machine ready? Python, GPU, memory, disk, model, token, versions, and what to run next.
+
+Run: python cai_experiment/scripts/doctor.py
+
+Exit code 0: ready; 1: something marked FAIL must be mended first.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+if not __package__:  # run as a file: import from this checkout, whatever the current folder
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from cai_experiment.errors import EXIT_FAILURE, EXIT_OK
+from cai_experiment.models.hardware import Hardware, detect, driver_problem, on_pod
+from cai_experiment.models.memory import GB, weights_gb
+from cai_experiment.models.presets import NANO_DIR, ModelChoice, qlora_need_gb, resolve_model
+from cai_experiment.scripts._common import ROOT, base_parser, run_main
+
+OK, WARN, FAIL = "ok", "warn", "FAIL"
+OUTPUT_GB = 2  # of data, adapters and checkpoints, up to milestone 2
+
+
+class Row(NamedTuple):
+    """One line of the table."""
+
+    what: str
+    value: str
+    state: str = OK
+
+
+def python_row() -> Row:
+    """The interpreter; other versions than 3.11 and 3.12 fail."""
+    good = sys.version_info[:2] in ((3, 11), (3, 12))
+    version = ".".join(map(str, sys.version_info[:3]))
+    return Row("Python", f"{version}  {sys.prefix}", OK if good else FAIL)
+
+
+def gpu_row(hardware: Hardware) -> Row:
+    """GPU, its memory, and whether the driver can run the pinned torch."""
+    if hardware.kind != "cuda":
+        return Row("GPU", hardware.gpu_name or "none: everything runs on the CPU with the shipped model")
+    if problem := driver_problem():
+        return Row("GPU", problem, FAIL)
+    cuda = hardware.cuda_version or "unknown"
+    return Row("GPU", f"{hardware.gpu_name}, {hardware.vram_gb:g} GB, driver serves CUDA {cuda}")
+
+
+def model_rows(choice: ModelChoice, hardware: Hardware) -> Iterator[Row]:
+    """The model that scripts will choose, and whether its weights and its training fit."""
+    yield Row("model", f"{choice.name}: {choice.reason}")
+    if choice.path_or_id == str(NANO_DIR) and not (NANO_DIR / "model.safetensors").is_file():
+        yield Row("weights", f"{NANO_DIR} has no model.safetensors: git pull, or scripts/train_nano.py", FAIL)
+    elif choice.preset is not None and hardware.kind == "cuda":
+        need = qlora_need_gb(choice.preset)
+        text = f"4-bit training takes about {need:.0f} GB of {hardware.vram_gb:g} GB"
+        yield Row("weights", text, OK if need <= hardware.vram_gb else FAIL)
+
+
+def disk_row(data_dir: Path, choice: ModelChoice) -> Row:
+    """Free space where outputs and downloads go, against what the chosen model needs there (GB = 10^9 bytes)."""
+    need = float(OUTPUT_GB)
+    if choice.preset is not None and not choice.preset.is_local and not is_downloaded(choice.path_or_id):
+        need += weights_gb(choice.preset.architecture, "4bit")
+    place = next(path for path in (data_dir, *data_dir.resolve().parents) if path.exists())
+    free = shutil.disk_usage(place).free / GB
+    return Row("disk", f"{free:.0f} GB free at {place}; {need:.0f} GB needed", OK if free >= need else FAIL)
+
+
+def hf_home() -> Path:
+    """Where Hugging Face keeps downloads and the token (its own rule, without importing it)."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+    return Path(os.environ.get("HF_HOME", cache / "huggingface")).expanduser()
+
+
+def is_downloaded(hub_id: str) -> bool:
+    """True if the cache holds a folder of this model (Unsloth's pre-quantised weights have the same name inside)."""
+    return any((hf_home() / "hub").glob(f"models--*{hub_id.split('/')[-1]}*"))
+
+
+def token_row() -> Row:
+    """Whether a Hugging Face token is set; its value is never read into the output."""
+    present = any(os.environ.get(name) for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")) or (
+        (hf_home() / "token").is_file()
+    )
+    return Row("HF token", "present" if present else "absent (only gated models need one, such as Llama Guard)")
+
+
+def pins(file: Path) -> Iterator[tuple[str, str]]:
+    """(name, version) of every pinned package of a requirements file, those of included files first."""
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if include := re.match(r"-r\s+(\S+)", line):
+            yield from pins(file.parent / include.group(1))
+        elif pin := re.match(r"([\w.-]+)==([\w.]+)", line):
+            yield pin.group(1), pin.group(2)
+
+
+def version_rows(hardware: Hardware) -> Iterator[Row]:
+    """Installed versions against the pins: missing fails, another version warns."""
+    file = ROOT / ("requirements.txt" if hardware.kind == "cuda" else "requirements-cpu.txt")
+    pinned = list(pins(file))
+    found = {name: _installed(name) for name, _ in pinned}
+    missing = [name for name, version in found.items() if version is None]
+    other = [f"{name} {found[name]} (pinned {pin})" for name, pin in pinned if found[name] not in (None, pin)]
+    if missing:
+        yield Row("packages", f"missing: {', '.join(missing)}; bash setup_runpod.sh", FAIL)
+    if other:
+        yield Row("packages", f"other than pinned: {', '.join(other)}; bash setup_runpod.sh", WARN)
+    if not missing and not other:
+        yield Row("packages", f"all {len(pinned)} as pinned in {file.name}")
+
+
+def _installed(name: str) -> str | None:
+    """A package's version without its local part ("2.13.0+cpu" is 2.13.0), None if it is not installed."""
+    try:
+        return metadata.version(name).split("+")[0]
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def pod_rows() -> Iterator[Row]:
+    """On a pod: everything that shall outlive it belongs under /workspace."""
+    for what, place in (("checkout", ROOT), ("HF_HOME", hf_home())) if on_pod() else ():
+        safe = place.resolve().is_relative_to("/workspace")
+        yield Row(what, f"{place}" if safe else f"{place} is lost when the pod stops", OK if safe else WARN)
+
+
+def examine(data_dir: Path, model: str | None) -> list[Row]:
+    """All rows of the table."""
+    hardware = detect()
+    choice = resolve_model(model, hardware)
+    memory = Row("memory", f"{hardware.ram_gb:g} GB RAM, {hardware.cores} cores")
+    rows = [python_row(), gpu_row(hardware), memory, *model_rows(choice, hardware)]
+    return [*rows, disk_row(data_dir, choice), token_row(), *pod_rows(), *version_rows(hardware)]
+
+
+def show(rows: Sequence[Row]) -> None:
+    """Print the table; plain text where rich is not installed yet."""
+    try:
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+    except ModuleNotFoundError:
+        print("\n".join(f"{row.state:5} {row.what:10} {row.value}" for row in rows))
+        return
+    colours = {OK: "green", WARN: "yellow", FAIL: "bold red"}
+    table = Table(show_header=False, box=None)
+    for row in rows:
+        table.add_row(Text(row.state, colours[row.state]), row.what, Text(row.value))
+    Console().print(table)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Read the flags, examine the machine, say what to do."""
+    args = base_parser(__doc__).parse_args(argv)
+    rows = examine(args.data_dir, args.model)
+    show(rows)
+    failed = [row.what for row in rows if row.state == FAIL]
+    if failed:
+        print(f"not ready: mend {', '.join(failed)}")
+        return EXIT_FAILURE
+    print("ready. next: python cai_experiment/scripts/test_single.py (activate first: source .venv/bin/activate)")
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))
