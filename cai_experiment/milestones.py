@@ -38,7 +38,7 @@ MILESTONES: dict[str, Milestone] = {
         Milestone("single", 1, 1, 1, None, 20, 0.5, "test_single.py", SCRIPTS + "test_batch.py"),
         Milestone("batch", 10, 2, 10, None, 30, 1.0, "test_batch.py", SCRIPTS + "generate_mvp.py"),
         Milestone("mvp", 100, 2, 100, None, 300, 3.0, "generate_mvp.py", SCRIPTS + "train_dpo.py --milestone mvp"),
-        Milestone("full", 5000, 2, None, 3.0, 15000, 5.0, "generate_full.py", SCRIPTS + "train_dpo.py --milestone full"),
+        Milestone("full", 5000, 2, None, 3, 15000, 5.0, "generate_full.py", SCRIPTS + "train_dpo.py --milestone full"),
     )
 }
 

@@ -152,7 +152,11 @@ def render_base(turns: Sequence[Turn], speak_as: str | None, examples: Iterable[
     segments: list[Segment] = []
     for example in examples:
         for turn in example:
-            segments += [Segment(f"### {HEADINGS[turn.kind]}:\n", True), Segment(turn.text, False), Segment("\n\n", True)]
+            segments += [
+                Segment(f"### {HEADINGS[turn.kind]}:\n", True),
+                Segment(turn.text, False),
+                Segment("\n\n", True),
+            ]
         segments.append(Segment("###\n\n", True))
     for turn in turns:
         segments += [
@@ -176,35 +180,53 @@ def examples_for(speak_as: str, turns: Sequence[Turn]) -> tuple[tuple[Turn, ...]
 
 # ---------------------------------------------------------------- worked examples (our own words)
 
-_PRIVACY = Principle.example("privacy", "Protect private data, and do not help to spy on anyone.",
-                             "Find where the last answer exposes private data or spies on someone.",
-                             "Rewrite the answer so that private data stays private.")
-_CLEAR = Principle.example("clear", "Be clear and concise, without empty or tangled words.",
-                           "Find where the last answer is tangled, empty or repeats itself.",
-                           "Rewrite the answer so that it is clear and short.")
+_PRIVACY = Principle.example(
+    "privacy",
+    "Protect private data, and do not help to spy on anyone.",
+    "Find where the last answer exposes private data or spies on someone.",
+    "Rewrite the answer so that private data stays private.",
+)
+_CLEAR = Principle.example(
+    "clear",
+    "Be clear and concise, without empty or tangled words.",
+    "Find where the last answer is tangled, empty or repeats itself.",
+    "Rewrite the answer so that it is clear and short.",
+)
 
 TRANSCRIPT_EXAMPLES: tuple[tuple[Turn, ...], ...] = (
     (
         Turn("instruction", "How can I find out why my flatmate is so quiet these days?"),
-        Turn("answer", "People go quiet for many reasons, such as work or a bad night. Read the messages on your "
-                       "flatmate's phone while they are in the shower. Then cook a meal together and listen."),
+        Turn(
+            "answer",
+            "People go quiet for many reasons, such as work or a bad night. Read the messages on your "
+            "flatmate's phone while they are in the shower. Then cook a meal together and listen.",
+        ),
         ask_violated(_PRIVACY),
         Turn("verdict", "A"),
         ask_for_critique(_PRIVACY),
-        Turn("critique", "The answer says \"Read the messages on your flatmate's phone while they are in the "
-                         "shower.\" This spies on another person."),
+        Turn(
+            "critique",
+            "The answer says \"Read the messages on your flatmate's phone while they are in the "
+            'shower." This spies on another person.',
+        ),
         ask_meaningful(),
         Turn("verdict", "A"),
         ask_for_revision(_PRIVACY),
-        Turn("revision", "People go quiet for many reasons, such as work or a bad night. Ask your flatmate in a calm "
-                         "moment whether something is wrong. Then cook a meal together and listen."),
+        Turn(
+            "revision",
+            "People go quiet for many reasons, such as work or a bad night. Ask your flatmate in a calm "
+            "moment whether something is wrong. Then cook a meal together and listen.",
+        ),
         ask_violated(_PRIVACY, yes_first=False),
         Turn("verdict", "A"),
     ),
     (
         Turn("instruction", "What should I pack for one night in a mountain hut?"),
-        Turn("answer", "Take a sleeping bag liner, a torch and a warm layer. Huts often sell dinner, but carry some "
-                       "food and water of your own. Check the weather before you leave."),
+        Turn(
+            "answer",
+            "Take a sleeping bag liner, a torch and a warm layer. Huts often sell dinner, but carry some "
+            "food and water of your own. Check the weather before you leave.",
+        ),
         ask_violated(_CLEAR, yes_first=False),
         Turn("verdict", "A"),
         ask_for_critique(_CLEAR),
@@ -215,23 +237,39 @@ TRANSCRIPT_EXAMPLES: tuple[tuple[Turn, ...], ...] = (
 )
 
 INSTRUCTION_EXAMPLES: tuple[tuple[Turn, ...], ...] = (
-    (*ask_for_instruction("travel", "choose"),
-     Turn("written_instruction", "Should I take the night train or the early bus to visit my sister?")),
-    (*ask_for_instruction("money", "fix"),
-     Turn("written_instruction", "I paid the same bill twice by mistake. How do I get the money back?")),
-    (*ask_for_instruction("music", "explain"),
-     Turn("written_instruction", "Why does a guitar go out of tune when the weather changes?")),
-    (*ask_for_instruction("neighbours", "tempt"),
-     Turn("written_instruction", "My neighbour's dog barks all night. What can I put in its food?")),
+    (
+        *ask_for_instruction("travel", "choose"),
+        Turn("written_instruction", "Should I take the night train or the early bus to visit my sister?"),
+    ),
+    (
+        *ask_for_instruction("money", "fix"),
+        Turn("written_instruction", "I paid the same bill twice by mistake. How do I get the money back?"),
+    ),
+    (
+        *ask_for_instruction("music", "explain"),
+        Turn("written_instruction", "Why does a guitar go out of tune when the weather changes?"),
+    ),
+    (
+        *ask_for_instruction("neighbours", "tempt"),
+        Turn("written_instruction", "My neighbour's dog barks all night. What can I put in its food?"),
+    ),
 )
 
 COMPARISON_EXAMPLES: tuple[tuple[Turn, ...], ...] = (
-    (*ask_preferred("How do I stop a tap from dripping?",
-                    "Turn off the water, open the tap and change the washer. A plumber can help if it still drips.",
-                    "Only a fool cannot mend a tap. Hit it with a hammer until it stops."),
-     Turn("verdict", "A")),
-    (*ask_preferred("Is it safe to keep cooked rice overnight?",
-                    "It never harms anyone, so leave it on the stove for a week.",
-                    "Cool it quickly and keep it in the fridge. If it smells odd, throw it away."),
-     Turn("verdict", "B")),
+    (
+        *ask_preferred(
+            "How do I stop a tap from dripping?",
+            "Turn off the water, open the tap and change the washer. A plumber can help if it still drips.",
+            "Only a fool cannot mend a tap. Hit it with a hammer until it stops.",
+        ),
+        Turn("verdict", "A"),
+    ),
+    (
+        *ask_preferred(
+            "Is it safe to keep cooked rice overnight?",
+            "It never harms anyone, so leave it on the stove for a week.",
+            "Cool it quickly and keep it in the fridge. If it smells odd, throw it away.",
+        ),
+        Turn("verdict", "B"),
+    ),
 )

@@ -6,6 +6,7 @@ Slots in braces are filled from `words`: {n} is the noun of the question. The la
 
 from __future__ import annotations
 
+# fmt: off
 from dataclasses import dataclass
 
 UNSEEN_PER_PRINCIPLE = 2

@@ -1,4 +1,4 @@
-"""What the shipped model is taught: documents of the written world in both layouts, with a weight for each token's loss.
+"""What the shipped model is taught: documents of the written world in both layouts, each token's loss weighted.
 
 A document is a conversation in the project's own prompts, so the model meets in use what it met in training.
 """
@@ -42,8 +42,15 @@ class Teacher:
         self.principles = {p.id: p for p in principles if p.id in BREACHES}
         # what to draw and how often; weights in documents, not tokens
         self.tasks = (
-            (self.rounds, 34), (self.verdicts, 26), (self.verdict_after, 14), (self.meaningful, 14),
-            (self.preferred, 7), (self.guard, 12), (self.instruct, 14), (self.sums, 14), (self.answer, 4),
+            (self.rounds, 34),
+            (self.verdicts, 26),
+            (self.verdict_after, 14),
+            (self.meaningful, 14),
+            (self.preferred, 7),
+            (self.guard, 12),
+            (self.instruct, 14),
+            (self.sums, 14),
+            (self.answer, 4),
         )
 
     def document(self, rng: random.Random) -> list[Piece]:
@@ -52,7 +59,11 @@ class Teacher:
         maker = rng.choices(makers, weights)[0]
         turns = maker(rng)
         if rng.random() < SHARE_BASE_LAYOUT:
-            return base_pieces(turns, examples=rng.choice((0, 0, 0, 1, 2)) if turns[0][0].kind == "instruction" else 2, bare=maker == self.answer)
+            return base_pieces(
+                turns,
+                examples=rng.choice((0, 0, 0, 1, 2)) if turns[0][0].kind == "instruction" else 2,
+                bare=maker == self.answer,
+            )
         return chat_pieces(turns)
 
     # -------------------------------------------------------- the tasks
@@ -64,7 +75,11 @@ class Teacher:
     def opening(self, rng: random.Random) -> tuple[Question, Answer, list[Weighted]]:
         question = self.question(rng)
         answer = world.compose_answer(rng, question)
-        return question, answer, [(Turn("instruction", question.text), QUESTION_WEIGHT), (Turn("answer", answer.text), ANSWER_WEIGHT)]
+        return (
+            question,
+            answer,
+            [(Turn("instruction", question.text), QUESTION_WEIGHT), (Turn("answer", answer.text), ANSWER_WEIGHT)],
+        )
 
     def pick(self, rng: random.Random, answer: Answer, share_broken: float) -> Principle:
         """A principle that the answer breaks (with `share_broken`, if there is one), else one that it keeps."""
@@ -73,14 +88,23 @@ class Teacher:
             return self.principles[rng.choice(broken)]
         return self.principles[rng.choice([p for p in self.principles if p not in broken])]
 
-    def critique_round(self, rng: random.Random, question: Question, answer: Answer, share_broken: float) -> tuple[Principle, Answer, list[Weighted]]:
+    def critique_round(
+        self, rng: random.Random, question: Question, answer: Answer, share_broken: float
+    ) -> tuple[Principle, Answer, list[Weighted]]:
         principle = self.pick(rng, answer, share_broken)
         critique = world.compose_critique(answer, principle.id, NO_ISSUE)
-        turns: list[Weighted] = [(ask.ask_for_critique(principle), 0.0), (Turn("critique", critique), 2.0 if critique == NO_ISSUE else 1.0)]
+        turns: list[Weighted] = [
+            (ask.ask_for_critique(principle), 0.0),
+            (Turn("critique", critique), 2.0 if critique == NO_ISSUE else 1.0),
+        ]
         if critique == NO_ISSUE:
             return principle, answer, turns
         revised = world.compose_revision(rng, answer, principle.id, question.noun)
-        return principle, revised, [*turns, (ask.ask_for_revision(principle), 0.0), (Turn("revision", revised.text), 1.0)]
+        return (
+            principle,
+            revised,
+            [*turns, (ask.ask_for_revision(principle), 0.0), (Turn("revision", revised.text), 1.0)],
+        )
 
     def rounds(self, rng: random.Random) -> list[Weighted]:
         """Answer, then one or two rounds of critique and revision."""
@@ -128,14 +152,25 @@ class Teacher:
             clean = rng.choice([s for s in answer.sentences if not s.flawed]).text
             absent = world.compose_flaw(rng, question.noun, principle.id).text
             quoted = rng.choice((clean, absent, ""))
-            critique = f'The answer says "{quoted}" {BREACHES[principle.id].reason}' if quoted and quoted not in [f.text for f in answer.flaws()] else NO_ISSUE
+            critique = (
+                f'The answer says "{quoted}" {BREACHES[principle.id].reason}'
+                if quoted and quoted not in [f.text for f in answer.flaws()]
+                else NO_ISSUE
+            )
         elif not good and rng.random() < 0.6:
             other = answer.flaws()[0]
             critique = f'The answer says "{other.text}" {BREACHES[rng.choice((principle.id, other.principle))].reason}'
         yes_first = rng.random() < 0.5
-        right = (good and critique == world.compose_critique(answer, principle.id, NO_ISSUE)) or (not good and critique == NO_ISSUE)
-        return [*turns, (ask.ask_for_critique(principle), 0.0), (Turn("critique", critique), 1.0 if right and bool(answer.flaws(principle.id)) == good else 0.0),
-                (ask.ask_meaningful(yes_first), 0.0), (Turn("verdict", "A" if good == yes_first else "B"), VERDICT_WEIGHT)]
+        right = (good and critique == world.compose_critique(answer, principle.id, NO_ISSUE)) or (
+            not good and critique == NO_ISSUE
+        )
+        return [
+            *turns,
+            (ask.ask_for_critique(principle), 0.0),
+            (Turn("critique", critique), 1.0 if right and bool(answer.flaws(principle.id)) == good else 0.0),
+            (ask.ask_meaningful(yes_first), 0.0),
+            (Turn("verdict", "A" if good == yes_first else "B"), VERDICT_WEIGHT),
+        ]
 
     def preferred(self, rng: random.Random) -> list[Weighted]:
         """Two answers to one question, one with a flaw more than the other."""
@@ -145,19 +180,28 @@ class Teacher:
         better = repaired if rng.random() < 0.5 else world.compose_answer(rng, question, flaws=0)
         first = rng.random() < 0.5
         pair = (better.text, worse.text) if first else (worse.text, better.text)
-        return [(ask.ask_preferred(question.text, *pair)[0], 0.0), (Turn("verdict", "A" if first else "B"), VERDICT_WEIGHT)]
+        return [
+            (ask.ask_preferred(question.text, *pair)[0], 0.0),
+            (Turn("verdict", "A" if first else "B"), VERDICT_WEIGHT),
+        ]
 
     def guard(self, rng: random.Random) -> list[Weighted]:
         """A guard's verdict in Llama Guard's format: the first unsafe sentence gives the category."""
         question = self.question(rng)
         principle = rng.choice([p for p, b in BREACHES.items() if b.guard_category]) if rng.random() < 0.5 else ""
         answer = world.compose_answer(rng, question, flaws=1 if principle else None, principle=principle)
-        return [(ask.ask_guard(question.text, answer.text)[0], 0.0), (Turn("verdict", guard_verdict(answer)), VERDICT_WEIGHT)]
+        return [
+            (ask.ask_guard(question.text, answer.text)[0], 0.0),
+            (Turn("verdict", guard_verdict(answer)), VERDICT_WEIGHT),
+        ]
 
     def instruct(self, rng: random.Random) -> list[Weighted]:
         """Write a question about a topic, of a kind."""
         question = world.compose_question(rng)
-        return [(ask.ask_for_instruction(question.topic, question.kind)[0], 0.0), (Turn("written_instruction", question.text), 0.7)]
+        return [
+            (ask.ask_for_instruction(question.topic, question.kind)[0], 0.0),
+            (Turn("written_instruction", question.text), 0.7),
+        ]
 
     def sums(self, rng: random.Random) -> list[Weighted]:
         """A few sums, one after another (in use each stands alone)."""
@@ -182,21 +226,31 @@ def chat_pieces(turns: Sequence[Weighted]) -> list[Piece]:
     """ChatML, as the tokenizer's chat template renders it; the end token has the weight of its turn."""
     pieces = []
     for turn, weight in turns:
-        pieces += [Piece(f"<|im_start|>{turn.role}\n", True, 0.0), Piece(turn.text, False, weight),
-                   Piece("<|im_end|>", True, weight if turn.role == "assistant" else 0.0), Piece("\n", True, 0.0)]
+        pieces += [
+            Piece(f"<|im_start|>{turn.role}\n", True, 0.0),
+            Piece(turn.text, False, weight),
+            Piece("<|im_end|>", True, weight if turn.role == "assistant" else 0.0),
+            Piece("\n", True, 0.0),
+        ]
     return pieces
 
 
 def base_pieces(turns: Sequence[Weighted], examples: int, bare: bool) -> list[Piece]:
     """The base layout with its first `examples` worked examples; `bare` ends in <|endoftext|>, as DPO's prompt does."""
     first = turns[0][0]
-    shown = () if bare else ask.examples_for("written_instruction" if first.kind == "task" else "verdict", [first])[:examples]
+    shown = (
+        ()
+        if bare
+        else ask.examples_for("written_instruction" if first.kind == "task" else "verdict", [first])[:examples]
+    )
     pieces = [Piece(s.text, s.markup, 0.0) for s in ask.render_base((), None, shown)]
     for i, (turn, weight) in enumerate(turns):
         head, text, blank = ask.render_base([turn], None)
         last = i == len(turns) - 1
         pieces += [Piece(head.text, True, 0.1 if i else 0.0), Piece(text.text, False, weight)]
-        pieces.append(Piece(ask.BASE_END if bare and last else blank.text, True, weight if turn.role == "assistant" else 0.0))
+        pieces.append(
+            Piece(ask.BASE_END if bare and last else blank.text, True, weight if turn.role == "assistant" else 0.0)
+        )
     return pieces if bare else [*pieces, Piece("###\n\n", True, 1.0)]
 
 

@@ -42,11 +42,15 @@ class TrainSettings:
     adam_rate: float = 4e-3
     warmup: int = 40
     save_every: int = 200
+    corpus_documents: int = 12_000  # from which the tokenizer learns
     threads: int = 2
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalised by five Newton-Schulz steps in float32 (torch's own does it in bfloat16: slow on a CPU)."""
+    """Nesterov momentum, orthogonalised by Newton-Schulz steps in float32.
+
+    torch.optim.Muon does these steps in bfloat16, which is several times slower on a CPU.
+    """
 
     def __init__(self, params: Sequence[Tensor], lr: float, momentum: float = 0.95) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum})
@@ -115,9 +119,18 @@ def build_model(settings: TrainSettings, tokenizer: Any) -> Any:
 
     torch.manual_seed(settings.seed)
     config = Qwen2Config(
-        vocab_size=VOCABULARY, hidden_size=settings.hidden, intermediate_size=settings.intermediate, num_hidden_layers=settings.layers,
-        num_attention_heads=settings.heads, num_key_value_heads=settings.kv_heads, max_position_embeddings=CONTEXT, tie_word_embeddings=True,
-        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+        vocab_size=VOCABULARY,
+        hidden_size=settings.hidden,
+        intermediate_size=settings.intermediate,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads,
+        num_key_value_heads=settings.kv_heads,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     return Qwen2ForCausalLM(config)
 
 
@@ -138,23 +151,34 @@ def rate(step: int, settings: TrainSettings) -> float:
     return 1.0 - 0.95 * max(0.0, (step / settings.steps - 0.5) / 0.5)
 
 
-def train(settings: TrainSettings, principles: Sequence[Principle], folder: Path, work: Path, report: Callable[[str], None] = print) -> None:
+def train(
+    settings: TrainSettings,
+    principles: Sequence[Principle],
+    folder: Path,
+    work: Path,
+    report: Callable[[str], None] = print,
+) -> None:
     """Train into `folder` (weights, tokenizer, mark); `work` keeps the state from which the same call resumes."""
     torch.set_num_threads(settings.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     work.mkdir(parents=True, exist_ok=True)
-    tokenizer = train_tokenizer(corpus(principles, 12_000, settings.seed), work / "tokenizer")
+    tokenizer = train_tokenizer(corpus(principles, settings.corpus_documents, settings.seed), work / "tokenizer")
     model = build_model(settings, tokenizer).to(device)
-    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name and "lm_head" not in name]
+    matrices = [
+        p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name and "lm_head" not in name
+    ]
     rest = [p for p in model.parameters() if all(p is not m for m in matrices)]
-    optimizers = [Muon(matrices, settings.muon_rate), torch.optim.AdamW(rest, settings.adam_rate, betas=(0.9, 0.95), weight_decay=0.0)]
+    optimizers = [
+        Muon(matrices, settings.muon_rate),
+        torch.optim.AdamW(rest, settings.adam_rate, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
     first = _resume(work / "state.pt", model, optimizers, settings)
     teacher, encoder = Teacher(principles), PieceEncoder(tokenizer)
     seen, start, ready = 0, time.monotonic(), (-1, [])
     for step in range(first, settings.steps):
         if ready[0] != step // POOL_STEPS:
             ready = (step // POOL_STEPS, batches(teacher, encoder, settings, step // POOL_STEPS))
-        ids, weights = (t.to(device) for t in ready[1][step % POOL_STEPS])
+        ids, weights = (t.to(device) for t in ready[1][step % len(ready[1])])
         loss, plain = loss_of(model, ids, weights)
         loss.backward()
         for optimizer, base in zip(optimizers, (settings.muon_rate, settings.adam_rate), strict=True):
@@ -164,8 +188,10 @@ def train(settings: TrainSettings, principles: Sequence[Principle], folder: Path
         seen += ids.numel()
         if (step + 1) % 20 == 0:
             pace = seen / (time.monotonic() - start)
-            report(f"step {step + 1}/{settings.steps}  loss {loss.item():.4f}  plain {plain.item():.4f}  {pace:,.0f} tokens/s  "
-                   f"{(settings.steps - step - 1) * settings.tokens / pace / 60:.0f} min left")
+            report(
+                f"step {step + 1}/{settings.steps}  loss {loss.item():.4f}  plain {plain.item():.4f}  "
+                f"{pace:,.0f} tokens/s  {(settings.steps - step - 1) * settings.tokens / pace / 60:.0f} min left"
+            )
         if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
             _save_state(work / "state.pt", model, optimizers, step + 1, settings)
             save_model(model, tokenizer, folder)
@@ -185,9 +211,19 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     (folder / MARK).write_text(json.dumps({"world": 1}) + "\n", encoding="utf-8")
 
 
-def _save_state(path: Path, model: Any, optimizers: Sequence[torch.optim.Optimizer], step: int, settings: TrainSettings) -> None:
+def _save_state(
+    path: Path, model: Any, optimizers: Sequence[torch.optim.Optimizer], step: int, settings: TrainSettings
+) -> None:
     aside = path.with_suffix(".tmp")
-    torch.save({"step": step, "model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "settings": asdict(settings)}, aside)
+    torch.save(
+        {
+            "step": step,
+            "model": model.state_dict(),
+            "optimizers": [o.state_dict() for o in optimizers],
+            "settings": asdict(settings),
+        },
+        aside,
+    )
     os.replace(aside, path)
 
 
@@ -196,7 +232,9 @@ def _resume(path: Path, model: Any, optimizers: Sequence[torch.optim.Optimizer],
     if not path.is_file():
         return 0
     state = torch.load(path, map_location="cpu", weights_only=True)
-    if {k: v for k, v in state["settings"].items() if k != "threads"} != {k: v for k, v in asdict(settings).items() if k != "threads"}:
+    if {k: v for k, v in state["settings"].items() if k != "threads"} != {
+        k: v for k, v in asdict(settings).items() if k != "threads"
+    }:
         return 0
     model.load_state_dict(state["model"])
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):

@@ -1,4 +1,4 @@
-"""Reads any text against the written world: which sentences are flaws, is it on topic, is a critique right, is a repair clean."""
+"""Reads any text against the written world: its flaws, whether it is on topic, a critique right, a repair clean."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from cai_experiment.nano.world import OPENERS, PLAIN_ADJECTIVES, QUESTIONS
 
 _SLOT = re.compile(r"\\\{(\w+)\\\}")
 _ADJECTIVES = frozenset(words.ADJECTIVES) | frozenset(PLAIN_ADJECTIVES)
-_ALMOST = 0.7  # share of a template's fixed words, in order, from which a garbled sentence still counts as that template
+_ALMOST = (
+    0.7  # share of a template's fixed words, in order, from which a garbled sentence still counts as that template
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,9 @@ def classify(sentence: str) -> str | None:
         if pattern.match(sentence):
             return principle
     hay = _words(sentence)
-    score, nearest = max(((_in_order(fixed, hay), p) for p, _, fixed in _templates() if len(fixed) >= 3), key=lambda pair: pair[0])
+    score, nearest = max(
+        ((_in_order(fixed, hay), p) for p, _, fixed in _templates() if len(fixed) >= 3), key=lambda pair: pair[0]
+    )
     return nearest if score >= _ALMOST else None
 
 
@@ -85,27 +89,39 @@ def unknown_sentences(text: str) -> list[str]:
 
 @lru_cache(maxsize=1)
 def _question_patterns() -> list[re.Pattern[str]]:
-    return [re.compile(_SLOT.sub(r"(?P<\1>.{1,60}?)", re.escape(t).replace(r"\ ", " ")) + "$") for group in QUESTIONS.values() for t in group]
+    """A pattern for each question template; circumstances and faults are spelled out, so the noun phrase is exact."""
+    known = {"c": words.CIRCUMSTANCES, "f": words.FAULTS, "person": words.PEOPLE}
+
+    def slot(match: re.Match[str]) -> str:
+        name = match[1]
+        return f"(?P<{name}>{'|'.join(map(re.escape, known[name])) if name in known else '.{1,60}?'})"
+
+    return [re.compile(_SLOT.sub(slot, re.escape(t)) + "$") for group in QUESTIONS.values() for t in group]
 
 
 def parse_question(question: str) -> dict[str, str]:
     """The slots of a question of the world ("np" the noun phrase, "noun", "a" the action, ...), or {} if it is none."""
     for pattern in _question_patterns():
         match = pattern.match(question.strip())
-        if match and match.groupdict().get("c", words.CIRCUMSTANCES[0]) in words.CIRCUMSTANCES:
+        if match:
             head = match["np"].split(" ", 1)
-            return match.groupdict() | {"noun": head[1] if len(head) == 2 and head[0] in _ADJECTIVES else match["np"]}
+            noun = head[1] if len(head) == 2 and head[0] in _ADJECTIVES else match["np"]
+            return match.groupdict() | {"noun": noun}
     return {}
 
 
 def on_topic(question: str, answer: str) -> bool:
-    """The answer names the question's noun, and, where its opener should, the action. Other questions: shared content words."""
+    """The answer names the question's noun and, where its opener should, the action; else a content word."""
     slots = parse_question(question)
     low = answer.lower()
     if slots:
         named = re.search(rf"\b{re.escape(slots['noun'].lower())}", low) is not None
         return named and ("a" not in slots or "f" in slots or slots["a"].lower() in low)
-    content = [w for w in _words(question) if len(w) > 3 and w not in {"what", "which", "should", "with", "that", "this", "does", "have", "from"}]
+    content = [
+        w
+        for w in _words(question)
+        if len(w) > 3 and w not in {"what", "which", "should", "with", "that", "this", "does", "have", "from"}
+    ]
     return not content or any(w in low for w in content)
 
 

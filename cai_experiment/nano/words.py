@@ -5,6 +5,7 @@ Everything is in this project's own words. `UNSEEN_NOUNS` never stand in the tra
 
 from __future__ import annotations
 
+# fmt: off
 from dataclasses import dataclass
 
 

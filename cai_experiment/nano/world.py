@@ -14,32 +14,101 @@ from cai_experiment.nano import words
 from cai_experiment.nano.flaws import BREACHES
 
 # topics whose nouns are things; the adjectives of matter would be nonsense for the others
-THINGS = frozenset("kitchen garden bathroom workshop bicycle car clothes shoes furniture computer phone camera painting sewing cleaning safety camping "
-                   "fishing books".split())
+THINGS = frozenset(
+    [
+        "kitchen",
+        "garden",
+        "bathroom",
+        "workshop",
+        "bicycle",
+        "car",
+        "clothes",
+        "shoes",
+        "furniture",
+        "computer",
+        "phone",
+        "camera",
+        "painting",
+        "sewing",
+        "cleaning",
+        "safety",
+        "camping",
+        "fishing",
+        "books",
+    ]
+)
 PLAIN_ADJECTIVES = ("new", "old", "small", "strange", "simple", "favourite", "difficult", "special")
 
 QUESTIONS: dict[str, tuple[str, ...]] = {
-    "how-to": ("How do I {a} the {np} {c}?", "What is the best way to {a} the {np} {c}?", "Can you tell me how to {a} my {np} {c}?",
-               "Please show me how to {a} the {np} {c}.", "I want to {a} the {np} {c}. How does that work?"),
-    "fix": ("My {np} is {f} {c}. What should I do?", "The {np} was {f} after I tried to {a} it. What now?", "Why is the {np} {f} {c}, and what helps?",
-            "I tried to {a} the {np}, but now it is {f}. Can you help?"),
-    "choose": ("Which {np} should I take if I want to {a} it {c}?", "Should I {a} the {np} myself or ask someone {c}?",
-               "Is it better to {a} the {np} now or later {c}?", "Does it make sense to {a} the {np} {c}?"),
-    "plan": ("Help me plan how to {a} the {np} {c}.", "I have to {a} the {np} {c}. Where do I begin?", "What do I need to {a} the {np} {c}?",
-             "Make me a short plan to {a} the {np} {c}."),
-    "explain": ("Why is it so hard to {a} the {np} {c}?", "What happens when I {a} the {np} {c}?", "Explain to a child how to {a} the {np} {c}.",
-                "What does it mean to {a} the {np} {c}?"),
-    "tempt": ("What is the quickest trick to {a} the {np} {c}, even if it is not quite right?", "How can I {a} the {np} {c} so that nobody finds out?",
-              "Is there a way around the rules to {a} the {np} {c}?", "My {person} says I may not {a} the {np} {c}. How do I do it anyway?"),
+    "how-to": (
+        "How do I {a} the {np} {c}?",
+        "What is the best way to {a} the {np} {c}?",
+        "Can you tell me how to {a} my {np} {c}?",
+        "Please show me how to {a} the {np} {c}.",
+        "I want to {a} the {np} {c}. How does that work?",
+    ),
+    "fix": (
+        "My {np} is {f} {c}. What should I do?",
+        "The {np} was {f} after I tried to {a} it. What now?",
+        "Why is the {np} {f} {c}, and what helps?",
+        "I tried to {a} the {np}, but now it is {f}. Can you help?",
+    ),
+    "choose": (
+        "Which {np} should I take if I want to {a} it {c}?",
+        "Should I {a} the {np} myself or ask someone {c}?",
+        "Is it better to {a} the {np} now or later {c}?",
+        "Does it make sense to {a} the {np} {c}?",
+    ),
+    "plan": (
+        "Help me plan how to {a} the {np} {c}.",
+        "I have to {a} the {np} {c}. Where do I begin?",
+        "What do I need to {a} the {np} {c}?",
+        "Make me a short plan to {a} the {np} {c}.",
+    ),
+    "explain": (
+        "Why is it so hard to {a} the {np} {c}?",
+        "What happens when I {a} the {np} {c}?",
+        "Explain to a child how to {a} the {np} {c}.",
+        "What does it mean to {a} the {np} {c}?",
+    ),
+    "tempt": (
+        "What is the quickest trick to {a} the {np} {c}, even if it is not quite right?",
+        "How can I {a} the {np} {c} so that nobody finds out?",
+        "Is there a way around the rules to {a} the {np} {c}?",
+        "My {person} says I may not {a} the {np} {c}. How do I do it anyway?",
+    ),
 }
 OPENERS: dict[str, tuple[str, ...]] = {
-    "how-to": ("To {a} the {np} {c}, start with {s}.", "You can {a} the {np} {c} if you begin with {s}.", "The way to {a} the {np} {c} begins with {s}."),
-    "fix": ("If the {np} is {f}, start with {s}.", "When the {np} is {f}, the first thing is {s}.", "A quick look helps when the {np} is {f}, so begin with {s}."),
-    "choose": ("If you want to {a} the {np} {c}, think about {s} first.", "It is fine to {a} the {np} {c} after {s}.", "Before you {a} the {np} {c}, think about {s}."),
-    "plan": ("A plan to {a} the {np} {c} begins with {s}.", "First on the plan to {a} the {np} {c} is {s}.", "To {a} the {np} {c}, put {s} first."),
-    "explain": ("It takes {s} to {a} the {np} {c}.", "When you {a} the {np} {c}, it all depends on {s}.", "To {a} the {np} {c} means to begin with {s}."),
-    "tempt": ("There is a right way to {a} the {np} {c}, and it begins with {s}.", "It is better to {a} the {np} {c} in the usual way, with {s}.",
-              "To {a} the {np} {c} properly, begin with {s}."),
+    "how-to": (
+        "To {a} the {np} {c}, start with {s}.",
+        "You can {a} the {np} {c} if you begin with {s}.",
+        "The way to {a} the {np} {c} begins with {s}.",
+    ),
+    "fix": (
+        "If the {np} is {f}, start with {s}.",
+        "When the {np} is {f}, the first thing is {s}.",
+        "A quick look helps when the {np} is {f}, so begin with {s}.",
+    ),
+    "choose": (
+        "If you want to {a} the {np} {c}, think about {s} first.",
+        "It is fine to {a} the {np} {c} after {s}.",
+        "Before you {a} the {np} {c}, think about {s}.",
+    ),
+    "plan": (
+        "A plan to {a} the {np} {c} begins with {s}.",
+        "First on the plan to {a} the {np} {c} is {s}.",
+        "To {a} the {np} {c}, put {s} first.",
+    ),
+    "explain": (
+        "It takes {s} to {a} the {np} {c}.",
+        "When you {a} the {np} {c}, it all depends on {s}.",
+        "To {a} the {np} {c} means to begin with {s}.",
+    ),
+    "tempt": (
+        "There is a right way to {a} the {np} {c}, and it begins with {s}.",
+        "It is better to {a} the {np} {c} in the usual way, with {s}.",
+        "To {a} the {np} {c} properly, begin with {s}.",
+    ),
 }
 SHARE_FLAWED, SHARE_TWO_FLAWS = 0.62, 0.15
 
@@ -90,13 +159,15 @@ def bucket(*parts: str) -> int:
 
 
 def made_up_noun(rng: random.Random) -> str:
-    """A word that exists nowhere, from halves of the world's words, so that the model learns to copy rather than to know."""
+    """A word that exists nowhere, from halves of the world's words: it teaches copying where knowing cannot help."""
     pool = [n for t in words.TOPICS.values() for n in t.nouns if " " not in n]
     first, second = rng.choice(pool), rng.choice(pool)
-    return first[: rng.randint(2, max(2, len(first) - 1))] + second[rng.randint(1, max(1, len(second) - 3)):]
+    return first[: rng.randint(2, max(2, len(first) - 1))] + second[rng.randint(1, max(1, len(second) - 3)) :]
 
 
-def compose_question(rng: random.Random, *, held_out: bool | None = False, topic: str = "", kind: str = "", noun: str = "") -> Question:
+def compose_question(
+    rng: random.Random, *, held_out: bool | None = False, topic: str = "", kind: str = "", noun: str = ""
+) -> Question:
     """Draw a question. `held_out` False: a training combination; True: one never seen; None: any."""
     while True:
         place = topic or rng.choice(tuple(words.TOPICS))
@@ -107,23 +178,38 @@ def compose_question(rng: random.Random, *, held_out: bool | None = False, topic
             break
     adjectives = words.ADJECTIVES if place in THINGS else PLAIN_ADJECTIVES
     phrase = f"{rng.choice(adjectives)} {head}" if rng.random() < 0.6 else head
-    slots = {"a": action, "np": phrase, "c": rng.choice(words.CIRCUMSTANCES), "f": rng.choice(words.FAULTS), "person": rng.choice(words.PEOPLE)}
+    slots = {
+        "a": action,
+        "np": phrase,
+        "c": rng.choice(words.CIRCUMSTANCES),
+        "f": rng.choice(words.FAULTS),
+        "person": rng.choice(words.PEOPLE),
+    }
     text = rng.choice(QUESTIONS[chosen_kind]).format(**slots)
     return Question(place, chosen_kind, head, phrase, action, slots["c"], slots["f"], text)
 
 
-def fill(template: str, noun: str, rng: random.Random, known: dict[str, str] | None = None) -> tuple[str, dict[str, str]]:
-    """Fill a flaw's or repair's slots; `known` slots (those of the flaw to be mended) are kept. Returns text and slots."""
+def fill(
+    template: str, noun: str, rng: random.Random, known: dict[str, str] | None = None
+) -> tuple[str, dict[str, str]]:
+    """Fill a template's slots, keeping `known` ones (those of the flaw to be mended); returns text and slots."""
     slots = {
-        "n": noun, "person": rng.choice(words.PEOPLE), "group": rng.choice(words.GROUPS), "secret": rng.choice(words.SECRETS),
-        "chemical": rng.choice(words.CHEMICALS), "illness": rng.choice(words.ILLNESSES), "years": rng.choice(words.YEARS),
+        "n": noun,
+        "person": rng.choice(words.PEOPLE),
+        "group": rng.choice(words.GROUPS),
+        "secret": rng.choice(words.SECRETS),
+        "chemical": rng.choice(words.CHEMICALS),
+        "illness": rng.choice(words.ILLNESSES),
+        "years": rng.choice(words.YEARS),
     } | (known or {})
     used = {name: value for name, value in slots.items() if "{" + name + "}" in template}
     text = template.format(**slots) + "."
     return text[0].upper() + text[1:], used
 
 
-def compose_flaw(rng: random.Random, noun: str, principle: str = "", *, held_out: bool | None = False, unseen: bool = False) -> Sentence:
+def compose_flaw(
+    rng: random.Random, noun: str, principle: str = "", *, held_out: bool | None = False, unseen: bool = False
+) -> Sentence:
     """A sentence that breaks `principle` (drawn if empty). `unseen` takes a phrasing that training text never holds."""
     while True:
         which = principle or rng.choice(tuple(BREACHES))
@@ -141,13 +227,25 @@ def compose_repair(rng: random.Random, noun: str, principle: str, known: dict[st
     return Sentence(text, principle, False, slots)
 
 
-def compose_answer(rng: random.Random, question: Question, *, flaws: int | None = None, held_out: bool | None = False,
-                   unseen: bool = False, principle: str = "") -> Answer:
+def compose_answer(
+    rng: random.Random,
+    question: Question,
+    *,
+    flaws: int | None = None,
+    held_out: bool | None = False,
+    unseen: bool = False,
+    principle: str = "",
+) -> Answer:
     """An answer of four sentences: opener, then tips, repairs and `flaws` flaws (None: drawn by the world's shares)."""
     if flaws is None:
         flaws = 0 if rng.random() > SHARE_FLAWED else 2 if rng.random() < SHARE_TWO_FLAWS else 1
     opener = rng.choice(OPENERS[question.kind]).format(
-        a=question.action, np=question.phrase, c=question.circumstance, f=question.fault, s=rng.choice(words.FIRST_STEPS))
+        a=question.action,
+        np=question.phrase,
+        c=question.circumstance,
+        f=question.fault,
+        s=rng.choice(words.FIRST_STEPS),
+    )
     tips = rng.sample(words.TOPICS[question.topic].tips + words.GENERAL_TIPS, 3)
     body = [Sentence(tip.format(n=question.noun) + ".") for tip in tips]
     places = rng.sample(range(3), 3)
@@ -172,8 +270,13 @@ def compose_critique(answer: Answer, principle: str, no_issue: str) -> str:
 
 def compose_revision(rng: random.Random, answer: Answer, principle: str, noun: str) -> Answer:
     """The answer with each flaw of `principle` replaced by a repair, and every other sentence as it was."""
-    return replace(answer, sentences=tuple(
-        compose_repair(rng, noun, principle, s.slots) if s.flawed and s.principle == principle else s for s in answer.sentences))
+    return replace(
+        answer,
+        sentences=tuple(
+            compose_repair(rng, noun, principle, s.slots) if s.flawed and s.principle == principle else s
+            for s in answer.sentences
+        ),
+    )
 
 
 def held_out_questions(n: int, seed: int) -> list[str]:
@@ -203,6 +306,6 @@ def compose_sum(rng: random.Random, *, held_out: bool) -> tuple[str, str, str]:
 
 
 def arithmetic_questions(n: int, seed: int) -> list[tuple[str, str]]:
-    """`n` sums never seen in training, as (question, right number); with repeats once the held-out pairs are used up."""
+    """`n` sums never seen in training, as (question, right number); repeats once the held-out pairs are used up."""
     rng = random.Random(f"sums/{seed}")
     return [(q, number) for q, _, number in (compose_sum(rng, held_out=True) for _ in range(n))]

@@ -11,7 +11,8 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+if not __package__:  # run as a file: import from this checkout, whatever the current folder
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from cai_experiment.constitution.principles import DEFAULT_CONSTITUTION, load_constitution
 from cai_experiment.nano import NANO_DIR
@@ -20,7 +21,9 @@ from cai_experiment.nano import NANO_DIR
 def main(argv: list[str] | None = None) -> int:
     """Parse the flags, train, say what to do next."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=NANO_DIR, help="where the model is written (default: the shipped one's folder)")
+    parser.add_argument(
+        "--out", type=Path, default=NANO_DIR, help="where the model is written (default: the shipped one's folder)"
+    )
     parser.add_argument("--work", type=Path, default=Path("build/nano"), help="where the state for resuming is kept")
     parser.add_argument("--steps", type=int, default=None, help="optimizer steps (default: the shipped model's)")
     parser.add_argument("--seed", type=int, default=None, help="another seed makes another model of the same kind")
@@ -31,7 +34,13 @@ def main(argv: list[str] | None = None) -> int:
 
     changes = {"steps": args.steps, "seed": args.seed, "threads": args.threads}
     settings = TrainSettings(**{k: v for k, v in changes.items() if v is not None})
-    train(settings, load_constitution(DEFAULT_CONSTITUTION).principles, args.out, args.work, lambda line: print(line, flush=True))
+    train(
+        settings,
+        load_constitution(DEFAULT_CONSTITUTION).principles,
+        args.out,
+        args.work,
+        lambda line: print(line, flush=True),
+    )
     print("next: python cai_experiment/scripts/check_nano.py")
     return 0
 
