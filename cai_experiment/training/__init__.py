@@ -1,0 +1,1 @@
+"""HOW WEIGHTS CHANGE: DPO on preference pairs, and checkpoints that survive."""

@@ -1,0 +1,274 @@
+"""DPO: train a LoRA adapter on preference pairs (arXiv 2305.18290), resumably, with its own sanity checks.
+
+    result = train(DPOSettings(pairs, output_dir, steps=100), model, tokenizer, renderer)
+
+The reference is the model with its adapter switched off, so before the first step every margin is exactly 0 and the
+loss is log 2; `train` measures that and refuses to go on otherwise. This file imports no torch: `trainer.py` does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cai_experiment.errors import BadInputError, EngineError, Interrupted
+from cai_experiment.milestones import Milestone
+from cai_experiment.records.files import read_json, show, write_json
+from cai_experiment.records.store import Journal
+from cai_experiment.training import checkpoints
+from cai_experiment.training.data import Pair, pairs_sha256, tokenize_pairs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from cai_experiment.engines.render import Renderer
+
+TRAINING_PAIRS, HELD_OUT_PAIRS = "training pairs", "held-out pairs"
+MEASURED_PAIRS = 200  # before and after are measured on the first 200 training pairs: enough, and cheap at 5,000
+RECORD = "training.json"  # settings and result, beside the final adapter
+SETTINGS = "settings.json"
+METRICS = "metrics.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class DPOSettings:
+    """One training. The values are the spec's unless a reason stands beside them."""
+
+    pairs: tuple[Pair, ...]
+    output_dir: Path
+    steps: int | None = None  # optimizer steps; with `epochs` as well, the larger of both
+    epochs: float | None = None
+    learning_rate: float = 5e-6
+    beta: float = 0.1
+    lora_r: int = 32
+    lora_alpha: int = 64  # 2 * rank
+    effective_batch: int = 8  # pairs a step
+    batch_size: int | None = None  # pairs a forward pass; None: 8 on a CPU, 1 on a GPU (full logits of two rows)
+    max_length: int = 4096  # tokens; less where the model's context is shorter
+    warmup_share: float = 0.1  # of the steps; a run of fewer than 20 has no warm-up, and a cosine follows
+    seed: int = 0
+    model_name: str = ""
+    # the rest does not change the result
+    save_every: int | None = None  # steps; None: a tenth of the run, at most 25
+    max_hours: float | None = None
+    max_cost: float | None = None
+    price_per_hour: float = 0.0
+    report_to: str = "none"
+    resume: Path | None = None  # a checkpoint by name instead of the newest whole one
+
+    def identity(self) -> dict[str, Any]:
+        """What must not change between an interrupted call and the one that resumes it."""
+        names = ("steps", "epochs", "learning_rate", "beta", "lora_r", "lora_alpha", "effective_batch", "batch_size",
+                 "max_length", "warmup_share", "seed", "model_name")  # fmt: skip
+        return {"pairs": pairs_sha256(self.pairs), **{name: getattr(self, name) for name in names}}
+
+
+@dataclass
+class TrainResult:
+    """What training did. Losses are means over the same pairs (the first `measured`), dropout off; logps are sums
+    over an answer's tokens in nats, averaged over the pairs. `stopped` is "" or the limit that ended it early."""
+
+    adapter_dir: Path
+    steps: int
+    history: list[dict[str, Any]]
+    dropped: list[str]
+    step0_margin: float
+    loss_before: float
+    loss_after: float | None
+    stopped: str = ""
+    before: dict[str, float] = field(default_factory=dict)  # loss, margin, accuracy, chosen_logp, rejected_logp
+    after: dict[str, float] = field(default_factory=dict)
+    measured: int = 0
+    pairs: int = 0
+    total_steps: int = 0
+    alarms: list[str] = field(default_factory=list)
+    model: Any = field(default=None, repr=False)  # the model with its trained adapter, ready to generate
+
+    @property
+    def loss_falls(self) -> bool:
+        """True if the mean loss over the same pairs is lower than before training."""
+        return self.loss_after is not None and self.loss_after < self.loss_before
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the model, and the history, which stands in metrics.jsonl."""
+        skip = ("model", "history", "adapter_dir")
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in skip}
+
+
+# ---------------------------------------------------------------- how many steps
+
+
+def steps_for(milestone: Milestone | None, pairs: int) -> dict[str, Any]:
+    """`steps` and `epochs` for DPOSettings: the milestone's; for a pairs file by size: 1, 10, max(100, 1 epoch)."""
+    if milestone is not None:
+        return {"steps": milestone.dpo_steps, "epochs": milestone.epochs}
+    if pairs <= 10:
+        return {"steps": 1 if pairs <= 1 else 10, "epochs": None}
+    return {"steps": 100, "epochs": 1.0}
+
+
+def total_steps(settings: DPOSettings, pairs: int) -> int:
+    """Optimizer steps of the whole training on `pairs` pairs. BadInputError if neither steps nor epochs are set."""
+    if settings.steps is None and settings.epochs is None:
+        raise BadInputError("neither steps nor epochs are set", "pass --steps or --epochs")
+    in_an_epoch = math.ceil(pairs / settings.effective_batch)
+    return max(settings.steps or 0, math.ceil((settings.epochs or 0) * in_an_epoch))
+
+
+# ---------------------------------------------------------------- training
+
+
+def train(
+    settings: DPOSettings,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    renderer: Renderer,
+    say: Callable[[str], None] = print,
+) -> TrainResult:
+    """Train, or go on where an interrupted call stopped; a finished training is loaded, not repeated.
+
+    `model` is the plain causal LM (4-bit, 8-bit, bf16 or float32); the adapter is put into it, and `result.model`
+    is it with the adapter, ready to generate. Files in `settings.output_dir`: checkpoint-N/, final/, metrics.jsonl.
+
+    Raises BadInputError (changed settings, a named checkpoint that is damaged, no usable pair), EngineError (a margin
+    that is not 0 before the first step, a loss or gradient that is not finite), DiskError, and Interrupted on
+    SIGINT, SIGTERM or SIGHUP, after the checkpoint of the current step was written.
+    """
+    settings.output_dir.mkdir(parents=True, exist_ok=True)
+    check_settings(settings)
+    checkpoints.sweep(settings.output_dir)
+    final = settings.output_dir / "final"
+    if is_finished(settings.output_dir, say):
+        result = finished(settings.output_dir)
+        result.model = load_adapter(model, final)
+        return result
+    limit = min(settings.max_length, renderer.max_length)
+    rows, dropped = tokenize_pairs(settings.pairs, renderer, limit)
+    if dropped:
+        say(f"{len(dropped)} of {len(settings.pairs)} pairs are longer than {limit} tokens and were dropped, not cut")
+    from cai_experiment.training.trainer import Training
+
+    training = Training(settings, rows, total_steps(settings, len(rows)), model, tokenizer, say)
+    start = _starting_point(settings, say)
+    before = training.measure()
+    _check_step0(before)
+    stopped = training.run(start)
+    if training.signal is not None:
+        raise Interrupted(training.signal, "the same command resumes it")
+    result = TrainResult(
+        adapter_dir=final, steps=training.step, history=training.history(), dropped=dropped,
+        step0_margin=before["margin"], loss_before=before["loss"], loss_after=None, stopped=stopped, before=before,
+        measured=min(len(rows), MEASURED_PAIRS), pairs=len(rows), total_steps=training.total,
+        alarms=training.alarms,
+    )  # fmt: skip
+    if stopped:
+        result.adapter_dir = settings.output_dir / f"checkpoint-{training.step}"
+    else:
+        _finish(training, result, say)
+    result.model = training.release()
+    return result
+
+
+def _finish(training: Any, result: TrainResult, say: Callable[[str], None]) -> None:
+    """Measure after training, raise the alarm if due, and publish the final adapter with its record."""
+    result.after = training.measure()
+    result.loss_after = result.after["loss"]
+    fall = result.before["chosen_logp"] - result.after["chosen_logp"]
+    if fall > 0:
+        result.alarms.append(
+            f"ALARM: the mean log-probability of chosen answers fell by {fall:.3g} nats (from "
+            f"{result.before['chosen_logp']:.2f} to {result.after['chosen_logp']:.2f}): compare answers before and "
+            "after; a lower --learning-rate or a higher --beta holds the model closer to where it was"
+        )
+        say(result.alarms[-1])
+    record = {"settings": training.settings.identity(), "result": result.to_json()}
+    training.publish(result.adapter_dir, {RECORD: json.dumps(record, indent=1)})
+
+
+def _check_step0(before: dict[str, float]) -> None:
+    """With a fresh adapter (B = 0) policy and reference are the same numbers: refuse any other reference."""
+    if any(before[name] != 0.0 for name in ("margin", "chosen_reward", "rejected_reward")):
+        message = f"the reference is not the starting model: the margin before the first step is {before['margin']!r}"
+        raise EngineError(message, "train from the model itself, without an adapter in it")
+
+
+def _starting_point(settings: DPOSettings, say: Callable[[str], None]) -> Path | None:
+    """The checkpoint to resume from: the named one, else the newest whole one, else None."""
+    if settings.resume is not None:
+        found = checkpoints.named(settings.resume)
+        checkpoints.step_of(found)
+    else:
+        found, skipped = checkpoints.newest_whole(settings.output_dir)
+        for line in skipped:
+            say(line)
+    if found is not None:
+        say(f"resuming from {show(found)}")
+    return found
+
+
+# ---------------------------------------------------------------- what stands on disk
+
+
+def check_settings(settings: DPOSettings) -> None:
+    """Remember the settings at the first call; at later ones stop with the difference if they have changed."""
+    path = settings.output_dir / SETTINGS
+    now = json.loads(json.dumps(settings.identity()))
+    if not path.exists():
+        write_json(path, now)
+        return
+    then = read_json(path)
+    changed = [f"{name} {then.get(name)!r} -> {now[name]!r}" for name in now if then.get(name) != now[name]]
+    if changed:
+        message = f"{show(settings.output_dir)} was trained with other settings: {', '.join(changed)}"
+        raise BadInputError(message, "use those again, or start anew with --fresh (the old folder is kept)")
+
+
+def is_finished(output_dir: Path, say: Callable[[str], None] = print) -> bool:
+    """True if `output_dir` holds a final adapter that verifies; a damaged one is set aside as final.bad."""
+    final = output_dir / "final"
+    if not final.exists():
+        return False
+    try:
+        checkpoints.verify(final, (*checkpoints.ADAPTER_FILES, RECORD))
+    except checkpoints.Damaged as reason:
+        aside = final.with_name("final.bad")
+        while aside.exists():
+            aside = aside.with_name(aside.name + "-")
+        final.rename(aside)
+        say(f"{show(final)} is damaged ({reason}): moved to {aside.name}, and made again from the last checkpoint")
+        return False
+    return True
+
+
+def finished(output_dir: Path) -> TrainResult:
+    """The result of a finished training, without its model. Raises BadInputError if there is none."""
+    final = output_dir / "final"
+    record = read_json(final / RECORD, "train first: train_dpo.py")["result"]
+    return TrainResult(adapter_dir=final, history=Journal(output_dir / METRICS).rows(), **record)
+
+
+def load_adapter(model: PreTrainedModel, adapter_dir: Path) -> Any:
+    """`model` with a verified adapter on top, in evaluation mode. BadInputError (exit code 2) if it is damaged."""
+    from peft import PeftModel
+
+    checkpoints.named(adapter_dir, checkpoints.ADAPTER_FILES)
+    return PeftModel.from_pretrained(model, str(adapter_dir)).eval()
+
+
+def summary(result: TrainResult) -> list[str]:
+    """Lines for the terminal: what was trained, and whether the loss fell."""
+    lines = [f"trained {result.steps} of {result.total_steps} steps on {result.pairs} pairs"]
+    if result.dropped:
+        lines[0] += f" ({len(result.dropped)} overlong pairs dropped)"
+    if result.loss_after is not None:
+        falls = "falls" if result.loss_falls else "DOES NOT FALL"
+        lines.append(
+            f"loss {falls}: {result.loss_before:.4f} -> {result.loss_after:.4f} over the same {result.measured} "
+            f"training pairs; margin 0 -> {result.after['margin']:.4f}; adapter in {show(result.adapter_dir)}"
+        )
+    return lines
