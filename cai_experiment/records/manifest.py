@@ -19,6 +19,7 @@ from cai_experiment.errors import BadInputError
 from cai_experiment.records.files import read_json, show, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
+FRESH = "start afresh with --fresh (the old folder is moved, never deleted)"
 LIBRARIES = (
     "torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets", "tokenizers", "safetensors",
     "huggingface-hub", "numpy", "unsloth", "unsloth-zoo", "vllm", "xformers", "triton",
@@ -38,11 +39,28 @@ MAY_CHANGE = {
     "data_dir": "the folder's place, not its content",
     "checkpoint_dir": "the folder's place, not its content",
     "report_to": "where metrics are shown",
+    # the user's words for a model; what they were resolved to stands under `models`, and that is compared
+    "model": "compared as resolved",
+    "generator": "compared as resolved",
+    "critic": "compared as resolved",
+    "engine": "compared as resolved",
+    "quantization": "compared as resolved",
+    "format": "compared as resolved",
 }
 # Settings that may become larger: the examples are drawn in one fixed order, so more of them continue the run.
 MAY_GROW = ("count", "pairs", "max_draws")
 # What makes two models the same; where a local folder has a hash of its weights, its path does not count.
 MODEL_IDENTITY = ("model", "revision", "weights_sha256", "engine", "layout", "dtype", "quantization")
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What this process has done so far: the state of the counts, its own tokens and seconds, dollars per hour."""
+
+    counts: Mapping[str, int]
+    tokens: Mapping[str, int]
+    wall_seconds: float
+    price_per_hour: float = 0.0
 
 
 @dataclass(slots=True)
@@ -79,8 +97,8 @@ class Manifest:
             raise BadInputError(f"{show(path)} lacks, or does not know, these fields: {wrong}", FRESH) from None
 
     def write(self, path: str | Path) -> None:
-        """Write the file whole, or leave the old one. Raises DiskError."""
-        write_json(path, dataclasses.asdict(self))
+        """Write the file whole, or leave the old one. Paths and the like are written as text. Raises DiskError."""
+        write_json(path, json.loads(json.dumps(dataclasses.asdict(self), default=str)))
 
     def after(self, session: Session) -> Manifest:
         """This manifest with one more stretch of work added: call it on the manifest that `open_manifest` gave."""
@@ -93,19 +111,6 @@ class Manifest:
             wall_seconds=round(self.wall_seconds + seconds, 3),
             cost_dollars=round(self.cost_dollars + seconds / 3600 * session.price_per_hour, 6),
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Session:
-    """What this process has done so far: the state of the counts, its own tokens and seconds, dollars per hour."""
-
-    counts: Mapping[str, int]
-    tokens: Mapping[str, int]
-    wall_seconds: float
-    price_per_hour: float = 0.0
-
-
-FRESH = "or start afresh with --fresh (the old folder is moved, never deleted)"
 
 
 def open_manifest(path: str | Path, new: Manifest) -> Manifest:
@@ -136,7 +141,7 @@ def check_same_settings(old: Manifest, new: Manifest, place: str = "manifest.jso
         if before.get(name) != after.get(name) and not _grew(name, before.get(name), after.get(name))
     ]
     if changed:
-        raise BadInputError(f"{place} has other settings: {'; '.join(changed)}", f"use the old settings, {FRESH}")
+        raise BadInputError(f"{place} has other settings: {'; '.join(changed)}", f"use the old settings, or {FRESH}")
 
 
 def _identity(manifest: Manifest) -> dict[str, Any]:

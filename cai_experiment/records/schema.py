@@ -83,7 +83,7 @@ def from_row(row: object, place: str, next_step: str = RERUN) -> Example:
     """
     checked = check_line(row, place, next_step)
     return Example(
-        *(checked[name] for name in TEXT_FIELDS),
+        **{name: checked[name] for name in TEXT_FIELDS},
         preference_pair=PreferencePair(*(checked["preference_pair"][name] for name in PAIR_FIELDS)),
         rounds=tuple(Round(*(one[name] for name in ROUND_FIELDS)) for one in checked["rounds"]),
         meta=checked["meta"],

@@ -117,7 +117,7 @@ class RunFolder:
 
     Entering raises BadInputError if the folder cannot be made or written, or if another process is in it; DiskError
     if there is no room. `fresh=True` moves what is there to `NAME.<time>` (see `moved_to`); nothing is deleted.
-    The lock is the kernel's (flock): it ends with its process, however that dies, so no stale lock can stand in the way.
+    The lock is the kernel's (flock) and ends with its process, however that dies: no stale lock stands in the way.
     """
 
     def __init__(self, path: str | Path, fresh: bool = False) -> None:
