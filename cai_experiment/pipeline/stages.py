@@ -9,7 +9,7 @@ machine knows nothing of engines, batches or files: sent the same completions, i
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Generator, Literal, Sequence
 
 from cai_experiment.constitution.principles import Principle
@@ -24,7 +24,7 @@ from cai_experiment.milestones import (
 )
 from cai_experiment.pipeline.instruct import Instruction
 
-PROMPT_TOO_LONG = "prompt too long"  # how an engine's error begins when a prompt does not fit the context
+PROMPT_TOO_LONG = "do not fit in a context"  # the words of engines.render.PromptTooLong
 CRITIC_SPEAKS = frozenset({"critique", "verdict"})
 
 Steps = Generator[list[Prompt], dict[str, Completion], None]
@@ -55,6 +55,7 @@ class RoundDraft:
 
     principle: Principle
     verdict_before: Verdict
+    judged_before: dict[str, Verdict]  # by principle id: all that were asked about, of which `principle` was chosen
     critique: str = ""
     abstained: bool = False
     meaningful: Verdict | None = None
@@ -119,7 +120,7 @@ class ExampleStages:
 
     def _round(self, number: int) -> Steps:
         principle = yield from self._choose_principle()
-        this = RoundDraft(principle, self._verdicts[principle.id])
+        this = RoundDraft(principle, self._verdicts[principle.id], dict(self._verdicts))
         self.draft.rounds.append(this)
 
         self._turns += (ask_for_critique(principle),)
@@ -132,7 +133,7 @@ class ExampleStages:
 
         first, second = meaningful_prompts(f"{self.draft.instruction.id}/meaningful/{number}", self._turns)
         self._turns += (ask_for_revision(principle),)
-        asked = yield from self._ask([first, second, self._spoken("revision", number)], tail=3)
+        asked = yield from self._ask([first, second, self._spoken("revision", number)])
         this.meaningful = read_verdict(asked[0], asked[1])
         this.revised_answer = self.draft.answer = asked[2].text.strip()
         self._turns += (Turn("revision", _whole(asked[2])),)
@@ -170,33 +171,21 @@ class ExampleStages:
         key = f"{self.draft.instruction.id}/{stage}/{number}"
         return Prompt(key, self._turns, stage, Sampling(temperature, max_tokens, settings.seed, key))
 
-    def _ask(self, prompts: list[Prompt], tail: int = 1) -> Asking:
-        """Completions of `prompts`, in order. A prompt that exceeds the context is asked again as a separate stage:
-        instruction, current answer and its last `tail` turns; nothing is ever cut.
-        """
+    def _ask(self, prompts: list[Prompt]) -> Asking:
+        """Completions of `prompts`, in order; a failed one ends the example."""
         done = yield prompts
-        exceeding = [p for p in prompts if _too_long(done[p.id]) and len(p.turns) > 2 + tail]
-        if exceeding:
-            separate = [self._separate(p, tail) for p in exceeding]
-            again = yield separate
-            done = done | {p.id: again[s.id] for p, s in zip(exceeding, separate, strict=True)}
         completions = [done[p.id] for p in prompts]
         for completion in completions:
             self.draft.prompt_tokens += completion.prompt_tokens
             self.draft.completion_tokens += completion.completion_tokens
             if completion.finish == "error":
-                reason = "prompt_too_long" if _too_long(completion) else "engine_error"
-                raise _Fault(reason, completion.error)
+                raise _Fault("prompt_too_long" if exceeds_context(completion) else "engine_error", completion.error)
         return completions
 
-    def _separate(self, prompt: Prompt, tail: int) -> Prompt:
-        """`prompt` without the earlier rounds."""
-        turns = (self._turns[0], Turn("answer", self.draft.answer), *prompt.turns[-tail:])
-        return replace(prompt, id=f"{prompt.id}/separate", turns=turns)
 
-
-def _too_long(completion: Completion) -> bool:
-    return completion.finish == "error" and completion.error.startswith(PROMPT_TOO_LONG)
+def exceeds_context(completion: Completion) -> bool:
+    """True if the engine could not fit the prompt, even as a separate stage prompt; trying again is of no use."""
+    return completion.finish == "error" and PROMPT_TOO_LONG in completion.error
 
 
 def _whole(completion: Completion) -> str:

@@ -1,0 +1,276 @@
+"""The runner: streams every example through its stages, writes each completion down, and resumes from what is written.
+
+No stage waits for a batch: after each completion its example's next prompts go in. The journal is the only memory. A
+resumed run starts every machine anew and answers from the journal what stands there, so it cannot tell the
+difference; what is written follows from the completions alone, never from their order.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter, deque
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from cai_experiment.constitution.principles import Constitution
+from cai_experiment.engines.base import Completion, Engine, Prompt
+from cai_experiment.errors import EngineError
+from cai_experiment.observe.content_logger import ContentLogger
+from cai_experiment.observe.progress import Progress
+from cai_experiment.pipeline.example import Origin, to_example
+from cai_experiment.pipeline.instruct import Instruction, InstructionWriter
+from cai_experiment.pipeline.lanes import Lane
+from cai_experiment.pipeline.outputs import Outputs
+from cai_experiment.pipeline.settings import RunResult, RunSettings
+from cai_experiment.pipeline.stages import ExampleStages, Steps, exceeds_context, role_of
+from cai_experiment.pipeline.story import logged_examples, tell
+from cai_experiment.records.manifest import Manifest, Session, open_manifest
+from cai_experiment.records.schema import Example
+from cai_experiment.records.store import RunFolder
+
+OPEN_EXAMPLES = 256  # more than any engine's batch, so no slot waits; and it bounds memory
+CANDIDATES_PER_DRAW = 10  # a model that writes fewer new instructions than one in ten has run dry
+ATTEMPTS = 3  # the first and at most two more for a prompt on which the engine failed
+MAX_FAILURES = 30  # in a row, over all prompts: then it is the engine that is broken
+CANDIDATE = 10**9  # rank of instruction candidates in the queue: behind every example
+MANIFEST_SECONDS = 60.0
+
+
+def run_pipeline(
+    settings: RunSettings, folder: RunFolder, generator: Engine, critic: Engine, constitution: Constitution,
+    logger: ContentLogger, progress: Progress,
+) -> RunResult:  # fmt: skip
+    """Run or resume `settings` in `folder` (entered); `generator` and `critic` may be the same engine.
+
+    Raises BadInputError if the folder was begun with other settings, DiskError, EngineError if the engine is broken.
+    An interrupt (KeyboardInterrupt) passes through; the journal then holds every finished completion.
+    """
+    models = {"generator": generator.describe(), "critic": critic.describe()}
+    file = {"file": Path(constitution.path).name, "sha256": constitution.sha256}
+    manifest = open_manifest(folder.path / "manifest.json", Manifest(settings.recorded(), settings.seed, models, file))
+    run = _Run(settings, folder, {"generator": generator, "critic": critic}, constitution, logger, progress, manifest)
+    try:
+        run.work()
+        run.outputs.finish()
+    finally:
+        run.close()
+        result = run.result()  # after an interrupt too: the manifest says how far the run came
+    return result
+
+
+@dataclass(slots=True)
+class _Open:
+    """An example in progress: its machine, and the completions of its current step."""
+
+    index: int
+    stages: ExampleStages
+    steps: Steps
+    missing: set[str] = field(default_factory=set)
+    got: dict[str, Completion] = field(default_factory=dict)
+    began: float = field(default_factory=time.monotonic)
+
+
+class _Run:
+    """The state of one session. `work` is the loop; everything else is called from it, in one thread."""
+
+    def __init__(
+        self, settings: RunSettings, folder: RunFolder, engines: dict[str, Engine], constitution: Constitution,
+        logger: ContentLogger, progress: Progress, manifest: Manifest,
+    ) -> None:  # fmt: skip
+        self.settings, self.constitution = settings, constitution
+        self.logger, self.progress, self.manifest, self.folder = logger, progress, manifest, folder
+        self.origin = Origin(settings.seed, *(str(manifest.models[role]["model"]) for role in ("generator", "critic")))
+        self.journal = folder.journal
+        self.replies = _journalled(folder)
+        self.told = logged_examples(folder.path / "content_log.jsonl")
+        from_file = settings.instructions is not None
+        self.outputs = Outputs(folder.path, None if from_file else settings.pairs)
+        self.max_draws = len(settings.instructions or ()) if from_file else settings.max_draws
+        self.goal = self.max_draws if from_file else settings.pairs  # what the bar counts to
+        self.waiting: deque[Instruction] = deque()  # instructions whose examples were not begun
+        self.writer = InstructionWriter(settings.seed, 0 if from_file else CANDIDATES_PER_DRAW * settings.max_draws)
+        for instruction in settings.instructions or ():
+            self._list(instruction)
+
+        self.lanes = {id(engine): Lane(engine) for engine in engines.values()}
+        self.lane_of = {role: self.lanes[id(engine)] for role, engine in engines.items()}
+        self.owners: dict[str, tuple[Prompt, _Open | None]] = {}  # prompts asked and not answered
+        self.replayed: deque[Completion] = deque()
+        self.failures: Counter[str] = Counter()
+        self.failed_in_a_row = 0
+        self.begun = self.finished = self.accepted = 0
+        self.unwritten: dict[int, tuple[_Open, Example]] = {}  # finished, while an earlier one is not
+        self.tokens: Counter[str] = Counter(prompt=0, computed=0, completion=0)
+        self.started = self.saved = time.monotonic()
+
+    # ------------------------------------------------------------ the loop
+
+    def work(self) -> None:
+        """Until enough pairs stand in the file, or nothing is left to do."""
+        while not self.outputs.complete:
+            self._begin_more()
+            if self.replayed:
+                self._deliver(self.replayed.popleft())
+                continue
+            busy = [lane for lane in self.lanes.values() if lane.busy]
+            if not busy:
+                return
+            for lane in busy:
+                if not self.outputs.complete:
+                    self._receive(lane.next())
+
+    def _begin_more(self) -> None:
+        """Begin examples, and ask for the instructions that they need, as far as they will be wanted."""
+        wanted = self._wanted()
+        while wanted > 0 and self.waiting:
+            index, instruction = self.begun, self.waiting.popleft()
+            stages = ExampleStages(instruction, self.constitution.principles, self.settings.stages)
+            self.begun += 1
+            wanted -= 1
+            self._advance(_Open(index, stages, stages.steps()))
+        for _ in range(wanted - self.writer.undecided):
+            if self.writer.exhausted:
+                break
+            self._ask(CANDIDATE, self.writer.next_prompt(), None)
+
+    def _wanted(self) -> int:
+        """How many more examples to begin now.
+
+        The share that passes is estimated with those in progress counted as passing: too careful at first, right in the
+        end, so few are begun in vain. It moves no byte of the files, which end with the last wanted pair.
+        """
+        open_now = self.begun - self.finished
+        most = min(self.max_draws - self.begun, OPEN_EXAMPLES - open_now)
+        if self.outputs.target is None:
+            return most
+        share = (self.accepted + open_now + 1) / (self.begun + 1)
+        return min(most, math.ceil((self.outputs.target - self.accepted) / share) - open_now)
+
+    # ------------------------------------------------------------ prompts and completions
+
+    def _ask(self, rank: int, prompt: Prompt, example: _Open | None) -> None:
+        self.owners[prompt.id] = prompt, example
+        known = self.replies.pop(prompt.id, None)
+        if known is not None:
+            self.replayed.append(known)
+        else:
+            self.lane_of[role_of(prompt)].put(rank, prompt)
+
+    def _receive(self, completion: Completion) -> None:
+        """A completion from an engine: written down first, then asked again if it failed, else delivered."""
+        self.journal.append(asdict(completion))
+        self._count(completion)
+        prompt, example = self.owners[completion.id]
+        if completion.finish == "error" and not exceeds_context(completion):
+            self.failures[completion.id] += 1
+            self.failed_in_a_row += 1
+            if self.failed_in_a_row >= MAX_FAILURES:
+                raise EngineError(f"the engine failed {MAX_FAILURES} times running, last on {completion.id}: "
+                                  f"{completion.error}", "mend it; the same command resumes")  # fmt: skip
+            if self.failures[completion.id] < ATTEMPTS:
+                self.lane_of[role_of(prompt)].put(example.index if example else CANDIDATE, prompt)
+                return
+        else:
+            self.failed_in_a_row = 0
+        self._deliver(completion)
+
+    def _count(self, completion: Completion) -> None:
+        self.tokens["prompt"] += completion.prompt_tokens
+        self.tokens["computed"] += completion.computed_tokens
+        self.tokens["completion"] += completion.completion_tokens
+        self._show()
+        if time.monotonic() - self.saved >= MANIFEST_SECONDS:
+            self._save_manifest()
+
+    def _deliver(self, completion: Completion) -> None:
+        _, example = self.owners.pop(completion.id)
+        if example is None:
+            for instruction in self.writer.take(completion):
+                self._list(instruction)
+            return
+        example.got[completion.id] = completion
+        example.missing.discard(completion.id)
+        if not example.missing:
+            self._advance(example)
+
+    def _list(self, instruction: Instruction) -> None:
+        self.outputs.list_instruction(instruction)
+        self.waiting.append(instruction)
+
+    # ------------------------------------------------------------ examples
+
+    def _advance(self, example: _Open) -> None:
+        """Send an example's completions to its machine, and ask for what it needs next."""
+        try:
+            prompts = example.steps.send(example.got) if example.got else next(example.steps)
+        except StopIteration:
+            self._finish(example)
+            return
+        example.got, example.missing = {}, {p.id for p in prompts}
+        for prompt in prompts:
+            self._ask(example.index, prompt, example)
+
+    def _finish(self, example: _Open) -> None:
+        line = to_example(example.stages.draft, self.settings.gate, self.origin)
+        self.finished += 1
+        self.accepted += not line.reject_reasons
+        self.unwritten[example.index] = example, line
+        for index in self.outputs.take(example.index, line):
+            self._tell(*self.unwritten.pop(index))
+        self._show()
+
+    def _tell(self, example: _Open, line: Example) -> None:
+        """Put a written example into the content log, unless an earlier session did."""
+        if line.id not in self.told:
+            seconds = time.monotonic() - example.began
+            place = f"{example.index + 1}/{max(self.goal, example.index + 1)}"
+            tell(self.logger, self.constitution.principles, example.stages.draft, line, place, seconds)
+
+    def _show(self) -> None:
+        """Move the bar: pairs that passed, or rows of the file that are done."""
+        done = self.finished if self.outputs.target is None else self.accepted
+        self.progress.update(min(done, self.goal), self.tokens["completion"])
+
+    # ------------------------------------------------------------ the end
+
+    def _save_manifest(self) -> Manifest:
+        """Write the manifest of the run as it stands, this session included."""
+        counts = {
+            "accepted": self.outputs.accepted, "rejected": self.outputs.rejected,
+            "candidates": self.writer.decided, "candidates_refused": self.writer.refused.total(),
+        }  # fmt: skip
+        self.saved = time.monotonic()
+        session = Session(counts, self.tokens, self.saved - self.started, self.settings.price_per_hour)
+        now = self.manifest.after(session)
+        now.write(self.folder.path / "manifest.json")
+        return now
+
+    def close(self) -> None:
+        """Close files and streams as they stand."""
+        for lane in self.lanes.values():
+            lane.close()
+        self.outputs.close()
+
+    def result(self) -> RunResult:
+        """What was reached; the manifest is written with it."""
+        manifest = self._save_manifest()
+        return RunResult(
+            accepted=self.outputs.accepted,
+            rejected=self.outputs.rejected,
+            reasons=dict(sorted(self.outputs.reasons.items())),
+            refused=dict(sorted(self.writer.refused.items())),
+            candidates=self.writer.decided,
+            complete=self.outputs.complete if self.outputs.target else self.outputs.written == self.max_draws,
+            tokens=dict(self.tokens),
+            wall_seconds=self.saved - self.started,
+            manifest=manifest,
+        )
+
+
+def _journalled(folder: RunFolder) -> dict[str, Completion]:
+    """Completions of earlier sessions by prompt id. Failed ones are asked again: a new session may fare better."""
+    names = Completion.__slots__
+    rows = (row for row in folder.journal.rows() if row.get("finish") in ("stop", "length"))
+    replies = (Completion(**{name: row[name] for name in names if name in row}) for row in rows)
+    return {reply.id: replace(reply, logprobs=tuple(reply.logprobs)) for reply in replies}
