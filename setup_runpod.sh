@@ -48,7 +48,9 @@ fi
 
 # ---------------------------------------------------------------- pod: what is large lives under /workspace
 
+pod=no
 if [ -n "${RUNPOD_POD_ID:-}" ] && [ -d /workspace ]; then
+    pod=yes
     export HF_HOME="${HF_HOME:-/workspace/huggingface}"
     export TMPDIR=/workspace/.tmp PIP_NO_CACHE_DIR=1 # the container's own disk is small
     mkdir -p "$TMPDIR"
@@ -60,14 +62,13 @@ fi
 
 # ---------------------------------------------------------------- what is installed already?
 
-if command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q '^GPU'; then kind=gpu; else kind=cpu; fi
-requirements=requirements-cpu.txt
-[ "$kind" = gpu ] && requirements=requirements.txt
+kind=cpu requirements=requirements-cpu.txt
+if [[ "$(nvidia-smi -L 2>/dev/null || true)" == GPU* ]]; then kind=gpu requirements=requirements.txt; fi
 wanted="$kind $root $("$python" -V) $(cat requirements.txt requirements-cpu.txt | cksum)"
 
 if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$wanted" ]; then
     # ------------------------------------------------------------ driver and disk, before anything is installed
-    read -r needed driver_problem < <(KIND=$kind "$python" - <<'PYTHON'
+    machine="$(KIND=$kind "$python" - <<'PYTHON'
 import os
 from cai_experiment.models.hardware import detect, driver_problem
 from cai_experiment.models.memory import weights_gb
@@ -80,7 +81,8 @@ else:
     weights = 0 if preset.is_local else weights_gb(preset.architecture, "4bit")
     print(round(20 + weights), driver_problem())
 PYTHON
-    )
+    )"
+    read -r needed driver_problem <<<"$machine"
     [ -z "$driver_problem" ] || stop 1 "$driver_problem"
     free=$(($(df -Pk "$root" | awk 'NR == 2 { print $4 }') / 1000000))
     if [ "$kind" = gpu ]; then
@@ -99,7 +101,7 @@ PYTHON
     printf '%s' "$wanted" >"$stamp"
 fi
 
-if [ -n "${HF_HOME:-}" ] && ! grep -q '^export HF_HOME=' .venv/bin/activate; then
+if [ "$pod" = yes ] && ! grep -q '^export HF_HOME=' .venv/bin/activate; then
     printf '\nexport HF_HOME="%s"\n' "$HF_HOME" >>.venv/bin/activate
 fi
 

@@ -110,10 +110,11 @@ def version_rows(hardware: Hardware) -> Iterator[Row]:
     found = {name: _installed(name) for name, _ in pinned}
     missing = [name for name, version in found.items() if version is None]
     other = [f"{name} {found[name]} (pinned {pin})" for name, pin in pinned if found[name] not in (None, pin)]
+    again = "rm -f .venv/.installed; bash setup_runpod.sh"  # the stamp says that all is installed
     if missing:
-        yield Row("packages", f"missing: {', '.join(missing)}; bash setup_runpod.sh", FAIL)
+        yield Row("packages", f"missing: {', '.join(missing)}; {again}", FAIL)
     if other:
-        yield Row("packages", f"other than pinned: {', '.join(other)}; bash setup_runpod.sh", WARN)
+        yield Row("packages", f"other than pinned: {', '.join(other)}; {again}", WARN)
     if not missing and not other:
         yield Row("packages", f"all {len(pinned)} as pinned in {file.name}")
 

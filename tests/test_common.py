@@ -1,0 +1,108 @@
+"""How every script ends: one line on stderr, the house's exit codes; and the flags that are the same everywhere."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cai_experiment.errors import BadInputError, DiskError, EngineError
+from cai_experiment.models.plan import Workload
+from cai_experiment.scripts import _common
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (BadInputError("a.yaml: x", "do y"), 2, "a.yaml: x; do y"),
+        (DiskError("out: full"), 1, "out: full"),
+        (EngineError("no model"), 1, "no model"),
+        (OSError(errno.ENOSPC, "", "pairs.jsonl"), 1, "pairs.jsonl: No space left"),
+        (OSError(errno.EACCES, "", "data"), 2, "data: Permission denied"),
+        (OSError(errno.EROFS, "", "data"), 2, "data: Read-only"),
+        (FileNotFoundError(errno.ENOENT, "", "x.txt"), 2, "x.txt: No such file"),
+        (ModuleNotFoundError("no", name="trl"), 1, "module trl is missing; bash"),
+        (RuntimeError("two\nlines"), 1, "RuntimeError: two lines; the same command with --debug"),
+        (KeyboardInterrupt(), 130, "the same command resumes"),
+    ],
+)
+def test_every_failure_is_one_line_and_an_exit_code(error, code: int, words: str, capsys) -> None:
+    def main(argv) -> int:
+        raise error
+
+    assert _common.run_main(main, []) == code
+    out = capsys.readouterr()
+    assert words in out.err and out.err.count("\n") == 1 and not out.out
+    _common.run_main(main, ["--debug"])
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
+def test_signals_end_with_the_houses_exit_codes(number: signal.Signals, code: int) -> None:
+    def main(argv) -> int:
+        try:
+            os.kill(os.getpid(), number)
+            signal.pause()
+        except Exception:  # a library's catch-all must not swallow it
+            return 0
+        return 1
+
+    before = signal.getsignal(number)
+    assert _common.run_main(main, []) == code
+    assert signal.getsignal(number) is before
+
+
+def test_a_hangup_that_nohup_ignores_stays_ignored() -> None:
+    def main(argv) -> int:
+        os.kill(os.getpid(), signal.SIGHUP)
+        return 0
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert _common.run_main(main, []) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_closed_pipe_is_no_traceback() -> None:
+    code = "import sys; from cai_experiment.scripts._common import run_main\n"
+    code += "sys.exit(run_main(lambda argv: [print('x' * 1000, flush=True) for _ in range(1000)] and 0))"
+    command = f'"{sys.executable}" -c "{code}" | head -1'
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("argv", [["--nonsense"], ["--batch-size", "0"], ["-v", "4"], ["--price-per-hour", "-1"]])
+def test_bad_flags_are_one_line_and_exit_code_2(argv: list[str], capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        _common.base_parser("doc", "single").parse_args(argv)
+    assert stop.value.code == 2
+    err = capsys.readouterr().err
+    assert argv[0].lstrip("-")[:5] in err and err.count("\n") == 1
+
+
+def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RUNPOD_POD_ID", raising=False)
+    parser = _common.base_parser("doc", "single")
+    _common.add_generation_flags(parser)
+    args = parser.parse_args([])
+    assert (args.run, args.seed, args.verbosity, args.format, args.model) == ("single", 0, 1, "auto", None)
+    assert (args.principles, args.engine, args.price_per_hour) == ("targeted", "auto", 0.0)
+    assert args.constitution.is_file()
+    monkeypatch.setenv("RUNPOD_POD_ID", "abc")
+    assert _common.base_parser("doc").parse_args([]).price_per_hour == 1.74
+
+
+def test_plan_shows_the_model_the_need_and_the_budget(capsys) -> None:
+    args = _common.base_parser("doc", "mvp").parse_args(["--plan", "--model", "qwen2.5-0.5b"])
+    assert _common.show_plan(args, Workload(100, 2, 800), budget_hours=3) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("model qwen2.5-0.5b (chat)")
+    assert "tokens" in out and "3 hours, $5.22" in out
