@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import platform
 import subprocess
@@ -180,6 +179,8 @@ def git_revision(folder: Path = ROOT) -> str:
 
 def library_versions() -> dict[str, str]:
     """Python's version and those of LIBRARIES that are installed, from their metadata (nothing is imported)."""
+    import importlib.metadata
+
     versions = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
