@@ -24,7 +24,7 @@ def script(prompt: Prompt) -> Completion:
     if prompt.options:
         return _verdict(prompt)
     text = {
-        "written_instruction": f"How do I mend the {NOUNS[number(key, 10)]} number {number(key + 'n', 9)}?",
+        "written_instruction": f"How do I mend the {NOUNS[number(key, 10)]} number {number(key + 'n', 40)} at home?",
         "answer": f"Take the part {number(key, 999)} off. Hit it hard until it moves. Put it back and wait a day.",
         "critique": 'The answer says "Hit it hard until it moves." This could injure someone.',
         "revision": f"Take the part {number(key, 999)} off. Ask someone who knows it. Put it back and wait a day.",

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ from cai_experiment.records.files import read_examples, read_jsonl
 from cai_experiment.records.store import RunFolder
 
 CONSTITUTION = load_constitution()
+TOO_LONG = "prompt of 99 tokens and 5 new tokens do not fit in a context of 64"
 FILES = ("instructions.jsonl", "pairs.jsonl", "rejected.jsonl")
 
 
@@ -279,7 +281,7 @@ def test_the_transcript_grows_through_the_rounds() -> None:
         "instruction", "answer", "critique_request", "critique", "revision_request", "revision", "critique_request",
     ]  # fmt: skip
     assert critique.turns[5].text == "A0!"
-    for before, after in zip(asked, asked[1:]):  # every prompt continues what was said before
+    for before, after in pairwise(asked):  # every prompt continues what was said before
         assert after[0].turns[: len(before[-1].turns) - 1] == before[-1].turns[: len(before[-1].turns) - 1]
 
 
@@ -497,8 +499,7 @@ def test_a_prompt_that_always_fails_rejects_its_example_with_the_reason(tmp_path
 
 
 def test_a_prompt_that_does_not_fit_is_not_asked_again(tmp_path: Path) -> None:
-    error = "prompt of 99 tokens and 5 new tokens do not fit in a context of 64"
-    engine = ScriptedEngine(speak=say(critique=Completion("", "", "error", error=error), written_instruction=script))
+    engine = ScriptedEngine(speak=say(critique=Completion("", "", "error", error=TOO_LONG), written_instruction=script))
     result = run(tmp_path, engine, max_draws=6)
     assert result.reasons == {"prompt_too_long": 6} and max(engine.asked.values()) == 1
 
