@@ -207,6 +207,8 @@ def _from_transcripts(fields: Mapping[str, Any], place: str) -> tuple[tuple[Turn
         parts = _TRANSCRIPT_TURN.split(text)
         if parts[0].strip() or len(parts) < 5:
             raise _bad(place, 'has no "prompt", and its "chosen" is no "Human: ... Assistant: ..." transcript')
+        if not all(turn.strip() for turn in parts[2::2]):
+            raise _bad(place, f'has a "{name}" with an empty turn')
         roles = ["user" if speaker == "Human" else "assistant" for speaker in parts[1::2]]
         as_messages[name] = [{"role": r, "content": t.strip()} for r, t in zip(roles, parts[2::2], strict=True)]
     return _from_messages(as_messages, place)

@@ -185,6 +185,7 @@ def with_adapter(settings: DPOSettings, model: PreTrainedModel) -> PeftModel:
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
     if getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False):
+        keep_trainable(model)
         # the trainer switches gradient checkpointing on, with the arguments that it wants
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     lora = LoraConfig(
@@ -192,6 +193,20 @@ def with_adapter(settings: DPOSettings, model: PreTrainedModel) -> PeftModel:
         task_type="CAUSAL_LM",
     )  # fmt: skip
     return get_peft_model(model, lora)
+
+
+def keep_trainable(model: PreTrainedModel) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights for inference, as it does on CPUs with AVX512-BF16.
+
+    Repacked weights have no gradient and rounded scales. It happens in the first forward pass without gradients, so
+    whoever generates with a model before training it calls this at load. EngineError if it has happened already.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+            if getattr(module.weight.quant_state, "packing_format_for_cpu", False):
+                message = "bitsandbytes has repacked the 4-bit weights for inference, so they cannot be trained"
+                raise EngineError(message, "load the model anew for training")
 
 
 def dpo_config(settings: DPOSettings, pairs: int, total: int, model: PreTrainedModel) -> DPOConfig:
