@@ -92,6 +92,7 @@ def test_kappa_of_fifty_grant_proposals() -> None:
     assert result.interval is not None and result.interval[0] < 0.4 < result.interval[1]
     assert kappa(["yes", "yes"], ["yes", "yes"]).value is None
     assert kappa([], []).value is None
+    assert kappa(["yes", "no"], ["yes", "no"]) == Result(1.0, 2, None)
 
 
 def test_result_of_nothing_and_as_json() -> None:

@@ -116,7 +116,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def kappa(first: Sequence[Hashable], second: Sequence[Hashable], unparsed: int = 0) -> Result:
     """Cohen's kappa (1960) of two raters over the same items, with its asymptotic interval (Fleiss et al. 1969).
 
-    The value is None if agreement by chance is already complete (both raters used one and the same label).
+    The value is None if agreement by chance is already complete (both raters used one and the same label); the
+    interval is None where its formula gives no width (perfect agreement), since that would claim certainty.
     Raises ValueError if the two lists differ in length.
     """
     import numpy as np
@@ -129,5 +130,7 @@ def kappa(first: Sequence[Hashable], second: Sequence[Hashable], unparsed: int =
     table = np.zeros((len(labels), len(labels)))
     for one, other in pairs:
         table[labels.index(one), labels.index(other)] += 1
-    result = cohens_kappa(table)
-    return Result(float(result.kappa), len(pairs), (float(result.kappa_low), float(result.kappa_upp)), unparsed)
+    with np.errstate(divide="ignore", invalid="ignore"):  # its z value, which is not used here
+        result = cohens_kappa(table)
+    low, high = float(result.kappa_low), float(result.kappa_upp)
+    return Result(float(result.kappa), len(pairs), (low, high) if high > low else None, unparsed)

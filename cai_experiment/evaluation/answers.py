@@ -1,0 +1,140 @@
+"""Held-out instructions answered by the base model and the trained one: same prompts, same random numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Callable, Sequence
+
+from cai_experiment.constitution.prompts import ask_for_answer
+from cai_experiment.engines.base import Completion, Engine, Prompt, Sampling
+from cai_experiment.judging.judge import Verdict, judge, preferred_prompts
+from cai_experiment.judging.result import McNemar, Result, mcnemar, paired_bootstrap
+from cai_experiment.milestones import MAX_TOKENS_ANSWER, TEMPERATURE_ANSWER
+from cai_experiment.nano.truth import arithmetic_right, is_flawed, on_topic, sentences
+from cai_experiment.observe.progress import Progress
+
+MAX_TOKENS_SUM = 64  # "27 plus 28 is 55." and room to ramble
+
+Metrics = dict[str, Result]
+Tests = dict[str, McNemar]
+
+
+@dataclass(frozen=True, slots=True)
+class BothAnswers:
+    """One held-out instruction with the base model's answer and the trained model's."""
+
+    instruction: str
+    base: Completion
+    trained: Completion
+
+    @property
+    def failed(self) -> bool:
+        """True if either answer never came: the item then counts for neither."""
+        return "error" in (self.base.finish, self.trained.finish)
+
+
+class BothArms:
+    """Speaks with the base model and with the trained one."""
+
+    def __init__(self, engine: Engine, model: Any, seed: int, progress: Progress) -> None:
+        """`engine` speaks through the PEFT `model`, whose adapter is switched off for the base."""
+        self.engine, self.model, self.seed, self.progress = engine, model, seed, progress
+
+    def answer(self, name: str, questions: Sequence[str], max_tokens: int = MAX_TOKENS_ANSWER) -> list[BothAnswers]:
+        """Each question answered by both. `name` and the question's place key the randomness, which both share."""
+        ids = [f"evaluation/{name}/{index}" for index in range(len(questions))]
+        prompts = [
+            Prompt(id, ask_for_answer(question), "answer", Sampling(TEMPERATURE_ANSWER, max_tokens, self.seed, id))
+            for id, question in zip(ids, questions, strict=True)
+        ]
+        with self.model.disable_adapter():
+            base = self._speak(prompts)
+        return [BothAnswers(*three) for three in zip(questions, base, self._speak(prompts), strict=True)]
+
+    def _speak(self, prompts: Sequence[Prompt]) -> list[Completion]:
+        found: dict[str, Completion] = {}
+        for completion in self.engine.stream(prompts):
+            found[completion.id] = completion
+            self.progress.update(self.progress.done + 1, self.progress.tokens + completion.completion_tokens)
+        return [found.get(p.id, Completion(p.id, "", "error", error="no answer came back")) for p in prompts]
+
+
+# ---------------------------------------------------------------- what any model's answers say
+
+
+def text_metrics(answers: Sequence[BothAnswers]) -> tuple[Metrics, Tests]:
+    """Signs of collapse, before and after: answers that end by themselves, distinct word pairs, sentences, words."""
+    read = [a for a in answers if not a.failed]
+    metrics, tests = paired_rate(answers, "ends_by_itself", lambda _, c: c.finish == "stop")
+    for arm in ("base", "trained"):
+        texts = [getattr(a, arm).text for a in read]
+        metrics[f"distinct_2_{arm}"] = Result(distinct_2(texts), len(texts), None, len(answers) - len(read))
+        metrics[f"sentences_{arm}"] = Result.mean([float(len(sentences(text))) for text in texts])
+        metrics[f"words_{arm}"] = Result.mean([float(len(text.split())) for text in texts])
+    before, after = ([float(len(getattr(a, arm).text.split())) for a in read] for arm in ("base", "trained"))
+    metrics["words_change"] = paired_bootstrap(before, after)
+    return metrics, tests
+
+
+def distinct_2(texts: Sequence[str]) -> float | None:
+    """Distinct word pairs over all word pairs of `texts` (Li et al. 2016): falls when a model repeats itself.
+
+    None where there is no word pair. It depends on the amount of text: compare equal numbers of like answers.
+    """
+    pairs: list[tuple[str, str]] = []
+    for text in texts:
+        words = text.lower().split()
+        pairs += pairwise(words)
+    return len(set(pairs)) / len(pairs) if pairs else None
+
+
+def paired_rate(
+    answers: Sequence[BothAnswers], name: str, holds: Callable[[str, Completion], bool]
+) -> tuple[Metrics, Tests]:
+    """`name`_base and `name`_trained: the shares of answers for which `holds(instruction, completion)`; and McNemar."""
+    read = [a for a in answers if not a.failed]
+    before = [holds(a.instruction, a.base) for a in read]
+    after = [holds(a.instruction, a.trained) for a in read]
+    failed = len(answers) - len(read)
+    metrics = {
+        f"{name}_base": Result.rate(sum(before), len(read), failed),
+        f"{name}_trained": Result.rate(sum(after), len(read), failed),
+    }
+    return metrics, {name: mcnemar(before, after)}
+
+
+def win_rate(engine: Engine, answers: Sequence[BothAnswers]) -> Result:
+    """How often the judge prefers the trained model's answer, of all it decides; `engine` judges in both orders.
+
+    Equal answers are ties and are not asked. Ties and undecided comparisons stand outside `n`.
+    """
+    differ = [a for a in answers if not a.failed and a.base.text.strip() != a.trained.text.strip()]
+    verdicts = judge(
+        engine,
+        [preferred_prompts(f"{a.base.id}/preferred", a.instruction, a.trained.text, a.base.text) for a in differ],
+    )
+    return decided(verdicts)
+
+
+def decided(verdicts: Sequence[Verdict]) -> Result:
+    """The share of "yes" among "yes" and "no"."""
+    spoken = [verdict.answer for verdict in verdicts]
+    yes, no = spoken.count("yes"), spoken.count("no")
+    return Result.rate(yes, yes + no, spoken.count("unparsed"))
+
+
+# ---------------------------------------------------------------- the shipped model's truth
+
+
+def truth_metrics(answers: Sequence[BothAnswers]) -> tuple[Metrics, Tests]:
+    """What the written world knows of its own answers: how many have a flaw, how many are on topic."""
+    flawed, flawed_tests = paired_rate(answers, "flawed_answers", lambda _, c: is_flawed(c.text))
+    topic, topic_tests = paired_rate(answers, "on_topic", lambda question, c: on_topic(question, c.text))
+    return flawed | topic, flawed_tests | topic_tests
+
+
+def arithmetic_metrics(answers: Sequence[BothAnswers], numbers: Sequence[str]) -> tuple[Metrics, Tests]:
+    """A skill that training never touched: short sums, right if the last number of the answer is `numbers`' own."""
+    right = dict(zip((a.instruction for a in answers), numbers, strict=True))
+    return paired_rate(answers, "arithmetic", lambda question, c: arithmetic_right(c.text, right[question]))

@@ -1,0 +1,180 @@
+"""A milestone's evaluation: `evaluate_generation` reads its examples, `evaluate_training` tries its trained model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Sequence
+
+from cai_experiment.constitution.prompts import Turn
+from cai_experiment.engines.base import Engine
+from cai_experiment.engines.render import Renderer
+from cai_experiment.evaluation import answers as held
+from cai_experiment.evaluation.gates import Gate, Trained, generation_gates, training_gates
+from cai_experiment.evaluation.generation import generation_metrics
+from cai_experiment.evaluation.preference import Pair, preference_metrics, score_pairs
+from cai_experiment.evaluation.shortcuts import shortcut_metrics
+from cai_experiment.judging.judge import judge, preferred_prompts
+from cai_experiment.judging.result import McNemar, Result
+from cai_experiment.nano.world import arithmetic_questions, held_out_questions
+from cai_experiment.observe.progress import Progress
+from cai_experiment.records.schema import Example
+
+HELD_OUT = 200  # instructions: a rate near 5% is then known to within 3 points
+SUMS = 400
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationSettings:
+    """`truth`: the model is the shipped one, whose world knows every flaw (`nano.is_nano`). `held_out`: instructions
+    that the base and the trained model answer; 0 leaves generation out, as in milestones 0 and 1.
+    """
+
+    milestone: str
+    truth: bool
+    seed: int = 0
+    held_out: int = 0
+    sums: int = SUMS
+    verbosity: int = 1  # 0: no progress on the screen
+
+
+@dataclass(slots=True)
+class Evaluation:
+    """What was found. `tests` compares base and trained on the same items; `answers` are there to be read."""
+
+    metrics: dict[str, Result] = field(default_factory=dict)
+    gates: list[Gate] = field(default_factory=list)
+    tests: dict[str, McNemar] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    answers: list[held.BothAnswers] = field(default_factory=list)
+
+    def __add__(self, other: Evaluation) -> Evaluation:
+        """Both parts in one report."""
+        return Evaluation(
+            self.metrics | other.metrics, self.gates + other.gates, self.tests | other.tests,
+            self.notes + other.notes, self.answers + other.answers,
+        )  # fmt: skip
+
+
+def evaluate_generation(
+    settings: EvaluationSettings,
+    accepted: Sequence[Example],
+    rejected: Sequence[Example],
+    wanted: int,
+    engine: Engine | None = None,
+) -> Evaluation:
+    """The gates of the pipeline's part. `wanted` pairs were to be accepted; `engine` (the critic, without an adapter)
+    compares each revision with its first answer, without it that metric is left out.
+
+    Milestone 0 speaks of its one pair, so only accepted examples count there.
+    """
+    counted = [] if settings.milestone == "single" else rejected
+    metrics = generation_metrics(accepted, counted, settings.truth)
+    metrics["accepted_pairs"] = Result(len(accepted), len(accepted) + len(rejected), None)
+    if engine is not None:
+        metrics["revision_preferred"] = revision_preferred(engine, accepted)
+    return Evaluation(metrics, generation_gates(settings.milestone, metrics, wanted))
+
+
+def revision_preferred(engine: Engine, accepted: Sequence[Example]) -> Result:
+    """How often the judge prefers the revision to the first answer, of all pairs that it decides."""
+    asked = [
+        preferred_prompts(f"evaluation/{e.id}/preferred", e.instruction, e.revised_answer, e.initial_answer)
+        for e in accepted
+    ]
+    return held.decided(judge(engine, asked))
+
+
+def evaluate_training(
+    settings: EvaluationSettings,
+    trained: Trained,
+    tokenizer: Any,
+    renderer: Renderer,
+    train_pairs: Sequence[Pair],
+    held_out_pairs: Sequence[Pair] = (),
+    unused_instructions: Sequence[str] = (),
+) -> Evaluation:
+    """The gates of training's part. `trained.model` is the PEFT model; its base is the model with the adapter off.
+
+    Without `held_out_pairs` preference is measured on the training pairs, and the report says so.
+    `unused_instructions` (of rejected examples) were never trained on; another model than the shipped one answers
+    those and the held-out pairs' own.
+    """
+    scored = held_out_pairs or train_pairs
+    metrics = preference_metrics(score_pairs(trained.model, renderer, scored))
+    metrics |= shortcut_metrics(train_pairs, held_out_pairs)
+    found = Evaluation(metrics)
+    found.notes.append(f"preference is measured on {len(scored)} {'held-out' if held_out_pairs else 'training'} pairs")
+    if settings.held_out:
+        questions = held_out_instructions(settings, train_pairs, held_out_pairs, unused_instructions)
+        found += _evaluate_answers(settings, trained.model, tokenizer, renderer, questions)
+    found.gates = training_gates(settings.milestone, found.metrics, trained, len(train_pairs))
+    found.notes += warnings(found.metrics)
+    return found
+
+
+def held_out_instructions(
+    settings: EvaluationSettings, train_pairs: Sequence[Pair], held_out_pairs: Sequence[Pair], unused: Sequence[str]
+) -> list[str]:
+    """Up to `settings.held_out` distinct instructions that were never trained on, in a fixed order."""
+    seen = {pair.turns[-1].text for pair in train_pairs}
+    if settings.truth:
+        drawn = held_out_questions(settings.held_out + len(seen), settings.seed)
+    else:
+        drawn = [*(pair.turns[0].text for pair in held_out_pairs if len(pair.turns) == 1), *unused]
+    return [text for text in dict.fromkeys(drawn) if text not in seen][: settings.held_out]
+
+
+def _evaluate_answers(
+    settings: EvaluationSettings, model: Any, tokenizer: Any, renderer: Renderer, questions: Sequence[str]
+) -> Evaluation:
+    """Base against trained: text, truth (or the judge's preference), and arithmetic."""
+    speaker = engine_for(model, tokenizer, renderer, bare=True)
+    sums = arithmetic_questions(settings.sums, settings.seed)
+    with Progress(2 * (len(questions) + len(sums)), "held-out answers", settings.verbosity) as progress:
+        arms = held.BothArms(speaker, model, settings.seed, progress)
+        both = arms.answer("answer", questions)
+        totals = arms.answer("sum", [question for question, _ in sums], held.MAX_TOKENS_SUM)
+    found = Evaluation(answers=both)
+    parts = [held.text_metrics(both), held.arithmetic_metrics(totals, [number for _, number in sums])]
+    if settings.truth:
+        parts.append(held.truth_metrics(both))
+    for metrics, tests in parts:
+        found.metrics |= metrics
+        found.tests |= tests
+    with model.disable_adapter():  # the base judges
+        found.metrics["win_rate"] = held.win_rate(engine_for(model, tokenizer, renderer), both)
+    return found
+
+
+def engine_for(model: Any, tokenizer: Any, renderer: Renderer, bare: bool = False) -> Engine:
+    """An engine over a model in memory. `bare` leaves out worked examples: the prompt that training used."""
+    from cai_experiment.engines.hf import HFEngine
+
+    return HFEngine.from_model(model, tokenizer, BareRenderer(renderer) if bare else renderer)
+
+
+class BareRenderer(Renderer):
+    """A renderer without worked examples, whatever is asked of it."""
+
+    def __init__(self, renderer: Renderer) -> None:
+        self.__dict__.update(renderer.__dict__)
+
+    def prompt_ids(
+        self, turns: Sequence[Turn], speak_as: str, examples: int | None = None, max_tokens: int = 0
+    ) -> list[int]:
+        """As the renderer's own, with no examples."""
+        return super().prompt_ids(turns, speak_as, 0, max_tokens)
+
+
+def warnings(metrics: dict[str, Result]) -> list[str]:
+    """What a reader must not miss beside the gates."""
+    found = []
+    change = metrics["chosen_logp_change"]
+    if change.value is not None and change.value < 0:
+        found.append(f"the chosen answers' log-probability fell by {-change.value:.2f} nats a pair: watch for collapse")
+    accuracy = metrics["preference_accuracy"].value
+    for name, words in (("length_only_accuracy", "length alone"), ("bag_of_words_accuracy", "words alone")):
+        shortcut = metrics[name].value if name in metrics else None
+        if accuracy is not None and shortcut is not None and shortcut >= accuracy:
+            found.append(f"{words} tells chosen from rejected as well as the model does ({shortcut:.0%})")
+    return found

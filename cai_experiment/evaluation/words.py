@@ -1,0 +1,53 @@
+"""A report's figures and warnings in words, the same on the page and on the terminal."""
+
+from __future__ import annotations
+
+from typing import Any, Mapping, Sequence
+
+from cai_experiment.judging.result import WIDE
+
+PLUMBING = "1 to 10 steps at 5e-6 prove that the plumbing works and no more."
+
+
+def figure(value: float | None, digits: int = 3) -> str:
+    """A number with three significant digits; "not measured" for None."""
+    if value is None:
+        return "not measured"
+    if abs(value) < 1e-9:
+        return "0"
+    return f"{value:,.0f}" if float(value).is_integer() or abs(value) >= 1000 else f"{value:.{digits}g}"
+
+
+def interval_text(interval: Sequence[float] | None) -> str:
+    """A 95% interval, or a dash."""
+    return "–" if interval is None else f"{figure(interval[0])} to {figure(interval[1])}"
+
+
+def gate_figures(gate: Mapping[str, Any]) -> tuple[str, str]:
+    """A gate's value, and what it asks (">= 0.7"), with as many digits as it takes to tell the two apart."""
+    value, threshold = gate["value"], gate["threshold"]
+    if gate["rule"] == "finite":
+        return figure(value), "a finite number"
+    digits = 3
+    while value != threshold and figure(value, digits) == figure(threshold, digits) and digits < 12:
+        digits += 1
+    return figure(value, digits), f"{gate['rule']} {figure(threshold, digits)}"
+
+
+def report_warnings(report: Mapping[str, Any]) -> list[str]:
+    """What a reader must know before believing a go: wide intervals, small milestones, the evaluation's notes."""
+    found = [
+        f"{gate['name']}: the interval ({interval_text(gate['interval'])}) is wide with n = {gate['n']}"
+        for gate in report["gates"]
+        if gate["interval"] is not None and gate["interval"][1] - gate["interval"][0] > WIDE
+    ]
+    if report["milestone"] in ("single", "batch"):
+        found.append(PLUMBING)
+    return [*report["notes"], *found]
+
+
+def cost_text(cost: Mapping[str, float]) -> str:
+    """Time and dollars against the budget, on one line."""
+    spent = f"{cost['hours'] * 60:.1f} min, ${cost['dollars']:.2f}"
+    budget = f"{cost['budget_hours'] * 60:.0f} min, ${cost['budget_dollars']:.2f} on the pod"
+    return f"{spent} (budget {budget})" + ("; over the time budget" if cost["hours"] > cost["budget_hours"] else "")
