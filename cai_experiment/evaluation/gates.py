@@ -35,8 +35,10 @@ class Trained(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """One gate: passed if `value` `rule` `threshold` holds; the rule "finite" needs no threshold. What could not be
-    measured (None) never passes. `part` is "generation" or "training": a report keeps the gates of the part that is not being written.
+    """One gate: passed if `value` `rule` `threshold` holds; the rule "finite" needs no threshold.
+
+    What could not be measured (None) never passes. `part` is "generation" or "training": a report keeps the gates of
+    the part that is not being written.
     """
 
     name: str

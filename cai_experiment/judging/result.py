@@ -106,10 +106,10 @@ def paired_bootstrap(before: Sequence[float], after: Sequence[float], seed: int 
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down adjustment (1979) for several comparisons: adjusted p-values in the given order."""
-    from statsmodels.stats.multitest import multipletests
-
     if not p_values:
         return []
+    from statsmodels.stats.multitest import multipletests
+
     return [float(p) for p in multipletests(list(p_values), method="holm")[1]]
 
 
