@@ -229,10 +229,10 @@ def split_by_instruction(
 
     An instruction is held out if its hash, seeded by `seed`, lies in the lowest `share` of all hashes. So a pair's
     side does not depend on the other pairs in the file, but for this: at least one instruction is held out and at
-    least one is trained on. A file with a single instruction cannot be split: all of it is training pairs.
+    least one is trained on. A file with a single instruction cannot be split, and `share` 0 does not split.
     """
     place = {key: _hash_fraction(key, seed) for key in {normalized(pair.instruction) for pair in pairs}}
-    if len(place) < 2:
+    if share == 0 or len(place) < 2:
         return list(pairs), []
     lowest, highest = min(place.values()), max(place.values())
     held_out = {key for key, value in place.items() if value != highest and (value < share or value == lowest)}

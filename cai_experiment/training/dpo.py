@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from cai_experiment.engines.render import Renderer
 
-TRAINING_PAIRS, HELD_OUT_PAIRS = "training pairs", "held-out pairs"
+SPEC_LEARNING_RATE = 5e-6
 MEASURED_PAIRS = 200  # before and after are measured on the first 200 training pairs: enough, and cheap at 5,000
 RECORD = "training.json"  # settings and result, beside the final adapter
 SETTINGS = "settings.json"
@@ -43,7 +43,7 @@ class DPOSettings:
     output_dir: Path
     steps: int | None = None  # optimizer steps; with `epochs` as well, the larger of both
     epochs: float | None = None
-    learning_rate: float = 5e-6
+    learning_rate: float = SPEC_LEARNING_RATE
     beta: float = 0.1
     lora_r: int = 32
     lora_alpha: int = 64  # 2 * rank
@@ -86,6 +86,7 @@ class TrainResult:
     measured: int = 0
     pairs: int = 0
     total_steps: int = 0
+    resumed_from: int = 0  # the step at which this call took over
     alarms: list[str] = field(default_factory=list)
     model: Any = field(default=None, repr=False)  # the model with its trained adapter, ready to generate
 
@@ -145,6 +146,7 @@ def train(
     final = settings.output_dir / "final"
     if is_finished(settings.output_dir, say):
         result = finished(settings.output_dir)
+        result.resumed_from = result.steps
         result.model = load_adapter(model, final)
         return result
     limit = min(settings.max_length, renderer.max_length)
@@ -164,7 +166,7 @@ def train(
         adapter_dir=final, steps=training.step, history=training.history(), dropped=dropped,
         step0_margin=before["margin"], loss_before=before["loss"], loss_after=None, stopped=stopped, before=before,
         measured=min(len(rows), MEASURED_PAIRS), pairs=len(rows), total_steps=training.total,
-        alarms=training.alarms,
+        resumed_from=checkpoints.step_of(start) if start else 0, alarms=training.alarms,
     )  # fmt: skip
     if stopped:
         result.adapter_dir = settings.output_dir / f"checkpoint-{training.step}"
@@ -199,9 +201,10 @@ def _check_step0(before: dict[str, float]) -> None:
 
 def _starting_point(settings: DPOSettings, say: Callable[[str], None]) -> Path | None:
     """The checkpoint to resume from: the named one, else the newest whole one, else None."""
+    found: Path | None
     if settings.resume is not None:
         found = checkpoints.named(settings.resume)
-        checkpoints.step_of(found)
+        checkpoints.step_of(found)  # it must be one of training's
     else:
         found, skipped = checkpoints.newest_whole(settings.output_dir)
         for line in skipped:

@@ -201,6 +201,7 @@ def keep_trainable(model: PreTrainedModel) -> None:
     Repacked weights have no gradient and rounded scales. It happens in the first forward pass without gradients, so
     whoever generates with a model before training it calls this at load. EngineError if it has happened already.
     """
+    module: Any
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
@@ -366,9 +367,8 @@ class Watch(TrainerCallback):
         if self.training.signal is not None or self.training.limit():
             control.should_save = control.should_training_stop = True
 
-    def on_log(
-        self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, float], **kwargs: Any
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        logs: dict[str, float] = kwargs["logs"]
         if "loss" not in logs:  # an evaluation, or the summary at the end
             return
         if not math.isfinite(logs["grad_norm"]):

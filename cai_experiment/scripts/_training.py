@@ -1,0 +1,115 @@
+"""What scripts that train share: settings from the flags, loading the model, the milestone's evaluation and report."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cai_experiment.errors import BadInputError
+from cai_experiment.milestones import MILESTONES, SCRIPTS, Milestone
+from cai_experiment.models.hardware import Hardware
+from cai_experiment.models.presets import ModelChoice
+from cai_experiment.records.files import read_examples
+from cai_experiment.records.schema import Example
+from cai_experiment.training.data import Pair
+from cai_experiment.training.dpo import SPEC_LEARNING_RATE, DPOSettings, TrainResult, steps_for, total_steps
+
+WITHOUT_ANSWERS = ("single", "batch")  # too little training for held-out answers to say anything
+AFTER_TRAINING = {"mvp": SCRIPTS + "generate_full.py"}  # the milestones themselves name what follows generation
+
+
+def training_settings(
+    args: argparse.Namespace, pairs: Sequence[Pair], in_file: int, choice: ModelChoice, hardware: Hardware
+) -> DPOSettings:
+    """Settings from the flags, the milestone (or the file's size) and the model's preset; says what was inherited."""
+    if args.max_cost is not None and not args.price_per_hour:
+        raise BadInputError("--max-cost needs a price", "add --price-per-hour")
+    steps = {"steps": args.steps, "epochs": args.epochs}
+    if args.steps is None and args.epochs is None:
+        steps = steps_for(None if args.pairs else MILESTONES[args.milestone], in_file)
+    rate, override = args.learning_rate, choice.preset.training if choice.preset else None
+    if rate is None and override is not None:
+        rate = override.learning_rate
+        print(f"learning rate {rate:g} from the preset {choice.name}: {override.reason}")
+    model = (args.random_weights or choice.name, args.quantization or hardware.quantization, args.format)
+    return DPOSettings(
+        tuple(pairs), args.checkpoint_dir / args.run, **steps, learning_rate=rate or SPEC_LEARNING_RATE,
+        beta=args.beta, lora_r=args.lora_r, lora_alpha=args.lora_alpha, effective_batch=args.effective_batch,
+        batch_size=args.batch_size, max_length=args.max_length, seed=args.seed, model_name=" ".join(model),
+        max_hours=args.max_hours, max_cost=args.max_cost, price_per_hour=args.price_per_hour,
+        report_to=args.report_to, resume=args.resume,
+    )  # fmt: skip
+
+
+def show_plan(args: argparse.Namespace, settings: DPOSettings, choice: ModelChoice, hardware: Hardware) -> None:
+    """Print memory, tokens, hours and dollars of the training."""
+    from cai_experiment.models.plan import Workload, plan
+
+    work = Workload(0, 0, total_steps(settings, len(settings.pairs)) * settings.effective_batch)
+    quantization = args.quantization or hardware.quantization
+    print(*plan(choice, hardware, quantization, work, args.price_per_hour).lines(), sep="\n")
+
+
+def load_for_training(args: argparse.Namespace) -> Any:
+    """The engine whose model is trained and evaluated; prints its first line."""
+    from cai_experiment.engines.load import LoadSettings, load_engine
+
+    engine = load_engine(
+        LoadSettings(
+            model=args.model, layout=args.format, quantization=args.quantization, seed=args.seed,
+            random_weights=args.random_weights,
+        )
+    )  # fmt: skip
+    print(engine.first_line, flush=True)
+    return engine
+
+
+def seconds_of_training(trained: TrainResult, this_call: float) -> float:
+    """Wall seconds of training: this call's, loading included, and the steps of the calls before it."""
+    return this_call + sum(row["seconds"] for row in trained.history if row["step"] <= trained.resumed_from)
+
+
+def evaluate_and_report(
+    args: argparse.Namespace,
+    milestone: Milestone,
+    settings: DPOSettings,
+    held_out: Sequence[Pair],
+    trained: TrainResult,
+    engine: Any,
+    truth: bool,
+    training_seconds: float,
+) -> dict[str, Any]:
+    """Evaluate the trained model on this milestone's terms; writes report.json and report.html, gives the report."""
+    from cai_experiment.evaluation.measure import HELD_OUT, EvaluationSettings, evaluate_training
+    from cai_experiment.evaluation.report import RunFacts, write_report
+
+    started = time.monotonic()
+    folder = args.data_dir / args.run
+    accepted, rejected = (_examples(folder / name) for name in ("pairs.jsonl", "rejected.jsonl"))
+    answers = 0 if milestone.name in WITHOUT_ANSWERS else HELD_OUT
+    evaluation = evaluate_training(
+        EvaluationSettings(milestone.name, truth, args.seed, held_out=answers, verbosity=args.verbosity),
+        trained, engine.tokenizer, engine.renderer, settings.pairs, held_out,
+        unused_instructions=[example.instruction for example in rejected],
+    )  # fmt: skip
+    evaluation.notes += trained.alarms
+    if trained.dropped:
+        evaluation.notes.append(f"{len(trained.dropped)} overlong pairs were dropped, not cut")
+    loaded = engine.describe()
+    facts = RunFacts(
+        milestone, args.run, accepted, rejected,
+        settings={name: loaded.get(name) for name in ("model", "engine", "quantization")} | settings.identity(),
+        seconds={"training": training_seconds, "evaluation": time.monotonic() - started},
+        price_per_hour=args.price_per_hour,
+        next_command=AFTER_TRAINING.get(milestone.name, milestone.next_command),
+        history=trained.history,
+    )  # fmt: skip
+    return write_report(folder, evaluation, facts)
+
+
+def _examples(path: Path) -> list[Example]:
+    """The examples of this project's own file; none if the pairs came from elsewhere."""
+    return read_examples(path) if path.exists() else []

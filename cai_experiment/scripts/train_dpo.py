@@ -1,0 +1,133 @@
+"""Train by DPO on a milestone's pairs or on any TRL preference file, then evaluate. The same command resumes.
+
+Run: python cai_experiment/scripts/train_dpo.py --milestone mvp
+     python cai_experiment/scripts/train_dpo.py --pairs my_pairs.jsonl --model qwen2.5-7b
+
+Reads DATA_DIR/NAME/pairs.jsonl, writes checkpoints, metrics.jsonl and final/ (the adapter) to CHECKPOINT_DIR/NAME and
+the report to DATA_DIR/NAME. --fresh starts the checkpoints anew; pairs are never touched. --max-hours and --max-cost
+end a call after its current step, with exit code 0; they count this call alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+if not __package__:  # run as a file: import from this checkout, whatever the current folder
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from cai_experiment.errors import EXIT_NO_GO, EXIT_OK, BadInputError
+from cai_experiment.milestones import MILESTONES, Milestone
+from cai_experiment.models.hardware import detect
+from cai_experiment.models.presets import ModelChoice, resolve_model
+from cai_experiment.nano import is_nano
+from cai_experiment.records.store import RunFolder
+from cai_experiment.scripts import _training
+from cai_experiment.scripts._common import base_parser, dollars, positive_int, run_main
+from cai_experiment.training import dpo
+from cai_experiment.training.data import HELD_OUT_SHARE, Pair, read_pairs, split_by_instruction
+
+EVALUATED = "evaluated"  # an empty file beside the adapter: the report in the data folder speaks of it
+OWN_PAIRS = ("single", "batch")  # too small to hold any out: they train and evaluate on the same pairs
+
+
+def positive(text: str) -> float:
+    """argparse type: a number greater than 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not greater than 0")
+    return value
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags, those of every script among them (--batch-size: pairs at a time)."""
+    flags = base_parser(__doc__)
+    group = flags.add_argument_group("training")
+    group.add_argument("--milestone", choices=MILESTONES, help="its pairs, steps and gates")
+    group.add_argument("--pairs", type=Path, metavar="FILE", help=".jsonl or .json preference file; steps by its size")
+    group.add_argument("--steps", "--max-steps", type=positive_int, metavar="N", help="default: by milestone or size")
+    group.add_argument("--epochs", type=positive, metavar="N", help="passes over the training pairs")
+    group.add_argument("--learning-rate", type=positive, metavar="RATE", help="(default: 5e-6, or the preset's)")
+    group.add_argument("--beta", type=positive, default=0.1, help="hold on the reference (default: %(default)s)")
+    group.add_argument("--lora-r", type=positive_int, default=32, metavar="N", help="(default: %(default)s)")
+    group.add_argument("--lora-alpha", type=positive_int, default=64, metavar="N", help="(default: %(default)s)")
+    group.add_argument("--effective-batch", type=positive_int, default=8, metavar="N", help="pairs a step (default: 8)")
+    group.add_argument("--max-length", type=positive_int, default=4096, metavar="N", help="longer pairs are dropped")
+    group.add_argument("--max-hours", type=positive, metavar="H", help="stop resumably after so many hours")
+    group.add_argument("--max-cost", type=dollars, metavar="DOLLARS", help="stop resumably at this cost")
+    group.add_argument("--report-to", choices=("none", "tensorboard", "wandb"), default="none")
+    group.add_argument("--resume", type=Path, metavar="PATH", help="this checkpoint, not the newest whole one")
+    group.add_argument("--no-eval", action="store_true", help="leave out the milestone's evaluation")
+    return flags
+
+
+def milestone_of(name: str | None, pairs: int) -> Milestone:
+    """The milestone named, or that of the file's size."""
+    size = "single" if pairs <= 1 else "batch" if pairs <= 10 else "mvp" if pairs < 5000 else "full"
+    return MILESTONES[name or size]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Read the pairs, train or resume, evaluate, report; gives the exit code."""
+    args = parser().parse_args(argv)
+    if args.milestone is None and args.pairs is None:
+        raise BadInputError("neither --milestone nor --pairs is given", "e.g. --milestone batch")
+    args.run = args.run or args.milestone or args.pairs.stem
+    everything = read_pairs(args.pairs or args.data_dir / args.run / "pairs.jsonl")
+    milestone = milestone_of(args.milestone, len(everything))
+    share = 0.0 if milestone.name in OWN_PAIRS else HELD_OUT_SHARE
+    pairs, held_out = split_by_instruction(everything, args.seed, share)
+    hardware = detect()
+    choice = resolve_model(args.model, hardware)
+    settings = _training.training_settings(args, pairs, len(everything), choice, hardware)
+    steps = dpo.total_steps(settings, len(pairs))
+    print(f"{len(pairs)} training pairs, {len(held_out)} held out; {steps} steps of {settings.effective_batch} pairs")
+    if args.plan:
+        _training.show_plan(args, settings, choice, hardware)
+        return EXIT_OK
+    command = shlex.join(["python", "cai_experiment/scripts/train_dpo.py", *(sys.argv[1:] if argv is None else argv)])
+    with RunFolder(settings.output_dir, args.fresh), RunFolder(args.data_dir / args.run):
+        return train_and_report(args, milestone, settings, held_out, choice, command.replace(" --fresh", ""))
+
+
+def train_and_report(
+    args: argparse.Namespace,
+    milestone: Milestone,
+    settings: dpo.DPOSettings,
+    held_out: Sequence[Pair],
+    choice: ModelChoice,
+    command: str,
+) -> int:
+    """Train or resume, then evaluate; a run that did both before only shows its report again."""
+    from cai_experiment.evaluation.report import print_report, read_report
+
+    marker = settings.output_dir / EVALUATED
+    if marker.exists() and dpo.is_finished(settings.output_dir):
+        dpo.check_settings(settings)
+        report = read_report(args.data_dir / args.run)
+    else:
+        started = time.monotonic()
+        engine = _training.load_for_training(args)
+        model, tokenizer = engine.release_for_training()
+        trained = dpo.train(settings, model, tokenizer, engine.renderer)
+        print(*dpo.summary(trained), sep="\n")
+        if trained.stopped:
+            print(f"stopped by {trained.stopped}, its checkpoint is written; resume with: {command}")
+            return EXIT_OK
+        if args.no_eval:
+            print(f"not evaluated; do it with: {command.replace(' --no-eval', '')}")
+            return EXIT_OK
+        truth = is_nano(choice.path_or_id) and args.random_weights is None
+        seconds = _training.seconds_of_training(trained, time.monotonic() - started)
+        report = _training.evaluate_and_report(args, milestone, settings, held_out, trained, engine, truth, seconds)
+        marker.touch()
+    print_report(report)
+    return EXIT_OK if report["verdict"] == "go" else EXIT_NO_GO
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_main(main))
