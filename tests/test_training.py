@@ -267,7 +267,7 @@ def settings_for(folder: Path, **changes: object) -> DPOSettings:
 
 
 def trainer_for(settings: DPOSettings, model, tokenizer):
-    from cai_experiment.training.trainer import Training
+    from cai_experiment.training.run import Training
 
     rows, _ = tokenize_pairs(settings.pairs, renderer_of(tokenizer), 2048)
     return Training(settings, rows, total_steps(settings, len(rows)), model, tokenizer, lambda line: None).trainer, rows
@@ -394,7 +394,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_ids_and_never_reaches_a_checkp
 
 def test_alarm_when_chosen_answers_lose_probability(tmp_path: Path) -> None:
     """A reward of -0.2 at beta 0.1 is 2 nats below the reference: one alarm after ten such steps, and only one."""
-    from cai_experiment.training.trainer import Watch
+    from cai_experiment.training.run import Watch
 
     said: list[str] = []
     training = SimpleNamespace(alarms=[], say=said.append, settings=settings_for(tmp_path, beta=0.1))
@@ -469,7 +469,7 @@ def test_stopped_by_a_limit_after_every_step_and_resumed_equals_unbroken(
 def test_a_stop_signal_saves_the_current_step_and_ends_with_its_exit_code(
     tmp_path: Path, tiny_model_dir: Path, unbroken: TrainResult, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
-    from cai_experiment.training.trainer import Watch
+    from cai_experiment.training.run import Watch
 
     begin = Watch.on_step_begin
 
@@ -494,7 +494,7 @@ def killed_training(model_dir: str, folder: str, moment: int) -> None:
     """Child process: train, and kill -9 itself at its `moment`-th write, flush, hash, rename or step (0: never)."""
     import torch
 
-    from cai_experiment.training.trainer import Watch
+    from cai_experiment.training.run import Watch
 
     torch.set_num_threads(1)
     calls = 0
@@ -519,7 +519,7 @@ def killed_training(model_dir: str, folder: str, moment: int) -> None:
 def forker():
     """A clean parent that has imported everything and forks a child in a moment; it never ran torch itself."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["cai_experiment.training.trainer", "trl", "trl.trainer.dpo_trainer", "peft"])
+    context.set_forkserver_preload(["cai_experiment.training.run", "trl", "trl.trainer.dpo_trainer", "peft"])
     return context
 
 
@@ -594,7 +594,7 @@ def test_a_finished_training_is_loaded_and_a_damaged_end_is_made_again(
     first = train(settings_for(tmp_path), *load(tiny_model_dir))
     said: list[str] = []
     again = train(settings_for(tmp_path), *load(tiny_model_dir), said)
-    assert not said and again.to_json() == first.to_json() and again.history == first.history
+    assert not said and again.to_json() == {**first.to_json(), "resumed_from": 3} and again.history == first.history
     row = tokenize_pairs(PAIRS[:1], renderer_of(tokenizer), 2048)[0][0]
     logps = [answer_logp(result.model, row.prompt_ids, row.chosen_ids) for result in (first, again)]
     assert logps[0] == logps[1]

@@ -3,7 +3,7 @@
     result = train(DPOSettings(pairs, output_dir, steps=100), model, tokenizer, renderer)
 
 The reference is the model with its adapter switched off, so before the first step every margin is exactly 0 and the
-loss is log 2; `train` measures that and refuses to go on otherwise. This file imports no torch: `trainer.py` does.
+loss is log 2; `train` measures that and refuses to go on otherwise. This file imports no torch; `run.py` does.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def train(
     rows, dropped = tokenize_pairs(settings.pairs, renderer, limit)
     if dropped:
         say(f"{len(dropped)} of {len(settings.pairs)} pairs are longer than {limit} tokens and were dropped, not cut")
-    from cai_experiment.training.trainer import Training
+    from cai_experiment.training.run import Training
 
     training = Training(settings, rows, total_steps(settings, len(rows)), model, tokenizer, say)
     start = _starting_point(settings, say)
