@@ -609,6 +609,7 @@ def test_training_keeps_what_generation_found(tmp_path: Path) -> None:
     assert [g["part"] for g in report["gates"]] == ["generation"] * 5 + ["training"] * 2
     assert {"critique_right", "preference_accuracy"} <= report["metrics"].keys()
     assert report["seconds"] == {"generation": 90.0, "training": 30.0}
+    assert report["settings"].keys() == {"generation", "training"}
     again = write_report(tmp_path, generation(), facts(accepted=examples, history=[]))
     assert len(again["gates"]) == 7 and again["history"] and again["notes"] == ["measured on training pairs"]
     other = write_report(tmp_path, generation(n=2), facts(accepted=examples * 2, history=[]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Sequence
+from typing import Any, Callable, Sequence
 
 from cai_experiment.constitution.prompts import Turn
 from cai_experiment.engines.base import Engine
@@ -92,12 +92,14 @@ def evaluate_training(
     train_pairs: Sequence[Pair],
     held_out_pairs: Sequence[Pair] = (),
     unused_instructions: Sequence[str] = (),
+    engine_over: EngineOver | None = None,
 ) -> Evaluation:
     """The gates of training's part. `trained.model` is the PEFT model; its base is the model with the adapter off.
 
     Without `held_out_pairs` preference is measured on the training pairs, and the report says so.
     `unused_instructions` (of rejected examples) were never trained on; another model than the shipped one answers
-    those and the held-out pairs' own.
+    those and the held-out pairs' own. `engine_over` is `from_model` of the engine that loaded the weights; without it
+    the transformers engine speaks.
     """
     scored = held_out_pairs or train_pairs
     metrics = preference_metrics(score_pairs(trained.model, renderer, scored))
@@ -106,7 +108,8 @@ def evaluate_training(
     found.notes.append(f"preference is measured on {len(scored)} {'held-out' if held_out_pairs else 'training'} pairs")
     if settings.held_out:
         questions = held_out_instructions(settings, train_pairs, held_out_pairs, unused_instructions)
-        found += _evaluate_answers(settings, trained.model, tokenizer, renderer, questions)
+        speakers = Speakers(trained.model, tokenizer, renderer, engine_over or _transformers_engine)
+        found += _evaluate_answers(settings, speakers, questions)
     found.gates = training_gates(settings.milestone, found.metrics, trained, len(train_pairs))
     found.notes += warnings(found.metrics)
     return found
@@ -124,14 +127,12 @@ def held_out_instructions(
     return [text for text in dict.fromkeys(drawn) if text not in seen][: settings.held_out]
 
 
-def _evaluate_answers(
-    settings: EvaluationSettings, model: Any, tokenizer: Any, renderer: Renderer, questions: Sequence[str]
-) -> Evaluation:
-    """Base against trained: text, truth (or the judge's preference), and arithmetic."""
-    speaker = engine_for(model, tokenizer, renderer, bare=True)
+def _evaluate_answers(settings: EvaluationSettings, speakers: Speakers, questions: Sequence[str]) -> Evaluation:
+    """Base against trained: text, arithmetic, the judge's preference, and the truth where it is known."""
+    model = speakers.model
     sums = arithmetic_questions(settings.sums, settings.seed)
     with Progress(2 * (len(questions) + len(sums)), "held-out answers", settings.verbosity) as progress:
-        arms = held.BothArms(speaker, model, settings.seed, progress)
+        arms = held.BothArms(speakers.bare(), model, settings.seed, progress)
         both = arms.answer("answer", questions)
         totals = arms.answer("sum", [question for question, _ in sums], held.MAX_TOKENS_SUM)
     found = Evaluation(answers=both)
@@ -142,15 +143,35 @@ def _evaluate_answers(
         found.metrics |= metrics
         found.tests |= tests
     with model.disable_adapter():  # the base judges
-        found.metrics["win_rate"] = held.win_rate(engine_for(model, tokenizer, renderer), both)
+        found.metrics["win_rate"] = held.win_rate(speakers.full(), both)
     return found
 
 
-def engine_for(model: Any, tokenizer: Any, renderer: Renderer, bare: bool = False) -> Engine:
-    """An engine over a model in memory. `bare` leaves out worked examples: the prompt that training used."""
+EngineOver = Callable[[Any, Any, Renderer], Engine]
+
+
+@dataclass(frozen=True, slots=True)
+class Speakers:
+    """Makes engines over one model in memory."""
+
+    model: Any
+    tokenizer: Any
+    renderer: Renderer
+    engine_over: EngineOver
+
+    def bare(self) -> Engine:
+        """An engine without worked examples: the prompt that training used."""
+        return self.engine_over(self.model, self.tokenizer, BareRenderer(self.renderer))
+
+    def full(self) -> Engine:
+        """An engine with worked examples, as the judge needs them."""
+        return self.engine_over(self.model, self.tokenizer, self.renderer)
+
+
+def _transformers_engine(model: Any, tokenizer: Any, renderer: Renderer) -> Engine:
     from cai_experiment.engines.hf import HFEngine
 
-    return HFEngine.from_model(model, tokenizer, BareRenderer(renderer) if bare else renderer)
+    return HFEngine.from_model(model, tokenizer, renderer)
 
 
 class BareRenderer(Renderer):

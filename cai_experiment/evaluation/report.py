@@ -6,6 +6,7 @@ The page is made from report.json's content and the examples alone, so a later p
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from cai_experiment.errors import BadInputError
 from cai_experiment.evaluation.measure import Evaluation
 from cai_experiment.evaluation.screen import print_report
 from cai_experiment.judging.result import holm
-from cai_experiment.milestones import SCRIPTS, Milestone
+from cai_experiment.milestones import DATA_DIR, SCRIPTS, Milestone
 from cai_experiment.records.files import read_json, write_atomic, write_json
 from cai_experiment.records.schema import Example
 
@@ -29,8 +30,9 @@ SHOWN_ANSWERS = 10
 class RunFacts:
     """What the report says beside the evaluation.
 
-    `settings` is shown as it is (model, engine, quantisation, seed ...); `seconds` maps a phase ("generation",
-    "training", "evaluation") to its wall seconds; `history` is training's metrics.jsonl; `next_command` follows a go.
+    `settings` is shown as it is (model, engine, quantisation, seed ...), under the part that it is of; `seconds` maps
+    a phase ("generation", "training", "evaluation") to its wall seconds; `history` is training's metrics.jsonl;
+    `next_command` follows a go.
     """
 
     milestone: Milestone
@@ -53,6 +55,8 @@ def write_report(folder: Path, evaluation: Evaluation, facts: RunFacts) -> dict[
     from cai_experiment.evaluation.page import render_page
 
     report = build_report(evaluation, facts, _earlier(folder, len(facts.accepted)))
+    if report["verdict"] != "go":  # look first
+        report["next"] = _inspect_command(folder, facts.run)
     write_json(folder / REPORT_JSON, report)
     html = render_page(report, facts.accepted)
     write_atomic(folder / REPORT_HTML, [html.encode("utf-8", "backslashreplace")])
@@ -90,14 +94,21 @@ def build_report(evaluation: Evaluation, facts: RunFacts, earlier: Mapping[str, 
         "tests": {**earlier.get("tests", {}), **_tests(evaluation)},
         "counts": _counts(facts),
         **_time_and_cost(facts, earlier.get("seconds", {})),
-        "settings": {**earlier.get("settings", {}), **facts.settings},
-        "next": facts.next_command if go else f"{SCRIPTS}inspect_data.py --run {facts.run}",
+        "settings": {**earlier.get("settings", {}), " and ".join(sorted(measured)): dict(facts.settings)},
+        "next": facts.next_command,
     }
     if "training" in measured or not earlier:
         report |= {"notes": evaluation.notes, "history": list(facts.history), "answers": _answers(evaluation)}
     else:
         report |= {name: earlier.get(name, []) for name in ("notes", "history", "answers")}
     return report
+
+
+def _inspect_command(folder: Path, run: str) -> str:
+    """The command that shows the run's examples."""
+    command = f"{SCRIPTS}inspect_data.py --run {shlex.quote(run)}"
+    elsewhere = folder.parent.resolve() != DATA_DIR
+    return f"{command} --data-dir {shlex.quote(str(folder.parent))}" if elsewhere else command
 
 
 def _tests(evaluation: Evaluation) -> dict[str, Any]:
