@@ -419,7 +419,7 @@ def test_a_run_reaches_its_pairs_and_accounts_for_every_instruction(tmp_path: Pa
             pair.instruction, pair.revised_answer, pair.initial_answer,
         )  # fmt: skip
         assert pair.principle in [r.principle for r in pair.rounds if r.revised_answer]
-        assert pair.meta["generator"] == "scripted" and pair.meta["tokens"]["prompt"] > 0
+        assert pair.meta["generator"] == "scripted@0" and pair.meta["tokens"]["prompt"] > 0
     assert result.manifest.counts["accepted"] == 12
 
 

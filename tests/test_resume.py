@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 from pathlib import Path
@@ -18,6 +19,7 @@ from cai_experiment.pipeline.settings import RunResult, RunSettings
 from cai_experiment.pipeline.stages import StageSettings
 from cai_experiment.records.files import read_jsonl
 from cai_experiment.records.store import Journal, RunFolder
+from cai_experiment.scripts.kill_test import soak
 
 CONSTITUTION = load_constitution()
 FILES = ("instructions.jsonl", "pairs.jsonl", "rejected.jsonl")
@@ -138,3 +140,27 @@ def test_an_interrupt_keeps_what_is_finished(tmp_path: Path, unbroken: Path) -> 
     assert (tmp_path / "manifest.json").exists()
     assert run(tmp_path, ScriptedEngine()).manifest.sessions == 2
     assert contents(tmp_path) == contents(unbroken)
+
+
+def test_the_soak_script_kills_at_random_and_sees_a_difference(tmp_path: Path) -> None:
+    settings = dataclasses.replace(SETTINGS, pairs=25, max_draws=150)
+    (tmp_path / "good").mkdir()
+    assert soak(lambda folder: _run_quietly(folder, settings), tmp_path / "good", 5, 1, lambda line: None) == []
+    (tmp_path / "bad").mkdir()
+    found = soak(lambda folder: _run_with_a_fault(folder, settings), tmp_path / "bad", 1, 1, lambda line: None)
+    assert "run 1: pairs.jsonl" in found
+
+
+def _run_quietly(folder: Path, settings: RunSettings) -> None:
+    run(folder, ScriptedEngine(os.getpid()), settings)
+
+
+def _run_with_a_fault(folder: Path, settings: RunSettings) -> None:
+    """A model whose words depend on which process it runs in: what a run without keyed sampling would do."""
+    me = os.getpid()
+
+    def speak(prompt: Prompt) -> Completion:
+        said = script(prompt)
+        return said if prompt.options else dataclasses.replace(said, text=said.text.replace("part", f"part {me}"))
+
+    run(folder, ScriptedEngine(speak=speak), settings)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Mapping
 
 from cai_experiment.pipeline.gate import GateSettings, gate, similarity
 from cai_experiment.pipeline.stages import Draft, RoundDraft
@@ -17,6 +18,14 @@ class Origin:
     seed: int
     generator: str
     critic: str
+
+
+def weights_name(facts: Mapping[str, object]) -> str:
+    """Which weights wrote a line, from an engine's `describe()`: "nano@0b1f8a2c9d3e", without this machine's paths."""
+    model = str(facts["model"])
+    if "weights_sha256" in facts:
+        return f"{Path(model).name}@{str(facts['weights_sha256'])[:12]}"
+    return f"{model}@{str(facts['revision'])[:12]}" if "revision" in facts else model
 
 
 def to_example(draft: Draft, settings: GateSettings, origin: Origin) -> Example:

@@ -18,7 +18,7 @@ from cai_experiment.engines.base import Completion, Engine, Prompt
 from cai_experiment.errors import EngineError
 from cai_experiment.observe.content_logger import ContentLogger
 from cai_experiment.observe.progress import Progress
-from cai_experiment.pipeline.example import Origin, to_example
+from cai_experiment.pipeline.example import Origin, to_example, weights_name
 from cai_experiment.pipeline.instruct import Instruction, InstructionWriter
 from cai_experiment.pipeline.lanes import Lane
 from cai_experiment.pipeline.outputs import Outputs
@@ -80,7 +80,7 @@ class _Run:
     ) -> None:  # fmt: skip
         self.settings, self.constitution = settings, constitution
         self.logger, self.progress, self.manifest, self.folder = logger, progress, manifest, folder
-        self.origin = Origin(settings.seed, *(str(manifest.models[role]["model"]) for role in ("generator", "critic")))
+        self.origin = Origin(settings.seed, *(weights_name(manifest.models[role]) for role in ("generator", "critic")))
         self.journal = folder.journal
         self.replies = _journalled(folder)
         self.told = logged_examples(folder.path / "content_log.jsonl")

@@ -1,0 +1,113 @@
+"""The flow of milestones 0 to 2: load the model once, make pairs, train on them (0 and 1), report, say what is next."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cai_experiment.constitution.principles import load_constitution
+from cai_experiment.errors import EXIT_NO_GO, EXIT_OK
+from cai_experiment.milestones import DATA_DIR, MILESTONES, Milestone
+from cai_experiment.models.hardware import detect
+from cai_experiment.models.presets import ModelChoice, resolve_model
+from cai_experiment.nano import is_nano
+from cai_experiment.pipeline.settings import RunSettings
+from cai_experiment.records.files import read_examples
+from cai_experiment.records.store import RunFolder
+from cai_experiment.scripts import _training
+from cai_experiment.scripts._beforehand import WITH_TRAINING, finished_report, plan_lines
+from cai_experiment.scripts._generation import generate, generation_parser, load_engines, run_settings, summary
+
+SHARED_FLAGS = ("run", "data_dir", "checkpoint_dir", "seed", "quantization", "format", "random_weights", "debug",
+                  "price_per_hour", "verbosity", "constitution")  # fmt: skip
+
+
+def run_milestone(doc: str | None, name: str, argv: Sequence[str] | None) -> int:
+    """Everything that a milestone's script does; gives its exit code: 0 go, 3 no-go."""
+    args = generation_parser(doc, name).parse_args(argv)
+    milestone, settings = MILESTONES[name], run_settings(args, MILESTONES[name])
+    constitution = load_constitution(args.constitution)  # a mistake here is named before a model is loaded
+    choice = resolve_model(args.generator or args.model, detect())
+    if args.plan:
+        print(*plan_lines(args, milestone, settings), sep="\n")
+        return EXIT_OK
+    path = args.data_dir / args.run
+    report = None if args.fresh else finished_report(args, milestone, settings, constitution.sha256)
+    if report is None:
+        if args.fresh and name in WITH_TRAINING:
+            with RunFolder(args.checkpoint_dir / args.run, fresh=True):
+                pass  # what was trained on the old pairs is moved aside with them
+        with RunFolder(path, args.fresh) as folder:
+            report = make_report(args, milestone, settings, folder, choice)
+    from cai_experiment.evaluation.screen import print_report
+
+    print_report(report)
+    print(f"report: {path / 'report.html'}")
+    return EXIT_OK if report["verdict"] == "go" else EXIT_NO_GO
+
+
+def make_report(
+    args: argparse.Namespace, milestone: Milestone, settings: RunSettings, folder: RunFolder, choice: ModelChoice
+) -> dict[str, Any]:
+    """Make the pairs, evaluate them, train on them where the milestone does; write the report and give it."""
+    from cai_experiment.evaluation.measure import EvaluationSettings, evaluate_generation
+    from cai_experiment.evaluation.report import RunFacts, write_report
+
+    generator, critic = load_engines(args)
+    result = generate(args, settings, folder, generator, critic)
+    print(*summary(result, settings), sep="\n", flush=True)
+    accepted, rejected = (read_examples(folder.path / name) for name in ("pairs.jsonl", "rejected.jsonl"))
+    started = time.monotonic()
+    truth = is_nano(choice.path_or_id) and args.random_weights is None
+    scope = EvaluationSettings(milestone.name, truth, args.seed, verbosity=args.verbosity)
+    evaluation = evaluate_generation(scope, accepted, rejected, settings.pairs, critic)
+    loaded = generator.describe()
+    facts = RunFacts(
+        milestone, args.run, accepted, rejected,
+        settings={name: loaded.get(name) for name in ("model", "engine", "quantization")} | settings.recorded(),
+        seconds={"generation": result.manifest.wall_seconds + time.monotonic() - started},
+        price_per_hour=args.price_per_hour,
+        next_command=next_command(args, milestone),
+    )  # fmt: skip
+    report = write_report(folder.path, evaluation, facts)
+    if milestone.name in WITH_TRAINING and accepted:
+        if critic is not generator:
+            critic.close()  # its memory is training's now
+        report = train_on_pairs(args, milestone, folder.path, generator, choice, truth)
+    return report
+
+
+def train_on_pairs(
+    args: argparse.Namespace, milestone: Milestone, folder: Path, engine: Any, choice: ModelChoice, truth: bool
+) -> dict[str, Any]:
+    """DPO on the run's own pairs with the model that made them; adds the training part to the report and gives it."""
+    from cai_experiment.scripts import train_dpo
+    from cai_experiment.training import dpo
+    from cai_experiment.training.data import read_pairs
+
+    flags = train_dpo.parser().parse_args(["--milestone", milestone.name])
+    for name in SHARED_FLAGS:
+        setattr(flags, name, getattr(args, name))
+    pairs, started = read_pairs(folder / "pairs.jsonl"), time.monotonic()
+    settings = _training.training_settings(flags, pairs, len(pairs), choice, detect())
+    with RunFolder(settings.output_dir):
+        model, tokenizer = engine.release_for_training()
+        trained = dpo.train(settings, model, tokenizer, engine.renderer)
+        print(*dpo.summary(trained), sep="\n", flush=True)
+        seconds = _training.seconds_of_training(trained, time.monotonic() - started)
+        report = _training.evaluate_and_report(flags, milestone, settings, [], trained, engine, truth, seconds)
+        (settings.output_dir / train_dpo.EVALUATED).touch()
+    return report
+
+
+def next_command(args: argparse.Namespace, milestone: Milestone) -> str:
+    """The command that follows a go. Training reads this run's folder, so it is told of it."""
+    command = milestone.next_command.split()
+    if milestone.name not in WITH_TRAINING:
+        command += [] if args.run == milestone.name else ["--run", args.run]
+        command += [] if args.data_dir == DATA_DIR else ["--data-dir", str(args.data_dir)]
+    return shlex.join(command)
