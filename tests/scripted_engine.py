@@ -42,7 +42,7 @@ def script(prompt: Prompt) -> Completion:
 def _verdict(prompt: Prompt) -> Completion:
     """Yes (by a strength that the id gives) about a first answer, no about a revision, both now and then reversed."""
     about, _, order = prompt.id.rpartition("/")
-    revised = prompt.turns[-2].kind == "revision"
+    revised = len(prompt.turns) > 1 and prompt.turns[-2].kind == "revision"
     yes = (2.0 + number(about, 100) / 50) * (-1 if revised else 1) * (-1 if number(about, 9) == 0 else 1)
     if number(about, 23) == 0:
         yes = abs(yes) if order == "yes_first" else -abs(yes)  # a liking for the letter A

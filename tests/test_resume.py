@@ -82,7 +82,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("torn", [False, True])
 def test_a_kill_between_any_two_lines_changes_no_byte(tmp_path: Path, unbroken: Path, torn: bool) -> None:
     total = len(read_jsonl(unbroken / "journal.jsonl"))
-    for lines in range(0, total, 5 if torn else 3):
+    for lines in range(0, total, 7 if torn else 4):
         folder = tmp_path / str(lines)
         if run_and_kill(folder, seed=lines, lines=lines, torn=torn):
             done = {row["id"] for row in Journal(folder / "journal.jsonl").rows()}

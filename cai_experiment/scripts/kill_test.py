@@ -104,7 +104,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the runs here (default: a temporary folder)")
     parser.set_defaults(count=40, verbosity=0)
     args = parser.parse_args(argv)
-    import torch  # noqa: F401 - imported once, for all children
+    import datasketch  # noqa: F401 - imported once, for all children
+    import torch  # noqa: F401
     import transformers  # noqa: F401
 
     with tempfile.TemporaryDirectory() as temporary:
