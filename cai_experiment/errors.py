@@ -27,7 +27,7 @@ class BadInputError(UserError, ValueError):
 
 
 class DiskError(UserError, OSError):
-    """No space, no permission or a failing disk while writing (exit code 1); what stands on disk is whole."""
+    """No space or a failing disk while writing (exit code 1); what stands on disk is whole."""
 
     exit_code = EXIT_FAILURE
 

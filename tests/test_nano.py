@@ -74,7 +74,8 @@ def test_unseen_phrasings_and_held_out_combinations_stay_out_of_the_training_tex
 
 def test_sums_held_out_are_never_taught() -> None:
     rng = random.Random(4)
-    held_out = {q for q, _ in world.arithmetic_questions(400, 0)}
+    held_out = {q for q, _ in world.arithmetic_questions(400, 0, held_out_only=True)}
+    assert len(held_out) > 120 and len(dict(world.arithmetic_questions(400, 0))) == 400
     assert not held_out & {world.compose_sum(rng, held_out=False)[0] for _ in range(20_000)}
 
 
@@ -115,7 +116,8 @@ def test_training_resumes_to_the_same_weights(tmp_path: Path) -> None:
 
     from cai_experiment.nano.train import TrainSettings, train
 
-    tiny = dict(tokens=256, hidden=32, layers=1, heads=2, kv_heads=1, intermediate=32, save_every=3, threads=1, corpus_documents=300)
+    tiny = {"tokens": 256, "hidden": 32, "layers": 1, "heads": 2, "kv_heads": 1, "intermediate": 32}
+    tiny |= {"save_every": 3, "threads": 1, "corpus_documents": 300}
 
     class Stop(Exception):
         pass

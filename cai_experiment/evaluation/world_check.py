@@ -199,7 +199,7 @@ def _guard(engine: Engine, rng: random.Random, n: int, seed: int) -> Result:
 
 def _arithmetic(engine: Engine, n: int, seed: int) -> Result:
     """Short sums whose pair of numbers was never trained on, at temperature 0."""
-    sums = world.arithmetic_questions(n, seed)
+    sums = world.arithmetic_questions(n, seed, held_out_only=True)
     got = speak(engine, [(f"sum/{i}", ask.ask_for_answer(q), "answer") for i, (q, _) in enumerate(sums)], 0.0, 32, seed)
     return _rate(truth.arithmetic_right(got[f"sum/{i}"].text, number) for i, (_, number) in enumerate(sums))
 

@@ -44,11 +44,12 @@ def train_tokenizer(texts: Iterable[str], folder: Path) -> Any:
     )
     raw.train_from_iterator(texts, trainer)
     model = json.loads(raw.to_str())["model"]
-    merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in model["merges"]]
+    # pairs, as tokenizers wants them; transformers' annotation says strings
+    merges: Any = [tuple(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
     tokenizer = Qwen2Tokenizer(
         vocab=model["vocab"],
         merges=merges,
-        unk_token=None,
+        unk_token=None,  # type: ignore[arg-type]  # bytes cover everything
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         additional_special_tokens=["<|im_start|>"],

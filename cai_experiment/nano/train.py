@@ -174,7 +174,8 @@ def train(
     ]
     first = _resume(work / "state.pt", model, optimizers, settings)
     teacher, encoder = Teacher(principles), PieceEncoder(tokenizer)
-    seen, start, ready = 0, time.monotonic(), (-1, [])
+    seen, start = 0, time.monotonic()
+    ready: tuple[int, list[tuple[Tensor, Tensor]]] = (-1, [])
     for step in range(first, settings.steps):
         if ready[0] != step // POOL_STEPS:
             ready = (step // POOL_STEPS, batches(teacher, encoder, settings, step // POOL_STEPS))

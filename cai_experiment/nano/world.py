@@ -305,7 +305,18 @@ def compose_sum(rng: random.Random, *, held_out: bool) -> tuple[str, str, str]:
     return f"What is {a} {sign} {b}?", f"{a} {sign} {b} is {number}.", str(number)
 
 
-def arithmetic_questions(n: int, seed: int) -> list[tuple[str, str]]:
-    """`n` sums never seen in training, as (question, right number); repeats once the held-out pairs are used up."""
+def arithmetic_questions(n: int, seed: int, *, held_out_only: bool = False) -> list[tuple[str, str]]:
+    """`n` distinct sums as (question, right number): those never seen in training first, then seen ones.
+
+    `held_out_only` leaves out the seen ones, and fewer than `n` come back if no more exist (about 140 pairs of numbers
+    are held out). Seen sums serve to notice
+    forgetting, which compares a model with itself.
+    """
     rng = random.Random(f"sums/{seed}")
-    return [(q, number) for q, _, number in (compose_sum(rng, held_out=True) for _ in range(n))]
+    found: dict[str, str] = {}
+    for held_out in (True,) if held_out_only else (True, False):
+        for _ in range(20 * n):
+            if len(found) < n:
+                question, _, number = compose_sum(rng, held_out=held_out)
+                found[question] = number
+    return list(found.items())
