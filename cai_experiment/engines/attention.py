@@ -1,0 +1,115 @@
+"""Attention of packed tokens over the slots' keys and values, as a function that transformers models can be switched to.
+
+A pass packs the tokens of all rows one behind the other, [1, N], so that linear layers see no padding; only here are
+they sorted back into rows. On a CPU a row's attention is two explicit batched matrix products and a float32 softmax,
+with the query heads that share a key-value head as rows of one product. Such a row has the same bits whatever
+else is in the batch, as long as the product has at least four rows (measured with MKL: the kernels for one to three
+rows add in another order). On other devices a prefill uses torch's scaled_dot_product_attention with the same mask.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+NAME = "cai_rows"  # the name under which transformers knows this attention
+MIN_QUERY_ROWS = 4
+
+
+@dataclass(slots=True)
+class Group:
+    """Tokens that attend together, as R rows of T tokens. They are the next `count` packed tokens.
+
+    `take` [R * T] says which packed token stands at each place (None: they stand in order), `put` [count] at which place
+    each packed token stands; `slots` [R] are the rows' slots (None: slots 0 to R - 1); `mask` is additive,
+    [R, 1, T, 1, L], where L is how many columns of the keys are read.
+    """
+
+    rows: int
+    steps: int
+    count: int
+    take: torch.Tensor | None
+    put: torch.Tensor | None
+    slots: torch.Tensor | None
+    mask: torch.Tensor
+
+    def read(self, buffer: torch.Tensor) -> torch.Tensor:
+        """The rows' keys or values, [R, Hkv, L, D], out of all slots' [S, Hkv, columns, D]."""
+        length = self.mask.shape[-1]
+        if self.slots is None:
+            return buffer[: self.rows, :, :length]
+        return buffer[:, :, :length].index_select(0, self.slots)
+
+
+def register() -> None:
+    """Make the attention known to transformers (idempotent); switch with `model.set_attn_implementation(NAME)`."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, packed_attention)
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    groups: list[Group] | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """query [1, H, N, D]; key and value: the slots' whole buffers [S, Hkv, columns, D] -> ([1, N, H, D], None).
+
+    `groups` are handed through the model by the caller; `softcap` is Gemma 2's c * tanh(scores / c). Raises
+    NotImplementedError where the model does not hand them through, or has attention sinks.
+    """
+    if groups is None or kwargs.get("s_aux") is not None:
+        raise NotImplementedError("attention with sinks, or without the groups of a packed pass")
+    packed = query[0].transpose(0, 1)  # [N, H, D]
+    scale = packed.shape[-1] ** -0.5 if scaling is None else scaling
+    parts, start = [], 0
+    for group in groups:
+        tokens = packed[start : start + group.count]
+        placed = tokens if group.take is None else tokens.index_select(0, group.take)
+        rows = placed.reshape(group.rows, group.steps, *placed.shape[1:])
+        out = _attend(rows, group.read(key), group.read(value), group.mask, scale, softcap).flatten(0, 1)
+        parts.append(out if group.put is None else out.index_select(0, group.put))
+        start += group.count
+    if start < len(packed):  # the tail that fills up the rows of the linear layers
+        parts.append(parts[0].new_zeros(len(packed) - start, *parts[0].shape[1:]))
+    return (parts[0] if len(parts) == 1 else torch.cat(parts)).unsqueeze(0), None
+
+
+def _attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scale: float, softcap: float | None
+) -> torch.Tensor:
+    """query [R, T, H, D], key and value [R, Hkv, L, D], mask [R, 1, T, 1, L] -> [R, T, H, D]."""
+    rows, steps, heads, width = query.shape
+    shared = key.shape[1]
+    group = heads // shared
+    if query.device.type != "cpu" and steps > 1 and softcap is None:
+        # Keys are repeated by hand: with a mask, enable_gqa falls to the slow math kernel.
+        key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
+        out = functional.scaled_dot_product_attention(
+            query.transpose(1, 2), key, value, attn_mask=mask.squeeze(3), scale=scale
+        )
+        return out.transpose(1, 2)
+    grouped = query.view(rows, steps, shared, group, width).permute(0, 2, 1, 3, 4)
+    grouped = grouped.reshape(rows, shared, steps * group, width) * scale
+    padding = max(0, MIN_QUERY_ROWS - group * steps)
+    if padding:
+        grouped = functional.pad(grouped, (0, 0, 0, padding))
+    scores = torch.matmul(grouped, key.transpose(2, 3))
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if steps == 1:
+        scores += mask.squeeze(3)  # one mask for all query rows
+    else:
+        scores.view(rows, shared, steps, group, -1).add_(mask)
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
+    out = torch.matmul(weights, value)[:, :, : steps * group]
+    return out.view(rows, shared, steps, group, -1).transpose(1, 2).reshape(rows, steps, heads, -1)

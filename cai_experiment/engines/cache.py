@@ -1,0 +1,89 @@
+"""The key-value memory of the slots: one right-padded row per slot, written in place, grown in buckets.
+
+Each layer holds keys and values as [slots, key-value heads, length + 1, head width]. The last column is a dump: what
+only fills up a pass writes there, and attention never reads it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+LENGTH_BUCKETS = (256, 512, 1024, 2048)  # then doubling; a buffer grows at most a few times in a run
+
+
+def bucket(length: int, limit: int) -> int:
+    """The buffer length that holds `length` columns: the smallest bucket, but never above `limit`."""
+    size = next((b for b in LENGTH_BUCKETS if b >= length), LENGTH_BUCKETS[-1])
+    while size < length:
+        size *= 2
+    return min(size, limit)
+
+
+class SlotCache:
+    """What a transformers model gets as `past_key_values`. `aim` says where the next pass writes."""
+
+    is_compileable = False
+
+    def __init__(self, slots: int, limit: int) -> None:
+        """`limit` is the largest length in columns; nothing is allocated before the first pass."""
+        self.slots, self.limit = slots, limit
+        self.length = 0
+        self.keys: list[torch.Tensor] = []
+        self.values: list[torch.Tensor] = []
+
+    def reserve(self, length: int) -> None:
+        """Make room for `length` columns in every slot, keeping what is there."""
+        if length <= self.length:
+            return
+        self.length = bucket(length, self.limit)
+        for buffers in (self.keys, self.values):
+            for layer, old in enumerate(buffers):
+                buffers[layer] = self._grown(old)
+
+    def _grown(self, old: torch.Tensor) -> torch.Tensor:
+        new = old.new_zeros(old.shape[0], old.shape[1], self.length + 1, old.shape[3])
+        new[:, :, : old.shape[2] - 1] = old[:, :, :-1]
+        return new
+
+    @property
+    def dump(self) -> int:
+        """The column for tokens that only fill up a pass."""
+        return self.length
+
+    def aim(self, slots: torch.Tensor, columns: torch.Tensor) -> None:
+        """The next pass writes its N packed tokens to these slots [N] and columns [N]."""
+        self.where = (slots, slice(None), columns)
+
+    def update(
+        self, key: torch.Tensor, value: torch.Tensor, layer_idx: int, *args: object, **kwargs: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write new keys and values [1, Hkv, N, D]; give the layer's whole buffers [S, Hkv, columns, D]."""
+        if layer_idx == len(self.keys):
+            self.keys.append(key.new_zeros(self.slots, key.shape[1], self.length + 1, key.shape[3]))
+            self.values.append(value.new_zeros(self.slots, value.shape[1], self.length + 1, value.shape[3]))
+        keys, values = self.keys[layer_idx], self.values[layer_idx]
+        keys[self.where] = key[0].transpose(0, 1)
+        values[self.where] = value[0].transpose(0, 1)
+        return keys, values
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` columns of one slot into another."""
+        for buffer in (*self.keys, *self.values):
+            buffer[target, :, :length] = buffer[source, :, :length]
+
+    def clear(self, slot: int) -> None:
+        """Put zeros into one slot."""
+        for buffer in (*self.keys, *self.values):
+            buffer[slot] = 0
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """0: positions and masks are given explicitly, so no model may derive them from here."""
+        return 0
+
+
+def shared_prefix(tokens: np.ndarray, ready: np.ndarray, prompt: np.ndarray) -> np.ndarray:
+    """How many first tokens of `prompt` [n] each slot holds ready: tokens [slots, context], ready [slots] -> [slots]."""
+    equal = tokens[:, : len(prompt)] == prompt
+    first_difference = np.where(equal.all(axis=1), len(prompt), equal.argmin(axis=1))
+    return np.minimum(first_difference, ready)

@@ -1,0 +1,120 @@
+"""Holds the packed passes of a loaded model against themselves and against the plain model, on this machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from cai_experiment.engines import attention
+from cai_experiment.engines.cache import SlotCache
+from cai_experiment.engines.forward import VIEW_STEP, Forward, Part, round_up
+from cai_experiment.errors import EngineError
+
+USE_GENERATE = "use --engine generate"
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What the probe found. `bit_equal`: the same logits, to the bit, in every tried shape."""
+
+    bit_equal: bool
+    shapes: int
+    largest_difference: float
+    view_step: int
+
+
+def refuse_unservable(model: Any, context: int) -> None:
+    """Raise EngineError for an architecture that packed passes would serve wrongly, before anything is computed."""
+    name, config = type(model).__name__, model.config.get_text_config()
+    if not model._can_set_attn_implementation():
+        raise EngineError(f"{name} does not take attention functions from outside", USE_GENERATE)
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    window = getattr(config, "sliding_window", None)
+    everywhere = window if not getattr(config, "layer_types", None) else None  # old configs: all layers slide
+    if (everywhere or ("sliding_attention" in kinds and window)) and window < context:
+        raise EngineError(f"{name} looks back {window} tokens, less than the context of {context}", USE_GENERATE)
+    if kinds - {"full_attention", "sliding_attention"}:
+        raise EngineError(f"{name} has layers of other kinds than attention: {', '.join(sorted(kinds))}", USE_GENERATE)
+
+
+def probe(model: Any, context: int, plain_attention: str) -> Probe:
+    """Compute one conversation in several shapes, and once by the model's `plain_attention`.
+
+    If logits on a CPU change with the length that attention reads, a second try reads one fixed length. Raises
+    EngineError if they are not those of the plain model: this architecture needs something that packed passes lack.
+    """
+    length = min(40, context - 8)
+    ids = np.random.default_rng(0).integers(0, model.config.get_text_config().vocab_size, size=length)
+    try:
+        logits = _in_all_shapes(model, ids, context, VIEW_STEP)
+    except (NotImplementedError, TypeError) as error:
+        raise EngineError(f"{type(model).__name__}: packed passes fail ({error})", USE_GENERATE) from error
+    _agree_with_plain(model, ids, logits[0], plain_attention)
+    found = _result(logits, VIEW_STEP)
+    if found.bit_equal or model.device.type != "cpu":
+        return found
+    fixed = round_up(context, VIEW_STEP)
+    again = _result(_in_all_shapes(model, ids, context, fixed), fixed)
+    return again if again.bit_equal else found
+
+
+def _result(logits: list[torch.Tensor], view_step: int) -> Probe:
+    difference = max(float((other - logits[0]).abs().max()) for other in logits[1:])
+    return Probe(difference == 0.0, len(logits), difference, view_step)
+
+
+def _in_all_shapes(model: Any, ids: np.ndarray, context: int, view_step: int) -> list[torch.Tensor]:
+    """The last logits [V] of one conversation: alone, in two parts, among others, and token by token."""
+    shapes = (
+        # slots, our slot, first tokens by prefill (the rest: the last three by decoding), others in the same pass
+        (16, 0, len(ids), 0),
+        (16, 5, 23, 0),
+        (16, 2, len(ids), 3),
+        (32, 20, len(ids) - 3, 5),
+        (48, 47, len(ids) - 3, 1),
+    )
+    return [_last_logits(model, ids, context, view_step, *shape).float().cpu() for shape in shapes]
+
+
+def _last_logits(
+    model: Any, ids: np.ndarray, context: int, view_step: int, slots: int, slot: int, first: int, others: int
+) -> torch.Tensor:
+    """Prefill `first` tokens, then the next ones as parts, and the last three (if not prefilled) by decoding."""
+    forward = Forward(model, SlotCache(slots, round_up(context, VIEW_STEP)), view_step)
+    size, far = len(ids), min(context - 1, 150)
+    none = np.zeros(0, dtype=np.int64)
+    done = 0
+    logits = torch.empty(0)
+    while done < size:
+        if done and size - done <= 3:  # every other slot decodes too, one of them far along
+            rows = np.arange(slots)
+            positions, tokens = rows % 7, rows % 89
+            positions[(slot + 3) % slots], positions[slot], tokens[slot] = far, done, ids[done]
+            logits = forward(rows, tokens, positions)[slot]
+            done += 1
+        else:
+            end = min(size, done + first)
+            neighbours = [Part((slot + 1 + i) % slots, 0, np.arange(3 + 9 * i) % 97) for i in range(others)]
+            parts = [*neighbours, Part(slot, done, ids[done:end])]
+            logits = forward(none, none, none, parts)[-1]
+            done = end
+    return logits
+
+
+def _agree_with_plain(model: Any, ids: np.ndarray, ours: torch.Tensor, plain_attention: str) -> None:
+    """Raise EngineError unless the plain model gives (nearly) the same logits."""
+    model.set_attn_implementation(plain_attention)
+    try:
+        with torch.inference_mode():
+            plain = model(input_ids=torch.from_numpy(ids[None]).to(model.device), use_cache=False).logits[0, -1]
+    finally:
+        model.set_attn_implementation(attention.NAME)
+    scale = float(plain.float().abs().max()) or 1.0
+    allowed = 1e-3 if model.dtype == torch.float32 else 5e-2
+    difference = float((plain.float().cpu() - ours).abs().max()) / scale
+    if not difference <= allowed:  # NaN counts as a difference
+        message = f"{type(model).__name__} gives other logits in packed passes (by {difference:.1e} of their size)"
+        raise EngineError(message, USE_GENERATE)
