@@ -152,15 +152,17 @@ def many_pairs(count: int) -> list[Pair]:
     return [Pair(str(i), ask_for_answer(f"Question {i}?"), "yes", "no") for i in range(count)]
 
 
-def test_split_holds_out_a_fifth_and_does_not_move_when_the_file_grows() -> None:
-    train, held_out = split_by_instruction(many_pairs(1000), seed=0)
-    assert 160 <= len(held_out) <= 240 and len(train) + len(held_out) == 1000
+def test_split_holds_out_a_fifth_by_instruction_and_seed_whatever_the_order() -> None:
+    train, held_out = split_by_instruction(many_pairs(100), seed=0)
+    assert len(held_out) == 20 and len(train) == 80
     assert not {pair.id for pair in train} & {pair.id for pair in held_out}
-    shuffled = many_pairs(2000)
+    shuffled = many_pairs(100)
     random.Random(1).shuffle(shuffled)
-    again = {pair.id for pair in split_by_instruction(shuffled, seed=0)[1] if int(pair.id) < 1000}
+    again = {pair.id for pair in split_by_instruction(shuffled, seed=0)[1]}
     assert again == {pair.id for pair in held_out}
-    assert again != {pair.id for pair in split_by_instruction(many_pairs(1000), seed=1)[1]}
+    assert again != {pair.id for pair in split_by_instruction(many_pairs(100), seed=1)[1]}
+    assert sorted(again, key=int)[:4] == ["7", "11", "13", "17"]  # the same in every version and on every machine
+    assert split_by_instruction(many_pairs(100), seed=0, share=0.0)[1] == []
 
 
 def test_split_keeps_an_instruction_on_one_side() -> None:
@@ -644,6 +646,34 @@ def test_4_bit_weights_that_were_repacked_for_inference_are_refused() -> None:
     layer.weight.quant_state.packing_format_for_cpu = True
     with pytest.raises(EngineError, match="repacked"):
         keep_trainable(layer)
+
+
+# ---------------------------------------------------------------- the script, as far as it goes without an engine
+
+
+def test_the_script_refuses_what_it_cannot_use_before_it_loads_a_model(
+    tmp_path: Path, tiny_model_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cai_experiment.scripts._common import run_main
+    from cai_experiment.scripts.train_dpo import main, milestone_of
+
+    def fails(*flags: str) -> str:
+        folders = ["--data-dir", str(tmp_path / "data"), "--checkpoint-dir", str(tmp_path / "checkpoints")]
+        assert run_main(main, [*flags, *folders, "--model", str(tiny_model_dir)]) == 2
+        said = capsys.readouterr().err.strip()
+        assert "\n" not in said
+        return said
+
+    assert "neither --milestone nor --pairs" in fails()
+    assert "pairs.jsonl: No such file" in fails("--milestone", "batch")
+    bad = write_lines(tmp_path / "bad.jsonl", PLAIN, changed(chosen=None))
+    assert 'bad.jsonl:2 has no "chosen"' in fails("--pairs", str(bad))
+    good = write_lines(tmp_path / "good.jsonl", PLAIN)
+    assert "--max-cost needs a price" in fails("--pairs", str(good), "--max-cost", "2")
+    assert [milestone_of(None, n).name for n in (1, 2, 10, 11, 5000)] == ["single", "batch", "batch", "mvp", "full"]
+    flags = ["--pairs", str(good), "--model", str(tiny_model_dir), "--plan"]
+    assert run_main(main, flags) == 0
+    assert "1 training pairs, 0 held out; 1 steps of 8 pairs" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------- the libraries' own signatures

@@ -93,7 +93,7 @@ def evaluate_and_report(
     evaluation = evaluate_training(
         EvaluationSettings(milestone.name, truth, args.seed, held_out=answers, verbosity=args.verbosity),
         trained, engine.tokenizer, engine.renderer, settings.pairs, held_out,
-        unused_instructions=[example.instruction for example in rejected],
+        unused_instructions=[example.instruction for example in rejected], engine_over=type(engine).from_model,
     )  # fmt: skip
     evaluation.notes += trained.alarms
     if trained.dropped:

@@ -227,25 +227,23 @@ def split_by_instruction(
 ) -> tuple[list[Pair], list[Pair]]:
     """(training pairs, held-out pairs), both in file order; all pairs of one instruction fall on one side.
 
-    An instruction is held out if its hash, seeded by `seed`, lies in the lowest `share` of all hashes. So a pair's
-    side does not depend on the other pairs in the file, but for this: at least one instruction is held out and at
-    least one is trained on. A file with a single instruction cannot be split, and `share` 0 does not split.
+    Held out are the instructions with the lowest seeded hashes: `share` of them, rounded, but at least one and never
+    all. So a side depends on the instructions and the seed, not on the order of the file. A file with a single
+    instruction cannot be split, and `share` 0 does not split.
     """
-    place = {key: _hash_fraction(key, seed) for key in {normalized(pair.instruction) for pair in pairs}}
-    if share == 0 or len(place) < 2:
+    instructions = {normalized(pair.instruction) for pair in pairs}
+    if share == 0 or len(instructions) < 2:
         return list(pairs), []
-    lowest, highest = min(place.values()), max(place.values())
-    held_out = {key for key, value in place.items() if value != highest and (value < share or value == lowest)}
+    count = min(max(round(share * len(instructions)), 1), len(instructions) - 1)
+    held_out = set(sorted(instructions, key=lambda text: _seeded_hash(text, seed))[:count])
     return (
         [pair for pair in pairs if normalized(pair.instruction) not in held_out],
         [pair for pair in pairs if normalized(pair.instruction) in held_out],
     )
 
 
-def _hash_fraction(key: str, seed: int) -> float:
-    """A number in [0, 1) that depends on `key` and `seed` alone."""
-    digest = hashlib.sha256(f"{seed}\n{key}".encode()).digest()
-    return int.from_bytes(digest[:6], "big") / 2**48
+def _seeded_hash(text: str, seed: int) -> bytes:
+    return hashlib.sha256(f"{seed}\n{text}".encode()).digest()
 
 
 def pairs_sha256(pairs: Sequence[Pair]) -> str:

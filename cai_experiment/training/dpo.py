@@ -65,7 +65,8 @@ class DPOSettings:
         """What must not change between an interrupted call and the one that resumes it."""
         names = ("steps", "epochs", "learning_rate", "beta", "lora_r", "lora_alpha", "effective_batch", "batch_size",
                  "max_length", "warmup_share", "seed", "model_name")  # fmt: skip
-        return {"pairs": pairs_sha256(self.pairs), **{name: getattr(self, name) for name in names}}
+        pairs = f"{len(self.pairs)} with sha256 {pairs_sha256(self.pairs)[:16]}"
+        return {"pairs": pairs, **{name: getattr(self, name) for name in names}}
 
 
 @dataclass
