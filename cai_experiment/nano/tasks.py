@@ -17,7 +17,6 @@ from cai_experiment.nano.flaws import BREACHES
 from cai_experiment.nano.world import Answer, Question
 
 VERDICT_WEIGHT = 4.0  # one letter carries a whole decision
-ANSWER_WEIGHT = 0.5  # most of an answer is free choice, nothing to learn beyond its spread
 QUESTION_WEIGHT = 0.1
 SHARE_BASE_LAYOUT = 0.14
 SHARE_MADE_UP = 0.15
@@ -36,22 +35,29 @@ Weighted = tuple[Turn, float]
 
 
 class Teacher:
-    """Draws documents. `principles` are those of the constitution, in whose words the model is taught."""
+    """Draws documents. `principles` are those of the constitution, in whose words the model is taught.
 
-    def __init__(self, principles: Sequence[Principle]) -> None:
+    Two courses: first language and copying, then (`judging`) mostly critiques and verdicts, where the free choice in
+    answers would drown the few tokens that decide.
+    """
+
+    def __init__(self, principles: Sequence[Principle], judging: bool = False) -> None:
         self.principles = {p.id: p for p in principles if p.id in BREACHES}
-        # what to draw and how often; weights in documents, not tokens
-        self.tasks = (
-            (self.rounds, 34),
-            (self.verdicts, 26),
-            (self.verdict_after, 14),
-            (self.meaningful, 14),
-            (self.preferred, 7),
-            (self.guard, 12),
-            (self.instruct, 14),
-            (self.sums, 14),
-            (self.answer, 4),
+        self.answer_weight = 0.15 if judging else 0.5
+        # what to draw, and how often in the first and the second course; in documents, not tokens
+        tasks = (
+            (self.rounds, 34, 26),
+            (self.critiques, 0, 26),
+            (self.verdicts, 26, 34),
+            (self.verdict_after, 14, 14),
+            (self.meaningful, 14, 18),
+            (self.preferred, 7, 9),
+            (self.guard, 12, 14),
+            (self.instruct, 14, 9),
+            (self.sums, 14, 14),
+            (self.answer, 4, 3),
         )
+        self.tasks = tuple((maker, late if judging else early) for maker, early, late in tasks)
 
     def document(self, rng: random.Random) -> list[Piece]:
         """One document, in the chat or the base layout."""
@@ -72,13 +78,13 @@ class Teacher:
         """A training question; some are about things that do not exist, so that copying is learned."""
         return world.compose_question(rng, noun=world.made_up_noun(rng) if rng.random() < SHARE_MADE_UP else "")
 
-    def opening(self, rng: random.Random) -> tuple[Question, Answer, list[Weighted]]:
+    def opening(self, rng: random.Random, flaws: int | None = None) -> tuple[Question, Answer, list[Weighted]]:
         question = self.question(rng)
-        answer = world.compose_answer(rng, question)
+        answer = world.compose_answer(rng, question, flaws=flaws)
         return (
             question,
             answer,
-            [(Turn("instruction", question.text), QUESTION_WEIGHT), (Turn("answer", answer.text), ANSWER_WEIGHT)],
+            [(Turn("instruction", question.text), QUESTION_WEIGHT), (Turn("answer", answer.text), self.answer_weight)],
         )
 
     def pick(self, rng: random.Random, answer: Answer, share_broken: float) -> Principle:
@@ -112,6 +118,15 @@ class Teacher:
         for _ in range(rng.choice((1, 1, 2))):
             _, answer, more = self.critique_round(rng, question, answer, 0.75)
             turns += more
+        return turns
+
+    def critiques(self, rng: random.Random) -> list[Weighted]:
+        """Three critiques of one answer, which has up to three flaws; no revision (in use each stands alone)."""
+        _, answer, turns = self.opening(rng, flaws=rng.choice((1, 2, 3)))
+        for _ in range(3):
+            principle = self.pick(rng, answer, 0.7)
+            critique = world.compose_critique(answer, principle.id, NO_ISSUE)
+            turns += [(ask.ask_for_critique(principle), 0.0), (Turn("critique", critique), 1.5)]
         return turns
 
     def violated(self, rng: random.Random, answer: Answer, principle: Principle) -> list[Weighted]:
@@ -249,7 +264,11 @@ def base_pieces(turns: Sequence[Weighted], examples: int, bare: bool) -> list[Pi
         last = i == len(turns) - 1
         pieces += [Piece(head.text, True, 0.1 if i else 0.0), Piece(text.text, False, weight)]
         pieces.append(
-            Piece(ask.BASE_END if bare and last else blank.text, True, weight if turn.role == "assistant" else 0.0)
+            Piece(
+                ask.BASE_END if bare and last else blank.text,
+                True,
+                weight if turn.role == "assistant" else 0.0,
+            )
         )
     return pieces if bare else [*pieces, Piece("###\n\n", True, 1.0)]
 

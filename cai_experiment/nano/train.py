@@ -41,6 +41,7 @@ class TrainSettings:
     muon_rate: float = 0.02  # per-matrix update of unit spectral norm, scaled by sqrt(rows/columns)
     adam_rate: float = 4e-3
     warmup: int = 40
+    judging_from: int = 800  # the step from which the second course is taught; a multiple of POOL_STEPS
     save_every: int = 200
     corpus_documents: int = 12_000  # from which the tokenizer learns
     threads: int = 2
@@ -173,12 +174,13 @@ def train(
         torch.optim.AdamW(rest, settings.adam_rate, betas=(0.9, 0.95), weight_decay=0.0),
     ]
     first = _resume(work / "state.pt", model, optimizers, settings)
-    teacher, encoder = Teacher(principles), PieceEncoder(tokenizer)
+    courses, encoder = (Teacher(principles), Teacher(principles, judging=True)), PieceEncoder(tokenizer)
     seen, start = 0, time.monotonic()
     ready: tuple[int, list[tuple[Tensor, Tensor]]] = (-1, [])
     for step in range(first, settings.steps):
-        if ready[0] != step // POOL_STEPS:
-            ready = (step // POOL_STEPS, batches(teacher, encoder, settings, step // POOL_STEPS))
+        pool = step // POOL_STEPS
+        if ready[0] != pool:
+            ready = (pool, batches(courses[step >= settings.judging_from], encoder, settings, pool))
         ids, weights = (t.to(device) for t in ready[1][step % len(ready[1])])
         loss, plain = loss_of(model, ids, weights)
         loss.backward()
