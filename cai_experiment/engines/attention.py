@@ -1,4 +1,4 @@
-"""Attention of packed tokens over the slots' keys and values, as a function that transformers models can be switched to.
+"""Attention of packed tokens over the slots' keys and values: a function that transformers models are switched to.
 
 A pass packs the tokens of all rows one behind the other, [1, N], so that linear layers see no padding; only here are
 they sorted back into rows. On a CPU a row's attention is two explicit batched matrix products and a float32 softmax,
@@ -23,8 +23,8 @@ MIN_QUERY_ROWS = 4
 class Group:
     """Tokens that attend together, as R rows of T tokens. They are the next `count` packed tokens.
 
-    `take` [R * T] says which packed token stands at each place (None: they stand in order), `put` [count] at which place
-    each packed token stands; `slots` [R] are the rows' slots (None: slots 0 to R - 1); `mask` is additive,
+    `take` [R * T] says which packed token stands at each place (None: they stand in order), `put` [count] at which
+    place each packed token stands; `slots` [R] are the rows' slots (None: slots 0 to R - 1); `mask` is additive,
     [R, 1, T, 1, L], where L is how many columns of the keys are read.
     """
 

@@ -83,7 +83,7 @@ class SlotCache:
 
 
 def shared_prefix(tokens: np.ndarray, ready: np.ndarray, prompt: np.ndarray) -> np.ndarray:
-    """How many first tokens of `prompt` [n] each slot holds ready: tokens [slots, context], ready [slots] -> [slots]."""
+    """How many first tokens of `prompt` [n] each slot holds: tokens [slots, context], ready [slots] -> [slots]."""
     equal = tokens[:, : len(prompt)] == prompt
     first_difference = np.where(equal.all(axis=1), len(prompt), equal.argmin(axis=1))
     return np.minimum(first_difference, ready)

@@ -74,14 +74,14 @@ class Forward:
     def _last_places(self, decoding: int, sorted_parts: Sequence[Part], parts: Sequence[Part]) -> np.ndarray:
         """Where in the packed tokens the logits are read: every decoding token, every part's last (as given)."""
         ends = decoding - 1 + np.cumsum([len(part.ids) for part in sorted_parts], dtype=np.int64)
-        end_of = {id(part): end for part, end in zip(sorted_parts, ends)}
+        end_of = {id(part): end for part, end in zip(sorted_parts, ends, strict=True)}
         return np.array([*range(decoding), *(end_of[id(part)] for part in parts)], dtype=np.int64)
 
     def _view(self, length: int) -> int:
         return round_up(length, self.view_step)
 
     def _decode_group(self, slots: np.ndarray, positions: np.ndarray) -> Group:
-        """One row per slot up to the last decoding one, so that keys are read in place; idle rows attend to column 0."""
+        """One row per slot up to the last decoding one: keys are read in place, and idle rows attend to column 0."""
         rows = int(slots[-1]) + 1
         full = np.zeros(rows, dtype=np.int64)
         full[slots] = positions
@@ -93,7 +93,7 @@ class Forward:
         return Group(rows, 1, len(slots), self._tensor(take), self._tensor(slots), None, mask)
 
     def _prefill_group(self, parts: Sequence[Part]) -> Group:
-        """Left-aligned rows, padded to a multiple of ROWS tokens; padding repeats a row's first token and is not put."""
+        """Left-aligned rows, padded to a multiple of ROWS tokens by repeating the first token, which is not put."""
         sizes = np.array([len(part.ids) for part in parts])
         starts = np.array([part.start for part in parts])
         width = round_up(int(sizes.max()), ROWS)

@@ -6,16 +6,25 @@ resumed writes the same bytes as one that was not. A probe at load checks this o
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any, Iterable, Iterator, Sequence
 
-import numpy as np
 import torch
 
 from cai_experiment.engines import attention
 from cai_experiment.engines.base import Completion, Prompt
+from cai_experiment.engines.common import (
+    DEADLOCK,
+    Intake,
+    Request,
+    choose_by_stream,
+    close_model,
+    core_of,
+    is_out_of_memory,
+    memory_error,
+)
 from cai_experiment.engines.forward import ROWS, round_up
-from cai_experiment.engines.loop import Loop, Request
+from cai_experiment.engines.loop import Loop
 from cai_experiment.engines.probe import probe, refuse_unservable
 from cai_experiment.engines.render import Renderer
 from cai_experiment.errors import EngineError
@@ -24,7 +33,7 @@ SLOTS_CPU, SLOTS_GPU = 32, 16
 
 
 class HFEngine:
-    """Speaks with a transformers model that is in memory. Several streams may be open at once; each has its own slots."""
+    """Speaks with a transformers model in memory. Several streams may be open at once; each has its own slots."""
 
     name = "hf"
 
@@ -38,8 +47,8 @@ class HFEngine:
         """
         self.model, self.tokenizer, self.renderer = model, tokenizer, renderer
         self.facts = facts or {}
-        self.first_line = str(self.facts.get("first_line", ""))
-        self._core = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.first_line = ""
+        self._core = core_of(model)
         self._plain_attention = self._core.config._attn_implementation
         self._was_training = model.training
         on_cpu = self._core.device.type == "cpu"
@@ -91,28 +100,23 @@ class HFEngine:
     def stream(self, prompts: Iterable[Prompt | None]) -> Iterator[Completion]:
         """See `base.Engine.stream`. Prompts are taken while slots are free; completions come as soon as they end.
 
-        Raises EngineError if `prompts` gives None while nothing is in work, and if memory runs out with the fewest slots.
+        Raises EngineError if `prompts` gives None while nothing is in work, or memory does not hold the fewest slots.
         """
         loop = Loop(self._core, self.renderer.stops, self.slots, self.renderer.max_length, self.probe.view_step)
-        source, open_ended = iter(prompts), True
+        intake = Intake(self.renderer, prompts)
         try:
-            while open_ended or loop.busy:
+            while intake.open or loop.busy:
                 moved = False
-                while open_ended and loop.room > 0:
-                    prompt = next(source, _END)
-                    if prompt is _END:
-                        open_ended = False
-                    elif prompt is None:
-                        break
-                    elif isinstance(request := self._request(prompt), Request):
-                        loop.waiting.append(request)
+                while intake.open and loop.room > 0 and (item := intake.take()) is not None:
+                    if isinstance(item, Request):
+                        loop.waiting.append(item)
                     else:
                         moved = True
-                        yield request
+                        yield item
                 if loop.busy:
                     yield from self._step(loop)
-                elif open_ended and not moved:
-                    raise EngineError("the engine waits for prompts and the prompts wait for the engine")
+                elif intake.open and not moved:
+                    raise EngineError(DEADLOCK)
         finally:
             self._switch_back()
 
@@ -125,27 +129,12 @@ class HFEngine:
         try:
             return loop.step()
         except RuntimeError as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
         if not loop.shrink(self.smallest):  # outside the handler, whose traceback keeps tensors alive
-            raise EngineError(
-                f"out of memory with {loop.slots} prompts at a time",
-                "use a smaller --model, --quantization 4bit or a shorter --max-length",
-            )
+            raise memory_error(loop.slots)
         self.slots, self.halved = loop.slots, self.halved + 1
         return []
-
-    def _request(self, prompt: Prompt) -> Request | Completion:
-        """Render a prompt. Whatever is wrong with it comes back as its own completion and stops no other."""
-        try:
-            options = tuple(self.renderer.option_ids(prompt.options)) if prompt.options else ()
-            new = 1 if options else prompt.sampling.max_tokens
-            if new < 1:
-                raise ValueError(f"max_tokens is {new}, and must be 1 or more")
-            ids = self.renderer.prompt_ids(prompt.turns, prompt.speak_as, max_tokens=new)
-            return Request(prompt, np.array(ids, dtype=np.int32), options)
-        except Exception as error:  # noqa: BLE001 - any fault of one prompt
-            return Completion(prompt.id, "", "error", error=f"{error}" or type(error).__name__)
 
     # ------------------------------------------------------------ giving back
 
@@ -156,24 +145,6 @@ class HFEngine:
 
     def close(self) -> None:
         """Forget the model and give its memory back."""
-        self.model = self._core = self.tokenizer = None
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        self._core = None
+        close_model(self)
 
-
-_END = object()
-
-
-def choose_by_stream(engine: Any, prompts: Sequence[Prompt], options: Sequence[str]) -> list[tuple[float, ...]]:
-    """`choose` by way of `stream`, for any engine: prompts are renamed by place, since ids may repeat."""
-    asked = [replace(prompt, id=str(i), options=tuple(options)) for i, prompt in enumerate(prompts)]
-    found = {completion.id: completion for completion in engine.stream(asked)}
-    for prompt, again in zip(prompts, asked):
-        if found[again.id].finish == "error":
-            raise EngineError(f"prompt {prompt.id}: {found[again.id].error}")
-    return [found[again.id].logprobs for again in asked]
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """torch.OutOfMemoryError on a GPU; a plain RuntimeError of the allocator on a CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

@@ -8,30 +8,20 @@ next token, and it leaves its slot as soon as it ends.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from cai_experiment.engines.base import Completion, Prompt
+from cai_experiment.engines.base import Completion
 from cai_experiment.engines.cache import SlotCache, shared_prefix
+from cai_experiment.engines.common import NO_NUMBERS, Request
 from cai_experiment.engines.forward import VIEW_STEP, Forward, Part, round_up
 from cai_experiment.engines.sampling import NO_TOKEN, draw, uniforms
 from cai_experiment.engines.stops import StopRule
 
 WORTH_WAITING = 32  # a prompt waits for a neighbour's prefill if that saves at least this many tokens
 PREFILL_TOKENS_CPU, PREFILL_TOKENS_GPU = 2048, 8192  # of one pass (or one longer prompt): bounds its memory
-
-
-@dataclass(slots=True)
-class Request:
-    """A rendered prompt. `option_ids` not empty: weigh these, do not speak."""
-
-    prompt: Prompt
-    ids: np.ndarray  # int32 [prompt tokens]
-    option_ids: tuple[int, ...] = ()
-    computed: int = 0  # prompt tokens that no slot held
 
 
 class Loop:
@@ -88,7 +78,7 @@ class Loop:
         drawing = np.concatenate([speaking, np.array(admitted[: len(admitted) - len(weighed)], dtype=np.int64)])
         if len(drawing):
             self._take_tokens(drawing, logits[: len(drawing)])
-        for slot, row in zip(weighed, logits[len(drawing) :]):
+        for slot, row in zip(weighed, logits[len(drawing) :], strict=True):
             self._weigh(slot, row)
         self.passes, self.spoken = self.passes + 1, self.spoken + len(drawing)
         done, self.done = self.done, []
@@ -199,7 +189,7 @@ class Loop:
         """The row's numbers are not usable: forget its keys too, since a NaN gets through any mask."""
         self.cache.clear(slot)
         self.ready[slot] = 0
-        self._release(slot, "", "error", error="the model's logits for this prompt are not finite (NaN)")
+        self._release(slot, "", "error", error=NO_NUMBERS)
 
     def _release(self, slot: int, text: str, finish: str, tokens: int = 0, **more: Any) -> None:
         request = self.requests.pop(slot)

@@ -33,8 +33,8 @@ def refuse_unservable(model: Any, context: int) -> None:
         raise EngineError(f"{name} does not take attention functions from outside", USE_GENERATE)
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     window = getattr(config, "sliding_window", None)
-    everywhere = window if not getattr(config, "layer_types", None) else None  # old configs: all layers slide
-    if (everywhere or ("sliding_attention" in kinds and window)) and window < context:
+    slides = "sliding_attention" in kinds or not getattr(config, "layer_types", None)  # old configs: every layer does
+    if slides and window is not None and window < context:
         raise EngineError(f"{name} looks back {window} tokens, less than the context of {context}", USE_GENERATE)
     if kinds - {"full_attention", "sliding_attention"}:
         raise EngineError(f"{name} has layers of other kinds than attention: {', '.join(sorted(kinds))}", USE_GENERATE)

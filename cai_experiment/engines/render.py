@@ -130,18 +130,18 @@ class Renderer:
         if speak_as not in SPOKEN_BY_MODEL:
             raise ValueError(f"the model does not speak turns of kind {speak_as!r}")
         roles = tuple(turn.role for turn in turns)
-        if any(a == b for a, b in zip(roles, (*roles[1:], "assistant"))):
+        if any(a == b for a, b in zip(roles, (*roles[1:], "assistant"), strict=True)):
             raise ValueError("two turns of one chat role follow each other: " + ", ".join(t.kind for t in turns))
         markup = self._markup(roles, True)
         segments = [Segment(markup[0], True)]
-        for turn, after in zip(turns, markup[1:]):
+        for turn, after in zip(turns, markup[1:], strict=True):
             segments += [Segment(turn.text, False), Segment(after, True)]
         return segments
 
     def _cut_template(self, roles: tuple[str, ...], generate: bool) -> tuple[str, ...]:
         """The chat template's own pieces before, between and after the contents of a conversation with these roles."""
         names = [_SENTINEL.format(i) for i in range(len(roles))]
-        messages = [{"role": role, "content": name} for role, name in zip(roles, names)]
+        messages = [{"role": role, "content": name} for role, name in zip(roles, names, strict=True)]
         whole = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
         pieces: list[str] = []
         for name in names:

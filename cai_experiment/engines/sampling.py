@@ -20,8 +20,8 @@ NO_TOKEN = -1  # what `draw` gives for a row whose logits hold a NaN or nothing 
 def uniforms(seed: int, key: str, count: int) -> np.ndarray:
     """The uniform numbers in [0, 1) of a completion's first `count` positions, float64 [count].
 
-    A Philox counter generator (Salmon et al. 2011) whose 128-bit key is the BLAKE2b hash of seed and key; the top 53 bits
-    of each raw 64-bit word become the number, so a longer row begins with the shorter one.
+    A Philox counter generator (Salmon et al. 2011) whose 128-bit key is the BLAKE2b hash of seed and key; the top 53
+    bits of each raw 64-bit word become the number, so a longer row begins with the shorter one.
     """
     digest = hashlib.blake2b(f"{seed}\x00{key}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
     words = np.random.Philox(key=int.from_bytes(digest, "little")).random_raw(count)

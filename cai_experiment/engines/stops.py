@@ -10,8 +10,8 @@ import numpy as np
 class StopRule:
     """Finds the end of a completion. One rule serves all prompts of a renderer.
 
-    A stop string may end in the middle of a token and may begin in one (".\\n\\n" is one token in Qwen2's vocabulary), so
-    it is searched in the decoded text. Only a token that holds the last character of a stop string can complete
+    A stop string may end in the middle of a token and may begin in one (".\\n\\n" is one token in Qwen2's vocabulary),
+    so it is searched in the decoded text. Only a token that holds the last character of a stop string can complete
     one: `may_end` marks those, and only after them is text decoded at all.
     """
 

@@ -1,0 +1,93 @@
+"""What the engines over models in memory share: requests, `choose`, memory errors, giving memory back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Iterable, Sequence
+
+import numpy as np
+import torch
+
+from cai_experiment.engines.base import Completion, Prompt
+from cai_experiment.engines.render import Renderer
+from cai_experiment.errors import EngineError
+
+NO_NUMBERS = "the model's logits for this prompt are not finite (NaN)"
+DEADLOCK = "the engine waits for prompts and the prompts wait for the engine"
+
+
+@dataclass(slots=True)
+class Request:
+    """A rendered prompt. `option_ids` not empty: weigh these, do not speak."""
+
+    prompt: Prompt
+    ids: np.ndarray  # int32 [prompt tokens]
+    option_ids: tuple[int, ...] = ()
+    computed: int = 0  # prompt tokens that no slot held
+
+
+def request_for(renderer: Renderer, prompt: Prompt) -> Request | Completion:
+    """Render a prompt. Whatever is wrong with it comes back as its own completion and stops no other."""
+    try:
+        options = tuple(renderer.option_ids(prompt.options)) if prompt.options else ()
+        new = 1 if options else prompt.sampling.max_tokens
+        if new < 1:
+            raise ValueError(f"max_tokens is {new}, and must be 1 or more")
+        ids = renderer.prompt_ids(prompt.turns, prompt.speak_as, max_tokens=new)
+        return Request(prompt, np.array(ids, dtype=np.int32), options)
+    except Exception as error:  # any fault of one prompt is its own
+        return Completion(prompt.id, "", "error", error=str(error) or type(error).__name__)
+
+
+class Intake:
+    """The prompts of a stream, rendered as they are taken. `open` is False once they have ended."""
+
+    def __init__(self, renderer: Renderer, prompts: Iterable[Prompt | None]) -> None:
+        self.renderer, self.source = renderer, iter(prompts)
+        self.open = True
+
+    def take(self) -> Request | Completion | None:
+        """The next request, or the error that its prompt came to; None if there is nothing (now, or for good)."""
+        try:
+            prompt = next(self.source)
+        except StopIteration:
+            self.open = False
+            return None
+        return None if prompt is None else request_for(self.renderer, prompt)
+
+
+def choose_by_stream(engine: Any, prompts: Sequence[Prompt], options: Sequence[str]) -> list[tuple[float, ...]]:
+    """`Engine.choose` by way of `stream`: prompts are renamed by place, since ids may repeat.
+
+    Raises EngineError for a prompt that cannot be weighed.
+    """
+    asked = [replace(prompt, id=str(i), options=tuple(options)) for i, prompt in enumerate(prompts)]
+    found = {completion.id: completion for completion in engine.stream(asked)}
+    for prompt, again in zip(prompts, asked, strict=True):
+        if found[again.id].finish == "error":
+            raise EngineError(f"prompt {prompt.id}: {found[again.id].error}")
+    return [found[again.id].logprobs for again in asked]
+
+
+def core_of(model: Any) -> Any:
+    """The transformers model itself, without PEFT's wrapper (adapters stay in its layers)."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """torch.OutOfMemoryError on a GPU; a plain RuntimeError of the allocator on a CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def memory_error(prompts: int) -> EngineError:
+    """For memory that ran out although the batch cannot be halved any more."""
+    return EngineError(
+        f"out of memory with {prompts} prompts at a time", "use --quantization 4bit or a smaller --model"
+    )
+
+
+def close_model(engine: Any) -> None:
+    """Drop an engine's model and tokenizer and give the GPU's memory back."""
+    engine.model = engine.tokenizer = None
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,137 @@
+"""A preset's true architecture with random weights, so that every code path can be run without a download.
+
+With 4-bit NF4 the model is made layer by layer on its device: no host memory for 65 GB of weights is needed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cai_experiment.constitution.prompts import BASE_END
+from cai_experiment.errors import EngineError
+
+if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig
+
+    from cai_experiment.models.presets import ModelPreset
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def random_model(
+    preset: ModelPreset, dtype: Any, device: str, seed: int, quantization: BitsAndBytesConfig | None
+) -> Any:
+    """A Qwen2ForCausalLM with the preset's numbers; `quantization` is 4-bit or None.
+
+    Weights are normal with standard deviation 0.02, norms 1, biases 0, drawn by `seed` on `device`.
+    """
+    import torch
+    from transformers import Qwen2ForCausalLM
+
+    with torch.device("meta"):
+        model = Qwen2ForCausalLM(_config(preset)).to(dtype)
+    if quantization is not None:
+        _replace_linears(model, quantization)
+    torch.manual_seed(seed)
+    for module in list(model.modules()):
+        _materialise(module, dtype, device)
+    model.tie_weights()
+    model.generation_config.eos_token_id = model.config.eos_token_id
+    return model.eval()
+
+
+def _config(preset: ModelPreset) -> Any:
+    from transformers import Qwen2Config
+
+    numbers = preset.architecture
+    if numbers.head_size * numbers.heads != numbers.hidden:
+        raise EngineError(f"--random-weights {preset.key}: only Qwen2's shape of heads can be made")
+    return Qwen2Config(
+        vocab_size=numbers.vocab,
+        hidden_size=numbers.hidden,
+        intermediate_size=numbers.intermediate,
+        num_hidden_layers=numbers.layers,
+        num_attention_heads=numbers.heads,
+        num_key_value_heads=numbers.kv_heads,
+        max_position_embeddings=preset.context,
+        tie_word_embeddings=numbers.tied,
+        rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+
+
+def _replace_linears(model: Any, quantization: BitsAndBytesConfig) -> None:
+    """Put 4-bit linear layers in place of the blocks' own, as transformers does when it quantises while loading."""
+    from transformers.integrations import replace_with_bnb_linear
+    from transformers.utils.quantization_config import QuantizationMethod
+
+    replace_with_bnb_linear(model, modules_to_not_convert=["lm_head"], quantization_config=quantization)
+    model.config.quantization_config = quantization
+    model.quantization_method = QuantizationMethod.BITS_AND_BYTES
+    model.is_loaded_in_4bit = model.is_quantized = True  # what PEFT and TRL ask for
+
+
+def _materialise(module: Any, dtype: Any, device: str) -> None:
+    """Give one module (without its children) its parameters and buffers; a 4-bit layer is quantised at once."""
+    import torch
+
+    for name, empty in list(module.named_parameters(recurse=False)):
+        shape = empty.shape
+        if empty.dim() == 1:
+            value = torch.full(shape, 0.0 if name == "bias" else 1.0, dtype=dtype, device=device)
+        else:
+            value = torch.empty(shape, dtype=dtype, device=device).normal_(std=0.02)
+        setattr(module, name, _parameter(empty, value, device))
+    if hasattr(module, "inv_freq"):  # the rotary embedding's buffers are computed, not drawn
+        fresh = type(module)(module.config).to(device)
+        module.load_state_dict(fresh.state_dict())
+        for name, buffer in fresh.named_buffers():
+            module.register_buffer(name, buffer, persistent=False)
+
+
+def _parameter(empty: Any, value: Any, device: str) -> Any:
+    """`value` as the kind of parameter that `empty` was; Params4bit quantises when it moves to its device."""
+    import torch
+
+    if type(empty).__name__ != "Params4bit":
+        return torch.nn.Parameter(value)
+    import bitsandbytes
+
+    kept = {k: v for k, v in empty.__dict__.items() if k in ("compress_statistics", "quant_type", "quant_storage")}
+    quantised: Any = bitsandbytes.nn.Params4bit(value, requires_grad=False, **kept)
+    return quantised.to(device)
+
+
+def tokenizer_for(preset: ModelPreset, folder: str | None) -> Any:
+    """The tokenizer in `folder` (or the shipped model's own), else one token per byte, with ChatML's marks."""
+    from transformers import AutoTokenizer
+
+    own = preset.hub_id if Path(preset.hub_id).is_dir() else None
+    if folder or own:
+        return AutoTokenizer.from_pretrained(folder or own, local_files_only=True)
+    return byte_tokenizer("<|im_end|>" if preset.kind == "chat" else BASE_END)
+
+
+def byte_tokenizer(eos_token: str) -> Any:
+    """One token per byte and the marks of ChatML: reads and writes any text, knows no words."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=eos_token,
+        pad_token=BASE_END,
+        additional_special_tokens=["<|im_start|>", "<|im_end|>", BASE_END],
+    )
+    fast.chat_template = CHATML
+    return fast

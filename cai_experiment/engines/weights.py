@@ -1,0 +1,112 @@
+"""Model files: are they whole, what is their hash, and one line for each way in which loading them can fail."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from cai_experiment.errors import BadInputError, EngineError, UserError
+
+HASHED_WHOLE = 4 * 2**30  # bytes; of larger weights only header, size and both ends of each file are hashed
+END = 2**20  # bytes of such an end
+
+
+def check_folder(folder: Path) -> None:
+    """Raise BadInputError if a model folder lacks config.json or weights, or if a weights file is not whole."""
+    config = folder / "config.json"
+    if not config.is_file():
+        raise BadInputError(f"{folder}: the folder holds no config.json", "give a folder that holds a model")
+    try:
+        json.loads(config.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadInputError(f"{config} is not JSON: {error}", "copy the model again") from error
+    files = weight_files(folder)
+    if not files:
+        raise BadInputError(f"{folder}: the folder holds no .safetensors file", "pickled weights are not loaded")
+    for file in files:
+        problem = safetensors_problem(file)
+        if problem:
+            raise BadInputError(f"{file} {problem}", "download or copy the model again")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model, by its index if it has one (they may be missing), sorted by name."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, AttributeError) as error:
+            raise BadInputError(f"{index} cannot be read: {error}", "copy the model again") from error
+        return sorted(folder / name for name in names)
+    return sorted(folder.glob("*.safetensors"))
+
+
+def safetensors_problem(file: Path) -> str:
+    """Why a safetensors file is not whole, as the end of a sentence; "" if header and length agree."""
+    if not file.is_file():
+        return "is missing"
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or length > size - 8:
+            return f"is cut off: {size} bytes do not hold its header"
+        try:
+            header = json.loads(stream.read(length))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return "has a damaged header"
+    wanted = 8 + length + max(ends, default=0)
+    return "" if size == wanted else f"has {size} bytes instead of {wanted}: a download that did not finish"
+
+
+def weights_hash(folder: Path) -> str:
+    """SHA-256 over the weights' names and bytes; over names, sizes and both ends of each file above HASHED_WHOLE."""
+    files = weight_files(folder)
+    whole = sum(file.stat().st_size for file in files) <= HASHED_WHOLE
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name} {file.stat().st_size}\n".encode())
+        with file.open("rb") as stream:
+            if whole:
+                while block := stream.read(2**22):
+                    digest.update(block)
+            else:
+                digest.update(stream.read(END))
+                stream.seek(-END, 2)
+                digest.update(stream.read(END))
+    return digest.hexdigest()
+
+
+def loading_error(name: str, error: Exception) -> UserError:
+    """The one line for an error of `from_pretrained`, found in its chain of causes (the hub's own stand below)."""
+    kinds = {type(cause).__name__: cause for cause in _chain(error)}
+    if "GatedRepoError" in kinds:
+        step = f"accept its licence at huggingface.co/{name}, then set HF_TOKEN"
+        return EngineError(f"--model {name} is gated, and this machine has no access to it", step)
+    if "RepositoryNotFoundError" in kinds:
+        return BadInputError(f"--model {name}: the hub has no such model", "check the name; private ones need HF_TOKEN")
+    if kinds.keys() & {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError", "ConnectError"}:
+        step = "connect to the internet once, or give a local folder"
+        return EngineError(f"--model {name} is not in the download cache, and the hub cannot be reached", step)
+    if "SafetensorError" in kinds:
+        return BadInputError(
+            f"--model {name}: a weights file is damaged ({_first_line(kinds['SafetensorError'])})",
+            "delete it and download the model again",
+        )
+    if "OutOfMemoryError" in kinds or "DefaultCPUAllocator" in str(error):
+        return EngineError(f"--model {name} does not fit into memory", "use --quantization 4bit or a smaller --model")
+    return EngineError(f"--model {name} cannot be loaded: {type(error).__name__}: {_first_line(error)}")
+
+
+def _chain(error: BaseException | None) -> list[BaseException]:
+    """An error and what it came from, outermost first."""
+    found: list[BaseException] = []
+    while error is not None and error not in found:
+        found.append(error)
+        error = error.__cause__ or error.__context__
+    return found
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0][:300]
