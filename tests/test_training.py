@@ -545,14 +545,14 @@ def test_kill_9_in_steps_and_inside_writes_then_resumed_equals_unbroken(
 
 
 @pytest.mark.slow
-def test_kill_9_at_every_moment_of_one_run(tmp_path: Path, tiny_model_dir: Path, unbroken: TrainResult, forker) -> None:
-    for moment in range(1, 400):
+def test_kill_9_at_many_moments_of_one_run(tmp_path: Path, tiny_model_dir: Path, unbroken: TrainResult, forker) -> None:
+    for moment in range(1, 400, 7):
         folder = tmp_path / str(moment)
         if kill_at(forker, tiny_model_dir, folder, moment) == 0:
             break
         assert kill_at(forker, tiny_model_dir, folder, 0) == 0
         assert difference(weights(folder), weights(unbroken.adapter_dir.parent)) == 0.0
-    assert moment > 60
+    assert moment > 100  # a run has more than a hundred such moments
 
 
 @pytest.fixture(scope="module")
