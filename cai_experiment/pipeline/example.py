@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Mapping
 
 from cai_experiment.pipeline.gate import GateSettings, gate, similarity
@@ -21,11 +20,9 @@ class Origin:
 
 
 def weights_name(facts: Mapping[str, object]) -> str:
-    """Which weights wrote a line, from an engine's `describe()`: "nano@0b1f8a2c9d3e", without this machine's paths."""
-    model = str(facts["model"])
-    if "weights_sha256" in facts:
-        return f"{Path(model).name}@{str(facts['weights_sha256'])[:12]}"
-    return f"{model}@{str(facts['revision'])[:12]}" if "revision" in facts else model
+    """Which weights wrote a line, from an engine's `describe()`: "nano@0b1f8a2c9d3e" (their hash or commit)."""
+    version = facts.get("weights_sha256") or facts.get("revision")
+    return f"{facts['model']}@{str(version)[:12]}" if version else str(facts["model"])
 
 
 def to_example(draft: Draft, settings: GateSettings, origin: Origin) -> Example:

@@ -55,7 +55,8 @@ def finished_report(
 def _same_models(args: argparse.Namespace, models: dict[str, dict[str, Any]]) -> bool:
     """True if the flags name the models that the run was made with, as far as is known without loading them."""
     named = {"generator": args.generator or args.model, "critic": args.critic or args.model}
-    hardware = detect()
-    return not args.random_weights and all(
-        models[role].get("model") == resolve_model(name, hardware).path_or_id for role, name in named.items()
+    hardware, random = detect(), args.random_weights
+    return all(
+        models[role].get("model") == (f"random:{random}" if random else resolve_model(name, hardware).name)
+        for role, name in named.items()
     )
