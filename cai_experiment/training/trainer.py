@@ -6,7 +6,6 @@ engine), so they must be looked up afterwards.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,8 +23,6 @@ from cai_experiment.training.dpo import MEASURED_PAIRS, DPOSettings
 if TYPE_CHECKING:
     from peft import PeftModel
     from trl import DPOConfig
-
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # warns of an optional kernel on CPUs
 
 LORA_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]  # all linear layers
 
