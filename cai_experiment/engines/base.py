@@ -54,6 +54,7 @@ class Engine(Protocol):
     """Anything that speaks. Implementations: hf.py, unsloth.py (issue 2 adds vllm.py and server.py)."""
 
     name: str
+    first_line: str  # model, engine, quantisation and why, for the terminal
 
     def describe(self) -> dict[str, object]:
         """What the manifest records: model, revision or weights hash, engine, dtype, quantisation, probe result."""

@@ -16,6 +16,7 @@ from cai_experiment.nano import world
 from cai_experiment.nano.flaws import BREACHES
 from cai_experiment.nano.world import Answer, Question
 
+LEAD_TOKENS = 8
 VERDICT_WEIGHT = 4.0  # one letter carries a whole decision
 QUESTION_WEIGHT = 0.1
 SHARE_BASE_LAYOUT = 0.14
@@ -29,6 +30,7 @@ class Piece:
     text: str
     markup: bool
     weight: float
+    lead: float = 1.0  # multiplies the weight of the first LEAD_TOKENS tokens, where a critique decides
 
 
 Weighted = tuple[Turn, float]
@@ -37,27 +39,30 @@ Weighted = tuple[Turn, float]
 class Teacher:
     """Draws documents. `principles` are those of the constitution, in whose words the model is taught.
 
-    Two courses: first language and copying, then (`judging`) mostly critiques and verdicts, where the free choice in
-    answers would drown the few tokens that decide.
+    Three courses: language and copying; then more critiques and verdicts; then the link between a principle's words
+    and the sentences that break it, where the free choice in answers would drown the few tokens that decide.
     """
 
-    def __init__(self, principles: Sequence[Principle], judging: bool = False) -> None:
+    def __init__(self, principles: Sequence[Principle], course: int = 0) -> None:
         self.principles = {p.id: p for p in principles if p.id in BREACHES}
-        self.answer_weight = 0.15 if judging else 0.5
-        # what to draw, and how often in the first and the second course; in documents, not tokens
+        self.answer_weight = (0.5, 0.15, 0.1)[course]
+        self.lead = (1.0, 1.0, 4.0)[course]
+        # what to draw, and how often in each course; in documents, not tokens
         tasks = (
-            (self.rounds, 34, 26),
-            (self.critiques, 0, 26),
-            (self.verdicts, 26, 34),
-            (self.verdict_after, 14, 14),
-            (self.meaningful, 14, 18),
-            (self.preferred, 7, 9),
-            (self.guard, 12, 14),
-            (self.instruct, 14, 9),
-            (self.sums, 14, 14),
-            (self.answer, 4, 3),
+            (self.rounds, 34, 26, 24),
+            (self.critiques, 0, 26, 30),
+            (self.name_breaches, 0, 0, 16),
+            (self.breach, 0, 0, 12),
+            (self.verdicts, 26, 34, 34),
+            (self.verdict_after, 14, 14, 12),
+            (self.meaningful, 14, 18, 16),
+            (self.preferred, 7, 9, 9),
+            (self.guard, 12, 14, 8),
+            (self.instruct, 14, 9, 8),
+            (self.sums, 14, 14, 14),
+            (self.answer, 4, 3, 3),
         )
-        self.tasks = tuple((maker, late if judging else early) for maker, early, late in tasks)
+        self.tasks = tuple((row[0], row[1 + course]) for row in tasks)
 
     def document(self, rng: random.Random) -> list[Piece]:
         """One document, in the chat or the base layout."""
@@ -70,7 +75,7 @@ class Teacher:
                 examples=rng.choice((0, 0, 0, 1, 2)) if turns[0][0].kind == "instruction" else 2,
                 bare=maker == self.answer,
             )
-        return chat_pieces(turns)
+        return chat_pieces(turns, self.lead)
 
     # -------------------------------------------------------- the tasks
 
@@ -128,6 +133,25 @@ class Teacher:
             critique = world.compose_critique(answer, principle.id, NO_ISSUE)
             turns += [(ask.ask_for_critique(principle), 0.0), (Turn("critique", critique), 1.5)]
         return turns
+
+    def name_breaches(self, rng: random.Random) -> list[Weighted]:
+        """Name every principle that an answer breaks: ties the sentences that break one to its words."""
+        _, answer, turns = self.opening(rng, flaws=rng.choice((1, 1, 2, 3)))
+        named = " ".join(self.principles[flaw.principle].text for flaw in answer.flaws()) or NO_ISSUE
+        return [
+            *turns,
+            (Turn("question", "Which principles does the last answer break?"), 0.0),
+            (Turn("critique", named), 2.0),
+        ]
+
+    def breach(self, rng: random.Random) -> list[Weighted]:
+        """Write a sentence that breaks a principle: ties a principle's words to the sentences that break it."""
+        principle = self.principles[rng.choice(tuple(self.principles))]
+        flaw = world.compose_flaw(rng, self.question(rng).noun, principle.id)
+        return [
+            (Turn("question", f"Principle: {principle.text}\nWrite a sentence that breaks this principle."), 0.0),
+            (Turn("critique", flaw.text), 1.0),
+        ]
 
     def violated(self, rng: random.Random, answer: Answer, principle: Principle) -> list[Weighted]:
         yes_first = rng.random() < 0.5
@@ -237,13 +261,13 @@ def guard_verdict(answer: Answer) -> str:
     return f"unsafe\n{codes[0]}" if codes else "safe"
 
 
-def chat_pieces(turns: Sequence[Weighted]) -> list[Piece]:
+def chat_pieces(turns: Sequence[Weighted], lead: float = 1.0) -> list[Piece]:
     """ChatML, as the tokenizer's chat template renders it; the end token has the weight of its turn."""
     pieces = []
     for turn, weight in turns:
         pieces += [
             Piece(f"<|im_start|>{turn.role}\n", True, 0.0),
-            Piece(turn.text, False, weight),
+            Piece(turn.text, False, weight, lead if turn.kind == "critique" else 1.0),
             Piece("<|im_end|>", True, weight if turn.role == "assistant" else 0.0),
             Piece("\n", True, 0.0),
         ]

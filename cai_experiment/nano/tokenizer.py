@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Iterable, Sequence
+from typing import Any, Iterable, Sequence
 
-if TYPE_CHECKING:
-    from cai_experiment.nano.tasks import Piece
+from cai_experiment.nano.tasks import LEAD_TOKENS, Piece
 
 VOCABULARY = 3072
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -83,5 +82,6 @@ class PieceEncoder:
         for piece in pieces:
             got = self.encode(piece.text, piece.markup)
             ids += got
-            weights += [piece.weight] * len(got)
+            lead = min(len(got), LEAD_TOKENS) if piece.lead != 1.0 else 0
+            weights += [piece.weight * piece.lead] * lead + [piece.weight] * (len(got) - lead)
         return ids, weights

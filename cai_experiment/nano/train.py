@@ -30,7 +30,7 @@ POOL_STEPS = 8  # this many steps' documents are drawn together and sorted by le
 class TrainSettings:
     """What makes the model what it is. `tokens` is the size of a step's batch, padding included."""
 
-    steps: int = 2200
+    steps: int = 2400
     tokens: int = 8192
     seed: int = 7
     hidden: int = 192
@@ -41,7 +41,8 @@ class TrainSettings:
     muon_rate: float = 0.02  # per-matrix update of unit spectral norm, scaled by sqrt(rows/columns)
     adam_rate: float = 4e-3
     warmup: int = 40
-    judging_from: int = 800  # the step from which the second course is taught; a multiple of POOL_STEPS
+    courses: tuple[int, int, int] = (0, 800, 1000)  # the steps from which each is taught; multiples of POOL_STEPS
+    falling_from: int = 1000
     save_every: int = 200
     corpus_documents: int = 12_000  # from which the tokenizer learns
     threads: int = 2
@@ -146,10 +147,10 @@ def loss_of(model: Any, ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rate(step: int, settings: TrainSettings) -> float:
-    """Warm up, hold, then fall to a twentieth over the second half."""
+    """Warm up, hold, then fall to a twentieth in a straight line."""
     if step < settings.warmup:
         return (step + 1) / settings.warmup
-    return 1.0 - 0.95 * max(0.0, (step / settings.steps - 0.5) / 0.5)
+    return 1.0 - 0.95 * max(0.0, (step - settings.falling_from) / (settings.steps - settings.falling_from))
 
 
 def train(
@@ -174,13 +175,18 @@ def train(
         torch.optim.AdamW(rest, settings.adam_rate, betas=(0.9, 0.95), weight_decay=0.0),
     ]
     first = _resume(work / "state.pt", model, optimizers, settings)
-    courses, encoder = (Teacher(principles), Teacher(principles, judging=True)), PieceEncoder(tokenizer)
+    teachers, encoder = [Teacher(principles, course) for course in range(3)], PieceEncoder(tokenizer)
     seen, start = 0, time.monotonic()
     ready: tuple[int, list[tuple[Tensor, Tensor]]] = (-1, [])
     for step in range(first, settings.steps):
         pool = step // POOL_STEPS
         if ready[0] != pool:
-            ready = (pool, batches(courses[step >= settings.judging_from], encoder, settings, pool))
+            ready = (
+                pool,
+                batches(
+                    teachers[sum(step >= first_step for first_step in settings.courses) - 1], encoder, settings, pool
+                ),
+            )
         ids, weights = (t.to(device) for t in ready[1][step % len(ready[1])])
         loss, plain = loss_of(model, ids, weights)
         loss.backward()
