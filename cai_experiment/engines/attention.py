@@ -1,10 +1,11 @@
 """Attention of packed tokens over the slots' keys and values: a function that transformers models are switched to.
 
 A pass packs the tokens of all rows one behind the other, [1, N], so that linear layers see no padding; only here are
-they sorted back into rows. On a CPU a row's attention is two explicit batched matrix products and a float32 softmax,
-with the query heads that share a key-value head as rows of one product. Such a row has the same bits whatever
-else is in the batch, as long as the product has at least four rows (measured with MKL: the kernels for one to three
-rows add in another order). On other devices a prefill uses torch's scaled_dot_product_attention with the same mask.
+they sorted back into rows. On a CPU a row's attention is explicit batched matrix products and a float32 softmax, with
+the query heads that share a key-value head as rows of one product. Such a row has the same bits whatever else is in
+the batch, on two conditions, both measured with MKL: products have at least four rows (the kernels for one to three
+add in another order), and the values are added up in pieces of PIECE columns (a sum over all columns is split
+differently for 256 columns than for 192 or 512). On other devices a prefill uses torch's scaled_dot_product_attention.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch.nn import functional
 
 NAME = "cai_rows"  # the name under which transformers knows this attention
 MIN_QUERY_ROWS = 4
+PIECE = 128
 
 
 @dataclass(slots=True)
@@ -111,5 +113,16 @@ def _attend(
     else:
         scores.view(rows, shared, steps, group, -1).add_(mask)
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
-    out = torch.matmul(weights, value)[:, :, : steps * group]
-    return out.view(rows, shared, steps, group, -1).transpose(1, 2).reshape(rows, steps, heads, -1)
+    out = _weighted_sum(weights.flatten(0, 1), value.flatten(0, 1)).view(rows, shared, -1, value.shape[-1])
+    out = out[:, :, : steps * group]
+    return out.reshape(rows, shared, steps, group, -1).transpose(1, 2).reshape(rows, steps, heads, -1)
+
+
+def _weighted_sum(weights: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """weights [B, M, L] times value [B, L, D] -> [B, M, D], on a CPU in pieces of PIECE columns."""
+    if weights.device.type != "cpu":
+        return torch.bmm(weights, value)
+    out = torch.bmm(weights[:, :, :PIECE], value[:, :PIECE])
+    for start in range(PIECE, weights.shape[2], PIECE):
+        out.baddbmm_(weights[:, :, start : start + PIECE], value[:, start : start + PIECE])
+    return out

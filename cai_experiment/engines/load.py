@@ -149,7 +149,10 @@ def load_model(plan: Plan, settings: LoadSettings) -> tuple[Any, Any, dict[str, 
 
 def _pretrained(place: str, plan: Plan) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    if Path(place).is_dir():
+        logging.disable_progress_bar()  # a bar is for downloads
     tokenizer = AutoTokenizer.from_pretrained(place)
     model = AutoModelForCausalLM.from_pretrained(
         place,

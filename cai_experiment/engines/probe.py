@@ -46,7 +46,7 @@ def probe(model: Any, context: int, plain_attention: str) -> Probe:
     If logits on a CPU change with the length that attention reads, a second try reads one fixed length. Raises
     EngineError if they are not those of the plain model: this architecture needs something that packed passes lack.
     """
-    length = min(40, context - 8)
+    length = min(140, context - 8)
     ids = np.random.default_rng(0).integers(0, model.config.get_text_config().vocab_size, size=length)
     try:
         logits = _in_all_shapes(model, ids, context, VIEW_STEP)
@@ -66,40 +66,52 @@ def _result(logits: list[torch.Tensor], view_step: int) -> Probe:
     return Probe(difference == 0.0, len(logits), difference, view_step)
 
 
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """One way to compute the conversation in `slot` of `slots`: by prefill in parts of `part` tokens beside `others`
+    prompts, and, if one part is not all, the last three tokens by decoding while another row is `far` along."""
+
+    slots: int
+    slot: int
+    part: int
+    others: int
+    far: int
+
+
 def _in_all_shapes(model: Any, ids: np.ndarray, context: int, view_step: int) -> list[torch.Tensor]:
-    """The last logits [V] of one conversation: alone, in two parts, among others, and token by token."""
+    """The last logits [V] of one conversation: alone, in two parts, among others, and token by token.
+
+    `far` sets how many columns attention reads: 256 and 320 once showed other bits than 192 and 512.
+    """
+    size = len(ids)
     shapes = (
-        # slots, our slot, first tokens by prefill (the rest: the last three by decoding), others in the same pass
-        (16, 0, len(ids), 0),
-        (16, 5, 23, 0),
-        (16, 2, len(ids), 3),
-        (32, 20, len(ids) - 3, 5),
-        (48, 47, len(ids) - 3, 1),
+        _Shape(16, 0, size, 0, 0),
+        _Shape(16, 5, size // 2, 0, 250),
+        _Shape(16, 2, size, 3, 0),
+        _Shape(32, 20, size - 3, 5, 310),
+        _Shape(48, 47, size - 3, 1, 500),
     )
-    return [_last_logits(model, ids, context, view_step, *shape).float().cpu() for shape in shapes]
+    return [_last_logits(model, ids, context, view_step, shape).float().cpu() for shape in shapes]
 
 
-def _last_logits(
-    model: Any, ids: np.ndarray, context: int, view_step: int, slots: int, slot: int, first: int, others: int
-) -> torch.Tensor:
-    """Prefill `first` tokens, then the next ones as parts, and the last three (if not prefilled) by decoding."""
-    forward = Forward(model, SlotCache(slots, round_up(context, VIEW_STEP)), view_step)
-    size, far = len(ids), min(context - 1, 150)
+def _last_logits(model: Any, ids: np.ndarray, context: int, view_step: int, shape: _Shape) -> torch.Tensor:
+    forward = Forward(model, SlotCache(shape.slots, round_up(context, VIEW_STEP)), view_step)
     none = np.zeros(0, dtype=np.int64)
-    done = 0
-    logits = torch.empty(0)
-    while done < size:
-        if done and size - done <= 3:  # every other slot decodes too, one of them far along
-            rows = np.arange(slots)
+    rows = np.arange(shape.slots)
+    done, logits = 0, torch.empty(0)
+    while done < len(ids):
+        if done and len(ids) - done <= 3:  # every other slot decodes too, one of them far along
             positions, tokens = rows % 7, rows % 89
-            positions[(slot + 3) % slots], positions[slot], tokens[slot] = far, done, ids[done]
-            logits = forward(rows, tokens, positions)[slot]
+            positions[(shape.slot + 3) % shape.slots] = min(shape.far, context - 1)
+            positions[shape.slot], tokens[shape.slot] = done, ids[done]
+            logits = forward(rows, tokens, positions)[shape.slot]
             done += 1
         else:
-            end = min(size, done + first)
-            neighbours = [Part((slot + 1 + i) % slots, 0, np.arange(3 + 9 * i) % 97) for i in range(others)]
-            parts = [*neighbours, Part(slot, done, ids[done:end])]
-            logits = forward(none, none, none, parts)[-1]
+            end = min(len(ids) - 3 * (shape.part < len(ids)), done + shape.part)
+            others = [
+                Part((shape.slot + 1 + i) % shape.slots, 0, np.arange(3 + 9 * i) % 97) for i in range(shape.others)
+            ]
+            logits = forward(none, none, none, [*others, Part(shape.slot, done, ids[done:end])])[-1]
             done = end
     return logits
 
