@@ -39,28 +39,29 @@ Weighted = tuple[Turn, float]
 class Teacher:
     """Draws documents. `principles` are those of the constitution, in whose words the model is taught.
 
-    Three courses: language and copying; then more critiques and verdicts; then the link between a principle's words
-    and the sentences that break it, where the free choice in answers would drown the few tokens that decide.
+    Four courses: language and copying; more critiques and verdicts; the link between a principle's words and the
+    sentences that break it; then everything. The free choice in answers would drown the few tokens that decide, so it
+    counts less from the second course on.
     """
 
     def __init__(self, principles: Sequence[Principle], course: int = 0) -> None:
         self.principles = {p.id: p for p in principles if p.id in BREACHES}
-        self.answer_weight = (0.5, 0.15, 0.1)[course]
-        self.lead = (1.0, 1.0, 4.0)[course]
+        self.answer_weight = (0.5, 0.15, 0.1, 0.1)[course]
+        self.lead = (1.0, 1.0, 4.0, 4.0)[course]
         # what to draw, and how often in each course; in documents, not tokens
         tasks = (
-            (self.rounds, 34, 26, 24),
-            (self.critiques, 0, 26, 30),
-            (self.name_breaches, 0, 0, 16),
-            (self.breach, 0, 0, 12),
-            (self.verdicts, 26, 34, 34),
-            (self.verdict_after, 14, 14, 12),
-            (self.meaningful, 14, 18, 16),
-            (self.preferred, 7, 9, 9),
-            (self.guard, 12, 14, 8),
-            (self.instruct, 14, 9, 8),
-            (self.sums, 14, 14, 14),
-            (self.answer, 4, 3, 3),
+            (self.rounds, 34, 26, 24, 44),
+            (self.critiques, 0, 26, 30, 30),
+            (self.name_breaches, 0, 0, 16, 8),
+            (self.breach, 0, 0, 12, 5),
+            (self.verdicts, 26, 34, 34, 34),
+            (self.verdict_after, 14, 14, 12, 16),
+            (self.meaningful, 14, 18, 16, 18),
+            (self.preferred, 7, 9, 9, 10),
+            (self.guard, 12, 14, 8, 12),
+            (self.instruct, 14, 9, 8, 9),
+            (self.sums, 14, 14, 14, 16),
+            (self.answer, 4, 3, 3, 3),
         )
         self.tasks = tuple((row[0], row[1 + course]) for row in tasks)
 

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,9 +41,17 @@ class TrainSettings:
     intermediate: int = 512
     muon_rate: float = 0.02  # per-matrix update of unit spectral norm, scaled by sqrt(rows/columns)
     adam_rate: float = 4e-3
-    warmup: int = 40
-    courses: tuple[int, int, int] = (0, 800, 1000)  # the steps from which each is taught; multiples of POOL_STEPS
-    falling_from: int = 1000
+    courses: tuple[int, ...] = (0, 800, 1000, 1200)  # the steps from which each is taught; multiples of POOL_STEPS
+    # (step, share of the rates above): straight lines between. At the full rates language comes fast but copying and
+    # judging stall; they came within 50 steps of the fall to a fifth (docs/LOG.md)
+    rates: tuple[tuple[int, float], ...] = (
+        (0, 0.025),
+        (40, 1.0),
+        (1000, 1.0),
+        (1200, 0.864),
+        (1201, 0.2),
+        (2400, 0.01),
+    )
     save_every: int = 200
     corpus_documents: int = 12_000  # from which the tokenizer learns
     threads: int = 2
@@ -147,10 +156,9 @@ def loss_of(model: Any, ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rate(step: int, settings: TrainSettings) -> float:
-    """Warm up, hold, then fall to a twentieth in a straight line."""
-    if step < settings.warmup:
-        return (step + 1) / settings.warmup
-    return 1.0 - 0.95 * max(0.0, (step - settings.falling_from) / (settings.steps - settings.falling_from))
+    """The share of the full learning rates at a step."""
+    steps, shares = zip(*settings.rates, strict=True)
+    return float(np.interp(step, steps, shares))
 
 
 def train(
@@ -175,7 +183,10 @@ def train(
         torch.optim.AdamW(rest, settings.adam_rate, betas=(0.9, 0.95), weight_decay=0.0),
     ]
     first = _resume(work / "state.pt", model, optimizers, settings)
-    teachers, encoder = [Teacher(principles, course) for course in range(3)], PieceEncoder(tokenizer)
+    teachers, encoder = (
+        [Teacher(principles, course) for course in range(len(settings.courses))],
+        PieceEncoder(tokenizer),
+    )
     seen, start = 0, time.monotonic()
     ready: tuple[int, list[tuple[Tensor, Tensor]]] = (-1, [])
     for step in range(first, settings.steps):
