@@ -62,9 +62,9 @@ def test_unseen_phrasings_and_held_out_combinations_stay_out_of_the_training_tex
 
     unseen = [t.split("{")[0].strip() for b in BREACHES.values() for t in b.unseen]
     unseen = [t for t in unseen if len(t) > 12]
-    rng, courses = random.Random(3), [Teacher(PRINCIPLES, course) for course in range(4)]
-    for i in range(4500):
-        text = " ".join(p.text for p in courses[i % 4].document(rng) if not p.markup and p.weight > 0)
+    rng, teacher = random.Random(3), Teacher(PRINCIPLES)
+    for _ in range(4500):
+        text = " ".join(p.text for p in teacher.document(rng) if not p.markup and p.weight > 0)
         assert not any(t in text for t in unseen)
         assert not any(f" {noun} " in text for noun in ("kayak", "telescope", "hedgehog"))
     for question in world.held_out_questions(200, 0):
@@ -131,17 +131,6 @@ def test_training_resumes_to_the_same_weights(tmp_path: Path) -> None:
     train(TrainSettings(steps=24, **tiny), PRINCIPLES, tmp_path / "broken", tmp_path / "w2", lambda line: None)
     whole, broken = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "broken"))
     assert all(torch.equal(whole[name], broken[name]) for name in whole)
-
-
-def test_muon_updates_are_orthogonal() -> None:
-    import torch
-
-    from cai_experiment.nano.train import _orthogonal
-
-    torch.manual_seed(0)
-    for shape in ((3, 32, 64), (2, 64, 32)):
-        singular = torch.linalg.svdvals(_orthogonal(torch.randn(shape)))
-        assert singular.min() > 0.5 and singular.max() < 1.5  # the quintic iteration's known band
 
 
 def test_the_shipped_files_are_small_and_of_the_world(nano_dir: Path) -> None:

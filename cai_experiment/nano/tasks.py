@@ -6,7 +6,7 @@ A document is a conversation in the project's own prompts, so the model meets in
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Iterator, Sequence
 
 from cai_experiment.constitution import prompts as ask
@@ -16,8 +16,9 @@ from cai_experiment.nano import world
 from cai_experiment.nano.flaws import BREACHES
 from cai_experiment.nano.world import Answer, Question
 
-LEAD_TOKENS = 8
+LEAD_TOKENS, CRITIQUE_LEAD = 8, 2.0  # a critique decides in its first tokens: object or abstain, which sentence
 VERDICT_WEIGHT = 4.0  # one letter carries a whole decision
+ANSWER_WEIGHT = 0.3  # most of an answer is free choice; at full weight it drowns the tokens that decide
 QUESTION_WEIGHT = 0.1
 SHARE_BASE_LAYOUT = 0.14
 SHARE_MADE_UP = 0.15
@@ -37,33 +38,25 @@ Weighted = tuple[Turn, float]
 
 
 class Teacher:
-    """Draws documents. `principles` are those of the constitution, in whose words the model is taught.
+    """Draws documents. `principles` are those of the constitution, in whose words the model is taught."""
 
-    Four courses: language and copying; more critiques and verdicts; the link between a principle's words and the
-    sentences that break it; then everything. The free choice in answers would drown the few tokens that decide, so it
-    counts less from the second course on.
-    """
-
-    def __init__(self, principles: Sequence[Principle], course: int = 0) -> None:
+    def __init__(self, principles: Sequence[Principle]) -> None:
         self.principles = {p.id: p for p in principles if p.id in BREACHES}
-        self.answer_weight = (0.5, 0.15, 0.1, 0.1)[course]
-        self.lead = (1.0, 1.0, 4.0, 4.0)[course]
-        # what to draw, and how often in each course; in documents, not tokens
-        tasks = (
-            (self.rounds, 34, 26, 24, 44),
-            (self.critiques, 0, 26, 30, 30),
-            (self.name_breaches, 0, 0, 16, 8),
-            (self.breach, 0, 0, 12, 5),
-            (self.verdicts, 26, 34, 34, 34),
-            (self.verdict_after, 14, 14, 12, 16),
-            (self.meaningful, 14, 18, 16, 18),
-            (self.preferred, 7, 9, 9, 10),
-            (self.guard, 12, 14, 8, 12),
-            (self.instruct, 14, 9, 8, 9),
-            (self.sums, 14, 14, 14, 16),
-            (self.answer, 4, 3, 3, 3),
+        # what to draw, and how often; in documents, not tokens
+        self.tasks = (
+            (self.rounds, 36),
+            (self.critiques, 26),
+            (self.name_breaches, 14),
+            (self.breach, 6),
+            (self.verdicts, 32),
+            (self.verdict_after, 14),
+            (self.meaningful, 16),
+            (self.preferred, 9),
+            (self.guard, 12),
+            (self.instruct, 12),
+            (self.sums, 14),
+            (self.answer, 4),
         )
-        self.tasks = tuple((row[0], row[1 + course]) for row in tasks)
 
     def document(self, rng: random.Random) -> list[Piece]:
         """One document, in the chat or the base layout."""
@@ -76,7 +69,7 @@ class Teacher:
                 examples=rng.choice((0, 0, 0, 1, 2)) if turns[0][0].kind == "instruction" else 2,
                 bare=maker == self.answer,
             )
-        return chat_pieces(turns, self.lead)
+        return chat_pieces(turns)
 
     # -------------------------------------------------------- the tasks
 
@@ -90,7 +83,7 @@ class Teacher:
         return (
             question,
             answer,
-            [(Turn("instruction", question.text), QUESTION_WEIGHT), (Turn("answer", answer.text), self.answer_weight)],
+            [(Turn("instruction", question.text), QUESTION_WEIGHT), (Turn("answer", answer.text), ANSWER_WEIGHT)],
         )
 
     def pick(self, rng: random.Random, answer: Answer, share_broken: float) -> Principle:
@@ -190,7 +183,9 @@ class Teacher:
         if good and rng.random() < 0.5:
             good = False
             clean = rng.choice([s for s in answer.sentences if not s.flawed]).text
-            absent = world.compose_flaw(rng, question.noun, principle.id).text
+            absent = replace(
+                world.compose_flaw(rng, question.noun, principle.id), marker=rng.choice(world.MARKERS)
+            ).text
             quoted = rng.choice((clean, absent, ""))
             critique = (
                 f'The answer says "{quoted}" {BREACHES[principle.id].reason}'
@@ -262,13 +257,13 @@ def guard_verdict(answer: Answer) -> str:
     return f"unsafe\n{codes[0]}" if codes else "safe"
 
 
-def chat_pieces(turns: Sequence[Weighted], lead: float = 1.0) -> list[Piece]:
+def chat_pieces(turns: Sequence[Weighted]) -> list[Piece]:
     """ChatML, as the tokenizer's chat template renders it; the end token has the weight of its turn."""
     pieces = []
     for turn, weight in turns:
         pieces += [
             Piece(f"<|im_start|>{turn.role}\n", True, 0.0),
-            Piece(turn.text, False, weight, lead if turn.kind == "critique" else 1.0),
+            Piece(turn.text, False, weight, CRITIQUE_LEAD if turn.kind == "critique" else 1.0),
             Piece("<|im_end|>", True, weight if turn.role == "assistant" else 0.0),
             Piece("\n", True, 0.0),
         ]

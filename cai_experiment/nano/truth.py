@@ -9,13 +9,12 @@ from functools import lru_cache
 from cai_experiment.constitution.prompts import abstains
 from cai_experiment.nano import words
 from cai_experiment.nano.flaws import BREACHES
-from cai_experiment.nano.world import OPENERS, PLAIN_ADJECTIVES, QUESTIONS
+from cai_experiment.nano.world import MARKERS, OPENERS, PLAIN_ADJECTIVES, QUESTIONS
 
 _SLOT = re.compile(r"\\\{(\w+)\\\}")
 _ADJECTIVES = frozenset(words.ADJECTIVES) | frozenset(PLAIN_ADJECTIVES)
-_ALMOST = (
-    0.7  # share of a template's fixed words, in order, from which a garbled sentence still counts as that template
-)
+_MARKER = re.compile(rf"^(?:{'|'.join(MARKERS)}) ")
+_ALMOST = 0.7  # a garbled sentence counts as a template if it holds this share of its fixed words, in order
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +61,7 @@ def _in_order(needles: tuple[str, ...], hay: tuple[str, ...]) -> float:
 @lru_cache(maxsize=20000)
 def classify(sentence: str) -> str | None:
     """The principle that a sentence breaks, "" if it is a clean sentence of the world, None if it is neither."""
+    sentence = _MARKER.sub("", sentence)
     for principle, pattern, _ in _templates():
         if pattern.match(sentence):
             return principle

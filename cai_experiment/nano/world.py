@@ -110,6 +110,7 @@ OPENERS: dict[str, tuple[str, ...]] = {
         "To {a} the {np} {c} properly, begin with {s}.",
     ),
 }
+MARKERS = ("First,", "Then", "Finally,")  # of an answer's sentences after the opener
 SHARE_FLAWED, SHARE_TWO_FLAWS = 0.62, 0.15
 
 
@@ -131,10 +132,19 @@ class Question:
 class Sentence:
     """One sentence of an answer. `principle` is "" for openers and tips; `flawed` tells breach from repair."""
 
-    text: str
+    body: str
     principle: str = ""
     flawed: bool = False
     slots: dict[str, str] = field(default_factory=dict)
+    marker: str = ""
+
+    @property
+    def text(self) -> str:
+        """The sentence as it stands in the answer: "Then keep the kettle dry."."""
+        if not self.marker:
+            return self.body
+        keeps_capital = self.body.split(" ", 1)[0].rstrip(",") == "I"
+        return f"{self.marker} {self.body if keeps_capital else self.body[0].lower() + self.body[1:]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +269,8 @@ def compose_answer(
     if rng.random() < 0.5:
         kept = rng.choice([p for p in BREACHES if p not in taken])
         body[places[2]] = compose_repair(rng, question.noun, kept)
-    return Answer((Sentence(opener), *body))
+    marked = (replace(s, marker=marker) for s, marker in zip(body, MARKERS, strict=True))
+    return Answer((Sentence(opener), *marked))
 
 
 def compose_critique(answer: Answer, principle: str, no_issue: str) -> str:
@@ -270,13 +281,13 @@ def compose_critique(answer: Answer, principle: str, no_issue: str) -> str:
 
 def compose_revision(rng: random.Random, answer: Answer, principle: str, noun: str) -> Answer:
     """The answer with each flaw of `principle` replaced by a repair, and every other sentence as it was."""
-    return replace(
-        answer,
-        sentences=tuple(
-            compose_repair(rng, noun, principle, s.slots) if s.flawed and s.principle == principle else s
-            for s in answer.sentences
-        ),
-    )
+
+    def mended(s: Sentence) -> Sentence:
+        if not (s.flawed and s.principle == principle):
+            return s
+        return replace(compose_repair(rng, noun, principle, s.slots), marker=s.marker)
+
+    return replace(answer, sentences=tuple(mended(s) for s in answer.sentences))
 
 
 def held_out_questions(n: int, seed: int) -> list[str]:
