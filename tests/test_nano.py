@@ -62,9 +62,9 @@ def test_unseen_phrasings_and_held_out_combinations_stay_out_of_the_training_tex
 
     unseen = [t.split("{")[0].strip() for b in BREACHES.values() for t in b.unseen]
     unseen = [t for t in unseen if len(t) > 12]
-    rng, teacher = random.Random(3), Teacher(PRINCIPLES)
-    for _ in range(4500):
-        text = " ".join(p.text for p in teacher.document(rng) if not p.markup and p.weight > 0)
+    rng, courses = random.Random(3), [Teacher(PRINCIPLES, course) for course in range(3)]
+    for i in range(4500):
+        text = " ".join(p.text for p in courses[i % 3].document(rng) if not p.markup and p.weight > 0)
         assert not any(t in text for t in unseen)
         assert not any(f" {noun} " in text for noun in ("kayak", "telescope", "hedgehog"))
     for question in world.held_out_questions(200, 0):
@@ -116,7 +116,15 @@ def test_training_resumes_to_the_same_weights(tmp_path: Path) -> None:
 
     from cai_experiment.nano.train import TrainSettings, train
 
-    tiny = {"tokens": 256, "hidden": 32, "layers": 1, "heads": 2, "kv_heads": 1, "intermediate": 32}
+    tiny = {
+        "tokens": 256,
+        "courses": (0, 8, 16),
+        "hidden": 32,
+        "layers": 1,
+        "heads": 2,
+        "kv_heads": 1,
+        "intermediate": 32,
+    }
     tiny |= {"save_every": 3, "threads": 1, "corpus_documents": 300}
 
     class Stop(Exception):

@@ -18,8 +18,6 @@ from cai_experiment.nano.world import Answer, Question
 
 LEAD_TOKENS, CRITIQUE_LEAD = 8, 2.0  # a critique decides in its first tokens: object or abstain, which sentence
 VERDICT_WEIGHT = 4.0  # one letter carries a whole decision
-ANSWER_WEIGHT = 0.3  # most of an answer is free choice; at full weight it drowns the tokens that decide
-QUESTION_WEIGHT = 0.1
 SHARE_BASE_LAYOUT = 0.14
 SHARE_MADE_UP = 0.15
 
@@ -38,32 +36,41 @@ Weighted = tuple[Turn, float]
 
 
 class Teacher:
-    """Draws documents. `principles` are those of the constitution, in whose words the model is taught."""
+    """Draws documents. `principles` are those of the constitution, in whose words the model is taught.
 
-    def __init__(self, principles: Sequence[Principle]) -> None:
+    Three courses. Naming the principle that an answer breaks comes first and alone: a fresh network finds the link
+    between a flaw and a principle's words in some thousands of documents, one that already speaks does not
+    (docs/LOG.md). Then judging, with no loss on what an answer freely chooses; then everything.
+    """
+
+    def __init__(self, principles: Sequence[Principle], course: int = 0) -> None:
         self.principles = {p.id: p for p in principles if p.id in BREACHES}
-        # what to draw, and how often; in documents, not tokens
-        self.tasks = (
-            (self.rounds, 36),
-            (self.critiques, 26),
-            (self.name_breaches, 14),
-            (self.breach, 6),
-            (self.verdicts, 32),
-            (self.verdict_after, 14),
-            (self.meaningful, 16),
-            (self.preferred, 9),
-            (self.guard, 12),
-            (self.instruct, 12),
-            (self.sums, 14),
-            (self.answer, 4),
+        self.question_weight = (0.0, 0.0, 0.05)[course]
+        self.answer_weight = (0.0, 0.0, 0.1)[course]
+        self.revision_weight = (0.1, 0.1, 1.0)[course]
+        # what to draw, and how often in each course; in documents, not tokens
+        tasks = (
+            (self.rounds, 0, 10, 44),
+            (self.critiques, 0, 44, 26),
+            (self.name_breaches, 1, 24, 6),
+            (self.breach, 0, 0, 3),
+            (self.verdicts, 0, 60, 30),
+            (self.verdict_after, 0, 6, 16),
+            (self.meaningful, 0, 10, 16),
+            (self.preferred, 0, 8, 9),
+            (self.guard, 0, 14, 10),
+            (self.instruct, 0, 0, 12),
+            (self.sums, 0, 0, 16),
+            (self.answer, 0, 0, 6),
         )
+        self.tasks = tuple((row[0], row[1 + course]) for row in tasks)
 
     def document(self, rng: random.Random) -> list[Piece]:
         """One document, in the chat or the base layout."""
         makers, weights = zip(*self.tasks, strict=True)
         maker = rng.choices(makers, weights)[0]
         turns = maker(rng)
-        if rng.random() < SHARE_BASE_LAYOUT:
+        if self.answer_weight and rng.random() < SHARE_BASE_LAYOUT:
             return base_pieces(
                 turns,
                 examples=rng.choice((0, 0, 0, 1, 2)) if turns[0][0].kind == "instruction" else 2,
@@ -83,7 +90,10 @@ class Teacher:
         return (
             question,
             answer,
-            [(Turn("instruction", question.text), QUESTION_WEIGHT), (Turn("answer", answer.text), ANSWER_WEIGHT)],
+            [
+                (Turn("instruction", question.text), self.question_weight),
+                (Turn("answer", answer.text), self.answer_weight),
+            ],
         )
 
     def pick(self, rng: random.Random, answer: Answer, share_broken: float) -> Principle:
@@ -108,7 +118,7 @@ class Teacher:
         return (
             principle,
             revised,
-            [*turns, (ask.ask_for_revision(principle), 0.0), (Turn("revision", revised.text), 1.0)],
+            [*turns, (ask.ask_for_revision(principle), 0.0), (Turn("revision", revised.text), self.revision_weight)],
         )
 
     def rounds(self, rng: random.Random) -> list[Weighted]:

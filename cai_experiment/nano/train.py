@@ -30,19 +30,20 @@ POOL_STEPS = 8  # this many steps' documents are drawn together and sorted by le
 class TrainSettings:
     """What makes the model what it is."""
 
-    steps: int = 2600
+    steps: int = 1920
     tokens: int = 4096  # of a batch
+    courses: tuple[int, ...] = (0, 160, 640)  # the steps from which each is taught; multiples of POOL_STEPS
     seed: int = 7
-    hidden: int = 192
-    layers: int = 6
-    heads: int = 6
+    hidden: int = 256
+    layers: int = 4
+    heads: int = 8
     kv_heads: int = 2
-    intermediate: int = 512
+    intermediate: int = 640
     learning_rate: float = 2e-3
-    warmup: int = 100
-    falling_from: float = 0.35  # share of the steps after which the rate falls in a straight line
+    warmup: int = 50
+    falling_from: float = 0.5  # share of the steps after which the rate falls in a straight line
     weight_decay: float = 0.05
-    save_every: int = 200
+    save_every: int = 160
     corpus_documents: int = 12_000  # from which the tokenizer learns
     threads: int = 2
 
@@ -129,12 +130,14 @@ def train(
     model = build_model(settings, tokenizer).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=settings.weight_decay)
     first = _resume(work / "state.pt", model, optimizer, settings)
-    teacher, encoder = Teacher(principles), PieceEncoder(tokenizer)
+    teachers = [Teacher(principles, course) for course in range(len(settings.courses))]
+    encoder = PieceEncoder(tokenizer)
     seen, start = 0, time.monotonic()
     ready: list[tuple[Tensor, Tensor]] = []
     for step in range(first, settings.steps):
         if not ready or step % POOL_STEPS == 0:
-            ready = batches(teacher, encoder, settings, step // POOL_STEPS)
+            course = sum(step >= beginning for beginning in settings.courses) - 1
+            ready = batches(teachers[course], encoder, settings, step // POOL_STEPS)
         ids, weights = (t.to(device) for t in ready[step % len(ready)])
         loss, plain = loss_of(model, ids, weights)
         loss.backward()

@@ -121,7 +121,7 @@ def add_generation_flags(parser: argparse.ArgumentParser) -> None:
                        help="the most violated principle by the critic's verdicts, or one by the seed")
     group.add_argument("--generator", metavar="MODEL", help="answers and revises (default: --model)")
     group.add_argument("--critic", metavar="MODEL", help="critiques and judges (default: --model)")
-    group.add_argument("--engine", choices=("auto", "hf", "unsloth"), default="auto")
+    group.add_argument("--engine", choices=("auto", "hf", "generate", "unsloth"), default="auto")
 
 
 def default_price() -> float:
