@@ -38,30 +38,32 @@ Weighted = tuple[Turn, float]
 class Teacher:
     """Draws documents. `principles` are those of the constitution, in whose words the model is taught.
 
-    Three courses. Naming the principle that an answer breaks comes first and alone: a fresh network finds the link
-    between a flaw and a principle's words in some thousands of documents, one that already speaks does not
-    (docs/LOG.md). Then judging, with no loss on what an answer freely chooses; then everything.
+    Four courses (docs/LOG.md says why). Naming the principle that an answer breaks comes first and alone: a fresh
+    network finds the link between a flaw and a principle's words in some thousands of documents, one that already
+    speaks does not. Then pointing: of several flaws, quote the one that breaks a given principle. Then judging, with
+    abstention and lettered verdicts, which have no signal before the link is there. Then everything.
     """
 
     def __init__(self, principles: Sequence[Principle], course: int = 0) -> None:
         self.principles = {p.id: p for p in principles if p.id in BREACHES}
-        self.question_weight = (0.0, 0.0, 0.05)[course]
-        self.answer_weight = (0.0, 0.0, 0.1)[course]
-        self.revision_weight = (0.1, 0.1, 1.0)[course]
+        self.question_weight = (0.0, 0.0, 0.0, 0.05)[course]
+        self.answer_weight = (0.0, 0.0, 0.0, 0.1)[course]
+        self.revision_weight = (0.0, 0.0, 0.1, 1.0)[course]
         # what to draw, and how often in each course; in documents, not tokens
         tasks = (
-            (self.rounds, 0, 10, 44),
-            (self.critiques, 0, 44, 26),
-            (self.name_breaches, 1, 24, 6),
-            (self.breach, 0, 0, 3),
-            (self.verdicts, 0, 60, 30),
-            (self.verdict_after, 0, 6, 16),
-            (self.meaningful, 0, 10, 16),
-            (self.preferred, 0, 8, 9),
-            (self.guard, 0, 14, 10),
-            (self.instruct, 0, 0, 12),
-            (self.sums, 0, 0, 16),
-            (self.answer, 0, 0, 6),
+            (self.name_breaches, 1, 30, 16, 6),
+            (self.point, 0, 70, 20, 6),
+            (self.critiques, 0, 0, 44, 26),
+            (self.verdicts, 0, 0, 50, 30),
+            (self.guard, 0, 0, 14, 10),
+            (self.rounds, 0, 0, 10, 44),
+            (self.verdict_after, 0, 0, 6, 16),
+            (self.meaningful, 0, 0, 10, 16),
+            (self.preferred, 0, 0, 8, 9),
+            (self.breach, 0, 0, 0, 3),
+            (self.instruct, 0, 0, 0, 12),
+            (self.sums, 0, 0, 0, 16),
+            (self.answer, 0, 0, 0, 6),
         )
         self.tasks = tuple((row[0], row[1 + course]) for row in tasks)
 
@@ -137,6 +139,13 @@ class Teacher:
             critique = world.compose_critique(answer, principle.id, NO_ISSUE)
             turns += [(ask.ask_for_critique(principle), 0.0), (Turn("critique", critique), 1.5)]
         return turns
+
+    def point(self, rng: random.Random) -> list[Weighted]:
+        """Of two or three flaws, quote the one that breaks the principle asked about; there always is one."""
+        _, answer, turns = self.opening(rng, flaws=rng.choice((2, 3, 3)))
+        principle = self.principles[rng.choice(answer.flaws()).principle]
+        critique = world.compose_critique(answer, principle.id, NO_ISSUE)
+        return [*turns, (ask.ask_for_critique(principle), 0.0), (Turn("critique", critique), 1.0)]
 
     def name_breaches(self, rng: random.Random) -> list[Weighted]:
         """Name every principle that an answer breaks: ties the sentences that break one to its words."""

@@ -30,16 +30,16 @@ POOL_STEPS = 8  # this many steps' documents are drawn together and sorted by le
 class TrainSettings:
     """What makes the model what it is."""
 
-    steps: int = 1920
+    steps: int = 4000
     tokens: int = 4096  # of a batch
-    courses: tuple[int, ...] = (0, 160, 640)  # the steps from which each is taught; multiples of POOL_STEPS
+    courses: tuple[int, ...] = (0, 160, 720, 1280)  # the steps from which each is taught; multiples of POOL_STEPS
     seed: int = 7
     hidden: int = 256
     layers: int = 4
     heads: int = 8
     kv_heads: int = 2
     intermediate: int = 640
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
     warmup: int = 50
     falling_from: float = 0.5  # share of the steps after which the rate falls in a straight line
     weight_decay: float = 0.05
