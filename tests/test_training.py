@@ -636,7 +636,7 @@ def test_a_4_bit_model_trains_a_step_with_its_adapter_in_float32(
 def test_4_bit_weights_that_were_repacked_for_inference_are_refused() -> None:
     import torch
 
-    from cai_experiment.training.trainer import keep_trainable
+    from cai_experiment.engines.weights import keep_trainable
 
     layer = torch.nn.Linear(2, 2)
     layer.support_avx512bf16_for_cpu = True

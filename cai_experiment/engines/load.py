@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cai_experiment.engines.weights import check_folder, loading_error, weights_hash
+from cai_experiment.engines.weights import check_folder, keep_trainable, loading_error, weights_hash
 from cai_experiment.errors import BadInputError, EngineError, UserError
 from cai_experiment.models.hardware import Hardware, detect
 from cai_experiment.models.presets import PRESETS, ModelChoice, resolve_model
@@ -162,6 +162,8 @@ def _pretrained(place: str, plan: Plan) -> tuple[Any, Any]:
         use_safetensors=True,
         trust_remote_code=False,
     )
+    if plan.quantization == "4bit":
+        keep_trainable(model)  # one load serves generation and DPO
     return model.eval(), tokenizer
 
 
@@ -189,8 +191,10 @@ def _dtype(plan: Plan) -> Any:
     """bfloat16 for compute, but float32 in fp32 and on a CPU, where bfloat16 is four to five times slower."""
     import torch
 
-    return torch.float32 if plan.quantization == "fp32" or (plan.device == "cpu" and plan.quantization != "bf16") else (
-        torch.bfloat16
+    return (
+        torch.float32
+        if plan.quantization == "fp32" or (plan.device == "cpu" and plan.quantization != "bf16")
+        else (torch.bfloat16)
     )
 
 

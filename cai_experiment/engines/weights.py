@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from cai_experiment.errors import BadInputError, EngineError, UserError
 
@@ -76,6 +77,20 @@ def weights_hash(folder: Path) -> str:
                 stream.seek(-END, 2)
                 digest.update(stream.read(END))
     return digest.hexdigest()
+
+
+def keep_trainable(model: Any) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights for inference, as it does on CPUs with AVX512-BF16.
+
+    Repacked weights have no gradient and rounded scales. It happens in the first forward pass without gradients, so
+    whoever generates with a model before training it calls this at load. EngineError if it has happened already.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+            if getattr(module.weight.quant_state, "packing_format_for_cpu", False):
+                message = "bitsandbytes has repacked the 4-bit weights for inference, so they cannot be trained"
+                raise EngineError(message, "load the model anew for training")
 
 
 def loading_error(name: str, error: Exception) -> UserError:

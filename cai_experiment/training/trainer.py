@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.trainer_callback import PrinterCallback
 
+from cai_experiment.engines.weights import keep_trainable
 from cai_experiment.errors import BadInputError, EngineError
 from cai_experiment.training import checkpoints
 from cai_experiment.training.data import TokenPair
@@ -90,21 +91,6 @@ def with_adapter(settings: DPOSettings, model: PreTrainedModel) -> PeftModel:
         task_type="CAUSAL_LM",
     )  # fmt: skip
     return get_peft_model(model, lora)
-
-
-def keep_trainable(model: PreTrainedModel) -> None:
-    """Keep bitsandbytes from repacking 4-bit weights for inference, as it does on CPUs with AVX512-BF16.
-
-    Repacked weights have no gradient and rounded scales. It happens in the first forward pass without gradients, so
-    whoever generates with a model before training it calls this at load. EngineError if it has happened already.
-    """
-    module: Any
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
-            if getattr(module.weight.quant_state, "packing_format_for_cpu", False):
-                message = "bitsandbytes has repacked the 4-bit weights for inference, so they cannot be trained"
-                raise EngineError(message, "load the model anew for training")
 
 
 def dpo_config(settings: DPOSettings, pairs: int, total: int, model: PreTrainedModel) -> DPOConfig:
