@@ -6,7 +6,7 @@ import argparse
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cai_experiment.errors import BadInputError
 from cai_experiment.milestones import MILESTONES, SCRIPTS, Milestone
@@ -16,6 +16,9 @@ from cai_experiment.records.files import read_examples
 from cai_experiment.records.schema import Example
 from cai_experiment.training.data import Pair
 from cai_experiment.training.dpo import SPEC_LEARNING_RATE, DPOSettings, TrainResult, steps_for, total_steps
+
+if TYPE_CHECKING:
+    from cai_experiment.engines.load import LoadSettings
 
 WITHOUT_ANSWERS = ("single", "batch")  # too little training for held-out answers to say anything
 AFTER_TRAINING = {"mvp": SCRIPTS + "generate_full.py"}  # the milestones themselves name what follows generation
@@ -53,18 +56,28 @@ def show_plan(args: argparse.Namespace, settings: DPOSettings, choice: ModelChoi
     print(*plan(choice, hardware, quantization, work, args.price_per_hour).lines(), sep="\n")
 
 
-def load_for_training(args: argparse.Namespace) -> Any:
-    """The engine whose model is trained and evaluated; prints its first line."""
-    from cai_experiment.engines.load import LoadSettings, load_engine
+def load_settings(args: argparse.Namespace) -> LoadSettings:
+    """How the model that is trained and evaluated is loaded."""
+    from cai_experiment.engines.load import LoadSettings
 
-    engine = load_engine(
-        LoadSettings(
-            model=args.model, layout=args.format, quantization=args.quantization, seed=args.seed,
-            random_weights=args.random_weights,
-        )
+    return LoadSettings(
+        model=args.model, layout=args.format, quantization=args.quantization, seed=args.seed,
+        random_weights=args.random_weights,
     )  # fmt: skip
-    print(engine.first_line, flush=True)
-    return engine
+
+
+def say_model(args: argparse.Namespace, hardware: Hardware) -> None:
+    """Print a script's first line: model, engine, quantisation and why; nothing is loaded for it."""
+    from cai_experiment.engines.load import make_plan
+
+    print(make_plan(load_settings(args), hardware).first_line, flush=True)
+
+
+def load_for_training(args: argparse.Namespace) -> Any:
+    """The engine whose model is trained and evaluated."""
+    from cai_experiment.engines.load import load_engine
+
+    return load_engine(load_settings(args))
 
 
 def seconds_of_training(trained: TrainResult, this_call: float) -> float:

@@ -83,6 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     pairs, held_out = split_by_instruction(everything, args.seed, share)
     hardware = detect()
     choice = resolve_model(args.model, hardware)
+    if not args.plan:
+        _training.say_model(args, hardware)
     settings = _training.training_settings(args, pairs, len(everything), choice, hardware)
     steps = dpo.total_steps(settings, len(pairs))
     print(f"{len(pairs)} training pairs, {len(held_out)} held out; {steps} steps of {settings.effective_batch} pairs")
