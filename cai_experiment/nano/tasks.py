@@ -39,8 +39,8 @@ class Teacher:
     """Draws documents. `principles` are those of the constitution, in whose words the model is taught.
 
     Four courses (docs/LOG.md says why). Naming the principle that an answer breaks comes first and alone: a fresh
-    network finds the link between a flaw and a principle's words in some thousands of documents, one that already
-    speaks does not. Then pointing: of several flaws, quote the one that breaks a given principle. Then judging, with
+    network found the link between a flaw and a principle's words in some thousands of documents, one that already
+    spoke did not. Then pointing: of several flaws, quote the one that breaks a given principle. Then judging, with
     abstention and lettered verdicts, which have no signal before the link is there. Then everything.
     """
 

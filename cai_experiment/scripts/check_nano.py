@@ -1,6 +1,6 @@
 """Measure the shipped model against its world's truth: on unseen combinations, unseen phrasings and unseen nouns.
 
-Run: python cai_experiment/scripts/check_nano.py            (about 3 minutes on two cores)
+Run: python cai_experiment/scripts/check_nano.py            (a minute or two on two cores)
      python cai_experiment/scripts/check_nano.py --json     {NAME: {"value", "n", "interval"}}
      python cai_experiment/scripts/check_nano.py --format base    the same through the few-shot layout
 

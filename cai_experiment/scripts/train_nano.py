@@ -1,6 +1,6 @@
 """Make the shipped model again, from nothing.
 
-Run: python cai_experiment/scripts/train_nano.py            (CPU: about 90 minutes on two cores; a GPU: minutes)
+Run: python cai_experiment/scripts/train_nano.py            (two free cores: some 40 minutes, by its pace so far)
 
 It stops by steps, not by the clock, and the same command resumes. Measure the result with check_nano.py.
 """
