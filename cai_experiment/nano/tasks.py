@@ -17,7 +17,7 @@ from cai_experiment.nano.flaws import BREACHES
 from cai_experiment.nano.world import Answer, Question
 
 LEAD_TOKENS, CRITIQUE_LEAD = 8, 2.0  # a critique decides in its first tokens: object or abstain, which sentence
-VERDICT_WEIGHT = 4.0  # one letter carries a whole decision
+VERDICT_WEIGHT, LATE_VERDICT_WEIGHT = 4.0, 16.0  # one letter carries a whole decision
 SHARE_BASE_LAYOUT = 0.14
 SHARE_MADE_UP = 0.15
 
@@ -38,32 +38,34 @@ Weighted = tuple[Turn, float]
 class Teacher:
     """Draws documents. `principles` are those of the constitution, in whose words the model is taught.
 
-    Four courses (docs/LOG.md says why). Naming the principle that an answer breaks comes first and alone: a fresh
+    Five courses (docs/LOG.md says why). Naming the principle that an answer breaks comes first and alone: a fresh
     network found the link between a flaw and a principle's words in some thousands of documents, one that already
     spoke did not. Then pointing: of several flaws, quote the one that breaks a given principle. Then judging, with
-    abstention and lettered verdicts, which have no signal before the link is there. Then everything.
+    abstention and lettered verdicts, which have no signal before the link is there. Then everything; and at last
+    everything once more with heavier verdicts, whose second order of letters is learned last.
     """
 
     def __init__(self, principles: Sequence[Principle], course: int = 0) -> None:
         self.principles = {p.id: p for p in principles if p.id in BREACHES}
-        self.question_weight = (0.0, 0.0, 0.0, 0.05)[course]
-        self.answer_weight = (0.0, 0.0, 0.0, 0.1)[course]
-        self.revision_weight = (0.0, 0.0, 0.1, 1.0)[course]
+        self.question_weight = (0.0, 0.0, 0.0, 0.05, 0.05)[course]
+        self.answer_weight = (0.0, 0.0, 0.0, 0.1, 0.1)[course]
+        self.revision_weight = (0.0, 0.0, 0.1, 1.0, 1.0)[course]
+        self.verdict_weight = LATE_VERDICT_WEIGHT if course == 4 else VERDICT_WEIGHT
         # what to draw, and how often in each course; in documents, not tokens
         tasks = (
-            (self.name_breaches, 1, 30, 16, 6),
-            (self.point, 0, 70, 20, 6),
-            (self.critiques, 0, 0, 44, 26),
-            (self.verdicts, 0, 0, 50, 30),
-            (self.guard, 0, 0, 14, 10),
-            (self.rounds, 0, 0, 10, 44),
-            (self.verdict_after, 0, 0, 6, 16),
-            (self.meaningful, 0, 0, 10, 16),
-            (self.preferred, 0, 0, 8, 9),
-            (self.breach, 0, 0, 0, 3),
-            (self.instruct, 0, 0, 0, 12),
-            (self.sums, 0, 0, 0, 16),
-            (self.answer, 0, 0, 0, 6),
+            (self.name_breaches, 1, 30, 16, 6, 6),
+            (self.point, 0, 70, 20, 6, 6),
+            (self.critiques, 0, 0, 44, 26, 26),
+            (self.verdicts, 0, 0, 50, 30, 40),
+            (self.guard, 0, 0, 14, 10, 10),
+            (self.rounds, 0, 0, 10, 44, 44),
+            (self.verdict_after, 0, 0, 6, 16, 20),
+            (self.meaningful, 0, 0, 10, 16, 20),
+            (self.preferred, 0, 0, 8, 9, 9),
+            (self.breach, 0, 0, 0, 3, 3),
+            (self.instruct, 0, 0, 0, 12, 12),
+            (self.sums, 0, 0, 0, 16, 16),
+            (self.answer, 0, 0, 0, 6, 6),
         )
         self.tasks = tuple((row[0], row[1 + course]) for row in tasks)
 
@@ -169,7 +171,7 @@ class Teacher:
     def violated(self, rng: random.Random, answer: Answer, principle: Principle) -> list[Weighted]:
         yes_first = rng.random() < 0.5
         letter = "A" if bool(answer.flaws(principle.id)) == yes_first else "B"
-        return [(ask.ask_violated(principle, yes_first), 0.0), (Turn("verdict", letter), VERDICT_WEIGHT)]
+        return [(ask.ask_violated(principle, yes_first), 0.0), (Turn("verdict", letter), self.verdict_weight)]
 
     def verdicts(self, rng: random.Random) -> list[Weighted]:
         """Answer, then verdicts on one to four principles (in use each stands alone after the answer)."""
@@ -223,7 +225,7 @@ class Teacher:
             (ask.ask_for_critique(principle), 0.0),
             (Turn("critique", critique), 1.0 if right and bool(answer.flaws(principle.id)) == good else 0.0),
             (ask.ask_meaningful(yes_first), 0.0),
-            (Turn("verdict", "A" if good == yes_first else "B"), VERDICT_WEIGHT),
+            (Turn("verdict", "A" if good == yes_first else "B"), self.verdict_weight),
         ]
 
     def preferred(self, rng: random.Random) -> list[Weighted]:
@@ -236,7 +238,7 @@ class Teacher:
         pair = (better.text, worse.text) if first else (worse.text, better.text)
         return [
             (ask.ask_preferred(question.text, *pair)[0], 0.0),
-            (Turn("verdict", "A" if first else "B"), VERDICT_WEIGHT),
+            (Turn("verdict", "A" if first else "B"), self.verdict_weight),
         ]
 
     def guard(self, rng: random.Random) -> list[Weighted]:
@@ -246,7 +248,7 @@ class Teacher:
         answer = world.compose_answer(rng, question, flaws=1 if principle else None, principle=principle)
         return [
             (ask.ask_guard(question.text, answer.text)[0], 0.0),
-            (Turn("verdict", guard_verdict(answer)), VERDICT_WEIGHT),
+            (Turn("verdict", guard_verdict(answer)), self.verdict_weight),
         ]
 
     def instruct(self, rng: random.Random) -> list[Weighted]:

@@ -32,7 +32,7 @@ class TrainSettings:
 
     steps: int = 4000
     tokens: int = 4096  # of a batch
-    courses: tuple[int, ...] = (0, 160, 720, 1280)  # the steps from which each is taught; multiples of POOL_STEPS
+    courses: tuple[int, ...] = (0, 160, 720, 1280, 2400)  # the steps from which each is taught; multiples of POOL_STEPS
     seed: int = 7
     hidden: int = 256
     layers: int = 4
