@@ -30,9 +30,9 @@ POOL_STEPS = 8  # this many steps' documents are drawn together and sorted by le
 class TrainSettings:
     """What makes the model what it is."""
 
-    steps: int = 4000
+    steps: int = 4800
     tokens: int = 4096  # of a batch
-    courses: tuple[int, ...] = (0, 160, 720, 1280, 2400)  # the steps from which each is taught; multiples of POOL_STEPS
+    courses: tuple[int, ...] = (0, 160, 720, 1280, 2400, 2560, 2880)  # the steps from which each is taught; multiples of POOL_STEPS
     seed: int = 7
     hidden: int = 256
     layers: int = 4
@@ -41,7 +41,7 @@ class TrainSettings:
     intermediate: int = 640
     learning_rate: float = 1e-3
     warmup: int = 50
-    falling_from: float = 0.5  # share of the steps after which the rate falls in a straight line
+    falling_from: float = 0.625  # share of the steps after which the rate falls in a straight line
     weight_decay: float = 0.05
     save_every: int = 160
     corpus_documents: int = 12_000  # from which the tokenizer learns
