@@ -53,7 +53,8 @@ class Teacher:
     network found the link between a flaw and a principle's words in some thousands of documents, one that already
     spoke did not. Then pointing: of several flaws, quote the one that breaks a given principle. Then judging, with
     abstention and lettered verdicts, which have no signal before the link is there. Then everything; then heavier
-    verdicts, whose second order of letters is learned last; then copying, which did not come by itself; then everything.
+    verdicts, whose second order of letters is learned last; then copying, which did not come by itself; and at
+    last everything.
     """
 
     def __init__(self, principles: Sequence[Principle], course: int = 0) -> None:

@@ -32,7 +32,8 @@ class TrainSettings:
 
     steps: int = 4800
     tokens: int = 4096  # of a batch
-    courses: tuple[int, ...] = (0, 160, 720, 1280, 2400, 2560, 2880)  # the steps from which each is taught; multiples of POOL_STEPS
+    # the steps from which each course is taught; multiples of POOL_STEPS
+    courses: tuple[int, ...] = (0, 160, 720, 1280, 2400, 2560, 2880)
     seed: int = 7
     hidden: int = 256
     layers: int = 4
