@@ -49,36 +49,36 @@ Weighted = tuple[Turn, float]
 class Teacher:
     """Draws documents. `principles` are those of the constitution, in whose words the model is taught.
 
-    Seven courses (docs/LOG.md says why). Naming the principle that an answer breaks comes first and alone: a fresh
+    Eight courses (docs/LOG.md says why). Naming the principle that an answer breaks comes first and alone: a fresh
     network found the link between a flaw and a principle's words in some thousands of documents, one that already
     spoke did not. Then pointing: of several flaws, quote the one that breaks a given principle. Then judging, with
     abstention and lettered verdicts, which have no signal before the link is there. Then everything; then heavier
-    verdicts, whose second order of letters is learned last; then copying, which did not come by itself; and at
-    last everything.
+    verdicts, whose second order of letters is learned last; then copying, which did not come by itself, first
+    beside the rest and then mostly; and at last everything.
     """
 
     def __init__(self, principles: Sequence[Principle], course: int = 0) -> None:
         self.principles = {p.id: p for p in principles if p.id in BREACHES}
-        self.question_weight = (0.0, 0.0, 0.0, 0.05, 0.05, 0.05, 0.05)[course]
-        self.answer_weight = (0.0, 0.0, 0.0, 0.1, 0.1, 0.1, 0.5)[course]
-        self.revision_weight = (0.0, 0.0, 0.1, 1.0, 1.0, 1.0, 1.0)[course]
+        self.question_weight = (0.0, 0.0, 0.0, 0.05, 0.05, 0.05, 0.05, 0.05)[course]
+        self.answer_weight = (0.0, 0.0, 0.0, 0.1, 0.1, 0.1, 0.1, 0.5)[course]
+        self.revision_weight = (0.0, 0.0, 0.1, 1.0, 1.0, 1.0, 1.0, 1.0)[course]
         self.verdict_weight = LATE_VERDICT_WEIGHT if course >= 4 else VERDICT_WEIGHT
         # what to draw, and how often in each course; in documents, not tokens
         tasks = (
-            (self.name_breaches, 1, 30, 16, 6, 6, 0, 4),
-            (self.point, 0, 70, 20, 6, 6, 6, 6),
-            (self.critiques, 0, 0, 44, 26, 26, 20, 26),
-            (self.verdicts, 0, 0, 50, 30, 40, 40, 40),
-            (self.guard, 0, 0, 14, 10, 10, 10, 14),
-            (self.rounds, 0, 0, 10, 44, 44, 20, 44),
-            (self.verdict_after, 0, 0, 6, 16, 20, 12, 20),
-            (self.meaningful, 0, 0, 10, 16, 20, 12, 20),
-            (self.preferred, 0, 0, 8, 9, 9, 6, 9),
-            (self.breach, 0, 0, 0, 3, 3, 0, 3),
-            (self.instruct, 0, 0, 0, 12, 12, 6, 12),
-            (self.sums, 0, 0, 0, 16, 16, 10, 44),
-            (self.answer, 0, 0, 0, 6, 6, 4, 12),
-            (self.repeat, 0, 0, 0, 0, 0, 130, 8),
+            (self.name_breaches, 1, 30, 16, 6, 6, 0, 0, 4),
+            (self.point, 0, 70, 20, 6, 6, 6, 6, 6),
+            (self.critiques, 0, 0, 44, 26, 26, 20, 20, 26),
+            (self.verdicts, 0, 0, 50, 30, 40, 40, 40, 40),
+            (self.guard, 0, 0, 14, 10, 10, 10, 10, 14),
+            (self.rounds, 0, 0, 10, 44, 44, 20, 20, 44),
+            (self.verdict_after, 0, 0, 6, 16, 20, 12, 12, 20),
+            (self.meaningful, 0, 0, 10, 16, 20, 12, 12, 20),
+            (self.preferred, 0, 0, 8, 9, 9, 6, 6, 9),
+            (self.breach, 0, 0, 0, 3, 3, 0, 0, 3),
+            (self.instruct, 0, 0, 0, 12, 12, 6, 6, 12),
+            (self.sums, 0, 0, 0, 16, 16, 10, 10, 44),
+            (self.answer, 0, 0, 0, 6, 6, 4, 4, 12),
+            (self.repeat, 0, 0, 0, 0, 0, 130, 900, 8),
         )
         self.tasks = tuple((row[0], row[1 + course]) for row in tasks)
 

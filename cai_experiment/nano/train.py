@@ -33,7 +33,7 @@ class TrainSettings:
     steps: int = 4800
     tokens: int = 4096  # of a batch
     # the steps from which each course is taught; multiples of POOL_STEPS
-    courses: tuple[int, ...] = (0, 160, 720, 1280, 2400, 2560, 2880)
+    courses: tuple[int, ...] = (0, 160, 720, 1280, 2400, 2560, 2720, 2960)
     seed: int = 7
     hidden: int = 256
     layers: int = 4
