@@ -6,31 +6,19 @@ A document is a conversation in the project's own prompts, so the model meets in
 from __future__ import annotations
 
 import random
-import re
 from dataclasses import dataclass, replace
 from typing import Iterator, Sequence
 
 from cai_experiment.constitution import prompts as ask
 from cai_experiment.constitution.principles import Principle
 from cai_experiment.constitution.prompts import NO_ISSUE, Turn
-from cai_experiment.nano import words, world
+from cai_experiment.nano import world
 from cai_experiment.nano.flaws import BREACHES
 from cai_experiment.nano.world import Answer, Question
 
 LEAD_TOKENS, CRITIQUE_LEAD = 8, 2.0  # a critique decides in its first tokens: object or abstain, which sentence
-VERDICT_WEIGHT, LATE_VERDICT_WEIGHT = 4.0, 16.0  # one letter carries a whole decision
 SHARE_BASE_LAYOUT = 0.14
 SHARE_MADE_UP = 0.15
-ALL_WORDS = tuple(
-    sorted(
-        {
-            word
-            for breach in BREACHES.values()
-            for word in re.findall(r"[a-z]+", " ".join(breach.seen + breach.repairs).lower())
-        }
-        | {word for topic in words.TOPICS.values() for noun in topic.nouns for word in noun.split()}
-    )
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,36 +37,33 @@ Weighted = tuple[Turn, float]
 class Teacher:
     """Draws documents. `principles` are those of the constitution, in whose words the model is taught.
 
-    Eight courses (docs/LOG.md says why). Naming the principle that an answer breaks comes first and alone: a fresh
-    network found the link between a flaw and a principle's words in some thousands of documents, one that already
-    spoke did not. Then pointing: of several flaws, quote the one that breaks a given principle. Then judging, with
-    abstention and lettered verdicts, which have no signal before the link is there. Then everything; then heavier
-    verdicts, whose second order of letters is learned last; then copying, which did not come by itself, first
-    beside the rest and then mostly; and at last everything.
+    Four courses (docs/LOG.md says why). First speaking, and naming the principles that an answer breaks: a network
+    that learns both at once finds the link between a flaw and a principle's words, one that already speaks does
+    not. Then pointing: of several flaws, quote the one that breaks a given principle. Then judging, with abstention
+    and lettered verdicts, which have no signal before the link is there. Then everything.
     """
 
     def __init__(self, principles: Sequence[Principle], course: int = 0) -> None:
         self.principles = {p.id: p for p in principles if p.id in BREACHES}
-        self.question_weight = (0.0, 0.0, 0.0, 0.05, 0.05, 0.05, 0.05, 0.05)[course]
-        self.answer_weight = (0.0, 0.0, 0.0, 0.1, 0.1, 0.1, 0.1, 0.5)[course]
-        self.revision_weight = (0.0, 0.0, 0.1, 1.0, 1.0, 1.0, 1.0, 1.0)[course]
-        self.verdict_weight = LATE_VERDICT_WEIGHT if course >= 4 else VERDICT_WEIGHT
+        self.question_weight = 0.05
+        self.answer_weight = (0.6, 0.2, 0.2, 0.3)[course]
+        self.revision_weight = (1.0, 1.0, 0.5, 1.0)[course]
+        self.verdict_weight = (4.0, 4.0, 8.0, 12.0)[course]
         # what to draw, and how often in each course; in documents, not tokens
         tasks = (
-            (self.name_breaches, 1, 30, 16, 6, 6, 0, 0, 4),
-            (self.point, 0, 70, 20, 6, 6, 6, 6, 6),
-            (self.critiques, 0, 0, 44, 26, 26, 20, 20, 26),
-            (self.verdicts, 0, 0, 50, 30, 40, 40, 40, 40),
-            (self.guard, 0, 0, 14, 10, 10, 10, 10, 14),
-            (self.rounds, 0, 0, 10, 44, 44, 20, 20, 44),
-            (self.verdict_after, 0, 0, 6, 16, 20, 12, 12, 20),
-            (self.meaningful, 0, 0, 10, 16, 20, 12, 12, 20),
-            (self.preferred, 0, 0, 8, 9, 9, 6, 6, 9),
-            (self.breach, 0, 0, 0, 3, 3, 0, 0, 3),
-            (self.instruct, 0, 0, 0, 12, 12, 6, 6, 12),
-            (self.sums, 0, 0, 0, 16, 16, 10, 10, 44),
-            (self.answer, 0, 0, 0, 6, 6, 4, 4, 12),
-            (self.repeat, 0, 0, 0, 0, 0, 130, 900, 8),
+            (self.name_breaches, 40, 26, 14, 6),
+            (self.point, 0, 60, 20, 6),
+            (self.critiques, 0, 0, 44, 26),
+            (self.verdicts, 0, 0, 50, 34),
+            (self.guard, 0, 0, 12, 12),
+            (self.rounds, 0, 0, 12, 44),
+            (self.verdict_after, 0, 0, 6, 20),
+            (self.meaningful, 0, 0, 10, 20),
+            (self.preferred, 0, 0, 6, 9),
+            (self.breach, 0, 0, 0, 3),
+            (self.instruct, 4, 2, 2, 12),
+            (self.sums, 8, 8, 16, 36),
+            (self.answer, 40, 10, 8, 12),
         )
         self.tasks = tuple((row[0], row[1 + course]) for row in tasks)
 
@@ -271,11 +256,6 @@ class Teacher:
             (ask.ask_for_instruction(question.topic, question.kind)[0], 0.0),
             (Turn("written_instruction", question.text), 0.7),
         ]
-
-    def repeat(self, rng: random.Random) -> list[Weighted]:
-        """Say a list of words again, twice: nothing but copying serves, so the heads that copy are made here."""
-        said = " ".join(rng.choices(ALL_WORDS, k=rng.randint(12, 28)))
-        return [(Turn("question", f"Repeat twice: {said}"), 0.0), (Turn("answer", f"{said} {said}"), 1.0)]
 
     def sums(self, rng: random.Random) -> list[Weighted]:
         """A few sums, one after another (in use each stands alone)."""

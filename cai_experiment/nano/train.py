@@ -23,26 +23,28 @@ from cai_experiment.nano import MARK
 from cai_experiment.nano.tasks import Teacher, corpus
 from cai_experiment.nano.tokenizer import CONTEXT, VOCABULARY, PieceEncoder, train_tokenizer
 
-POOL_STEPS = 8  # this many steps' documents are drawn together and sorted by length, so that little is padding
+POOL_STEPS = 2  # this many steps' documents are drawn together and sorted by length, so that little is padding
 
 
 @dataclass(frozen=True, slots=True)
 class TrainSettings:
     """What makes the model what it is."""
 
-    steps: int = 4800
+    steps: int = 3600
     tokens: int = 4096  # of a batch
-    # the steps from which each course is taught; multiples of POOL_STEPS
-    courses: tuple[int, ...] = (0, 160, 720, 1280, 2400, 2560, 2720, 2960)
+    courses: tuple[int, ...] = (0, 400, 720, 1280)  # the steps from which each is taught; multiples of POOL_STEPS
     seed: int = 7
     hidden: int = 256
     layers: int = 4
     heads: int = 8
     kv_heads: int = 2
     intermediate: int = 640
-    learning_rate: float = 1e-3
-    warmup: int = 50
-    falling_from: float = 0.625  # share of the steps after which the rate falls in a straight line
+    muon_until: int = 400  # speaking comes several times faster with Muon, judging is lost to it
+    muon_rate: float = 6e-3  # of the matrices; root mean square of an update is a fifth of it, as AdamW's is
+    muon_embedding_rate: float = 4e-3  # of embeddings, norms and biases in the meantime (AdamW)
+    learning_rate: float = 1e-3  # AdamW's, afterwards
+    warmup: int = 40  # steps, at the beginning of either
+    falling_from: float = 0.5  # share of the steps after which the rate falls in a straight line
     weight_decay: float = 0.05
     save_every: int = 160
     corpus_documents: int = 12_000  # from which the tokenizer learns
@@ -111,9 +113,32 @@ def loss_of(model: Any, ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rate(step: int, settings: TrainSettings) -> float:
-    """The learning rate of a step: warm up, hold, fall to a hundredth."""
-    steps = (0, settings.warmup, settings.falling_from * settings.steps, settings.steps)
-    return settings.learning_rate * float(np.interp(step + 1, steps, (0.0, 1.0, 1.0, 0.01)))
+    """The factor of a step on its optimizers' rates: warm up, hold, fall to a hundredth."""
+    begun = settings.muon_until if step >= settings.muon_until else 0
+    falling = float(np.interp(step, (settings.falling_from * settings.steps, settings.steps), (1.0, 0.01)))
+    return min(1.0, (step - begun + 1) / settings.warmup) * falling
+
+
+def optimizers(model: Any, step: int, settings: TrainSettings) -> list[torch.optim.Optimizer]:
+    """Those that make a step: Muon (Jordan et al. 2024) for matrices and AdamW for the rest, then AdamW for all."""
+    decay = settings.weight_decay
+    if step >= settings.muon_until:
+        rate = settings.learning_rate
+        made: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=decay)
+        ]
+    else:
+        inner = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+        outer = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+        made = [
+            torch.optim.Muon(
+                inner, lr=settings.muon_rate, momentum=0.95, weight_decay=decay, adjust_lr_fn="match_rms_adamw"
+            ),
+            torch.optim.AdamW(outer, lr=settings.muon_embedding_rate, betas=(0.9, 0.98), weight_decay=0.01),
+        ]
+    for group in (group for maker in made for group in maker.param_groups):
+        group["initial_lr"] = group["lr"]
+    return made
 
 
 def train(
@@ -129,13 +154,14 @@ def train(
     work.mkdir(parents=True, exist_ok=True)
     tokenizer = train_tokenizer(corpus(principles, settings.corpus_documents, settings.seed), work / "tokenizer")
     model = build_model(settings, tokenizer).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=settings.weight_decay)
-    first = _resume(work / "state.pt", model, optimizer, settings)
+    first, makers = _resume(work / "state.pt", model, settings)
     teachers = [Teacher(principles, course) for course in range(len(settings.courses))]
     encoder = PieceEncoder(tokenizer)
     seen, start = 0, time.monotonic()
     ready: list[tuple[Tensor, Tensor]] = []
     for step in range(first, settings.steps):
+        if step == settings.muon_until:
+            makers = optimizers(model, step, settings)
         if not ready or step % POOL_STEPS == 0:
             course = sum(step >= beginning for beginning in settings.courses) - 1
             ready = batches(teachers[course], encoder, settings, step // POOL_STEPS)
@@ -143,16 +169,18 @@ def train(
         loss, plain = loss_of(model, ids, weights)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.param_groups[0]["lr"] = rate(step, settings)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for maker in makers:
+            for group in maker.param_groups:
+                group["lr"] = group["initial_lr"] * rate(step, settings)
+            maker.step()
+            maker.zero_grad(set_to_none=True)
         seen += ids.numel()
         if (step + 1) % 20 == 0:
             pace = seen / (time.monotonic() - start)
             losses = f"loss {loss.item():.4f}  plain {plain.item():.4f}"
             report(f"step {step + 1}/{settings.steps}  {losses}  {pace:,.0f} tokens/s")
         if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
-            _save_state(work / "state.pt", model, optimizer, step + 1, settings)
+            _save_state(work / "state.pt", model, makers, step + 1, settings)
             save_model(model, tokenizer, folder)
     report(f"trained: {folder}")
 
@@ -170,13 +198,13 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     (folder / MARK).write_text(json.dumps({"world": 1}) + "\n", encoding="utf-8")
 
 
-def _save_state(path: Path, model: Any, optimizer: torch.optim.Optimizer, step: int, settings: TrainSettings) -> None:
+def _save_state(path: Path, model: Any, makers: Sequence[Any], step: int, settings: TrainSettings) -> None:
     aside = path.with_suffix(".tmp")
     torch.save(
         {
             "step": step,
             "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
+            "optimizers": [maker.state_dict() for maker in makers],
             "settings": asdict(settings),
         },
         aside,
@@ -184,11 +212,15 @@ def _save_state(path: Path, model: Any, optimizer: torch.optim.Optimizer, step: 
     os.replace(aside, path)
 
 
-def _resume(path: Path, model: Any, optimizer: torch.optim.Optimizer, settings: TrainSettings) -> int:
-    """Load the state, if one is there that was made with the same settings; gives the step to go on from."""
+def _resume(path: Path, model: Any, settings: TrainSettings) -> tuple[int, list[torch.optim.Optimizer]]:
+    """The step to go on from and its optimizers, with the state loaded if one with the same settings is there."""
     state = torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else None
     if state is None or {**state["settings"], "threads": settings.threads} != asdict(settings):
-        return 0
+        return 0, optimizers(model, 0, settings)
     model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    return int(state["step"])
+    makers = optimizers(
+        model, state["step"] - 1, settings
+    )  # those of the last step; the loop changes them in its place
+    for maker, saved in zip(makers, state["optimizers"], strict=True):
+        maker.load_state_dict(saved)
+    return int(state["step"]), makers
