@@ -16,7 +16,7 @@ from cai_experiment.nano import world
 from cai_experiment.nano.flaws import BREACHES
 from cai_experiment.nano.world import Answer, Question
 
-LEAD_TOKENS, CRITIQUE_LEAD = 8, 2.0  # a critique decides in its first tokens: object or abstain, which sentence
+LEAD_TOKENS, CRITIQUE_LEAD = 5, 6.0  # a critique decides in its first tokens: object or abstain, which sentence
 SHARE_BASE_LAYOUT = 0.14
 SHARE_MADE_UP = 0.15
 
