@@ -16,7 +16,8 @@ from cai_experiment.nano import world
 from cai_experiment.nano.flaws import BREACHES
 from cai_experiment.nano.world import Answer, Question
 
-LEAD_TOKENS, CRITIQUE_LEAD = 5, 6.0  # a critique decides in its first tokens: object or abstain, which sentence
+# a critique decides in its first tokens (object or abstain, which sentence), and so does a revision (the same opener)
+LEAD_TOKENS, LEAD_WEIGHT, LED = 5, 6.0, ("critique", "revision")
 SHARE_BASE_LAYOUT = 0.14
 SHARE_MADE_UP = 0.15
 
@@ -28,7 +29,7 @@ class Piece:
     text: str
     markup: bool
     weight: float
-    lead: float = 1.0  # multiplies the weight of the first LEAD_TOKENS tokens, where a critique decides
+    lead: float = 1.0  # multiplies the weight of the first LEAD_TOKENS tokens
 
 
 Weighted = tuple[Turn, float]
@@ -282,7 +283,7 @@ def chat_pieces(turns: Sequence[Weighted]) -> list[Piece]:
     for turn, weight in turns:
         pieces += [
             Piece(f"<|im_start|>{turn.role}\n", True, 0.0),
-            Piece(turn.text, False, weight, CRITIQUE_LEAD if turn.kind == "critique" else 1.0),
+            Piece(turn.text, False, weight, LEAD_WEIGHT if turn.kind in LED else 1.0),
             Piece("<|im_end|>", True, weight if turn.role == "assistant" else 0.0),
             Piece("\n", True, 0.0),
         ]
