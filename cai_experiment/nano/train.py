@@ -23,7 +23,7 @@ from cai_experiment.nano import MARK
 from cai_experiment.nano.tasks import Teacher, corpus
 from cai_experiment.nano.tokenizer import CONTEXT, VOCABULARY, PieceEncoder, train_tokenizer
 
-POOL_STEPS = 2  # this many steps' documents are drawn together and sorted by length, so that little is padding
+POOL_STEPS = 8  # this many steps' documents are drawn together and sorted by length, so that little is padding
 
 
 @dataclass(frozen=True, slots=True)
