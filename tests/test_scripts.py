@@ -196,11 +196,10 @@ def check_pairs(folder: Path, count: int) -> None:
         }  # fmt: skip
 
 
-# The interim weights (see their model card) cannot critique, so no pair passes. Strict: better weights end these marks.
-NO_CRITIC_YET = pytest.mark.xfail(reason="the shipped weights are interim: critique recall 0", strict=True)
+# The weights are interim (see their model card): they quote a flaw in other words too often. Strict: better weights end it.
+NOT_VERBATIM_YET = pytest.mark.xfail(reason="the shipped weights are interim: 0.58 of M1's critiques right", strict=True)
 
 
-@NO_CRITIC_YET
 def test_milestone_0_on_the_shipped_model(tmp_path: Path, nano_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(test_single, tmp_path, "--model", "nano") == 0
     said = capsys.readouterr().out
@@ -215,7 +214,7 @@ def test_milestone_0_on_the_shipped_model(tmp_path: Path, nano_dir: Path, capsys
     assert adapter.stat().st_mtime_ns == written
 
 
-@NO_CRITIC_YET
+@NOT_VERBATIM_YET
 def test_milestone_1_on_the_shipped_model(tmp_path: Path, nano_dir: Path) -> None:
     assert call(test_batch, tmp_path, "--model", "nano") in (0, 3)
     folder = tmp_path / "data" / "batch"
@@ -227,7 +226,6 @@ def test_milestone_1_on_the_shipped_model(tmp_path: Path, nano_dir: Path) -> Non
     assert all(len(e.rounds) == 2 for e in read_examples(folder / "pairs.jsonl"))
 
 
-@NO_CRITIC_YET
 def test_the_base_layout_makes_pairs_too(tmp_path: Path, nano_dir: Path) -> None:
     assert call(generate_mvp, tmp_path, "--model", "nano", "--format", "base", "--count", "3") in (0, 3)
     check_pairs(tmp_path / "data" / "mvp", 3)
