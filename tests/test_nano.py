@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 
 import pytest
+import torch
 
 from cai_experiment.constitution.grid import TOPICS
 from cai_experiment.constitution.principles import DEFAULT_CONSTITUTION, load_constitution
@@ -146,3 +147,21 @@ def test_the_shipped_files_are_small_and_of_the_world(nano_dir: Path) -> None:
     assert len(weights) == 1 and weights[0].stat().st_size <= 8 * 1024 * 1024
     assert is_nano(nano_dir) and nano_dir == NANO_DIR
     assert (nano_dir / "README.md").is_file()  # the model card
+
+
+def test_a_fresh_network_copies() -> None:
+    """A random list, said again: the next token is found by the circuit in the initial weights, at any distance."""
+    from types import SimpleNamespace
+
+    from cai_experiment.nano.train import TrainSettings, build_model
+
+    model = build_model(TrainSettings(), SimpleNamespace(eos_token_id=0, pad_token_id=0)).eval()
+    generator = torch.Generator().manual_seed(0)
+    right: list[bool] = []
+    for length in (10, 40, 150):
+        said = torch.randint(10, 3000, (length,), generator=generator)
+        with torch.no_grad():
+            logits = model(input_ids=torch.cat([said, said])[None]).logits[0, length:-1]
+        logits = logits.scatter(1, said[:-1, None], float("-inf"))  # tied embeddings: itself comes first, untrained
+        right += (logits.argmax(-1) == said[1:]).tolist()
+    assert sum(right) / len(right) > 0.5

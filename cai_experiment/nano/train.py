@@ -20,6 +20,7 @@ from torch import Tensor
 
 from cai_experiment.constitution.principles import Principle
 from cai_experiment.nano import MARK
+from cai_experiment.nano.copying import plant_copying
 from cai_experiment.nano.tasks import Teacher, corpus
 from cai_experiment.nano.tokenizer import CONTEXT, VOCABULARY, PieceEncoder, train_tokenizer
 
@@ -36,7 +37,7 @@ class TrainSettings:
     seed: int = 7
     hidden: int = 256
     layers: int = 4
-    heads: int = 8
+    heads: int = 4
     kv_heads: int = 2
     intermediate: int = 640
     muon_until: int = 400  # speaking comes several times faster with Muon, judging is lost to it
@@ -82,7 +83,7 @@ def _padded(group: Sequence[tuple[list[int], list[float]]]) -> tuple[Tensor, Ten
 
 
 def build_model(settings: TrainSettings, tokenizer: Any) -> Any:
-    """A Qwen2-architecture model with random weights, fixed by the seed."""
+    """A Qwen2-architecture model with random weights, fixed by the seed, and a copying circuit among them."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(settings.seed)
@@ -94,12 +95,19 @@ def build_model(settings: TrainSettings, tokenizer: Any) -> Any:
         num_attention_heads=settings.heads,
         num_key_value_heads=settings.kv_heads,
         max_position_embeddings=CONTEXT,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},  # Qwen2.5's
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return Qwen2ForCausalLM(config)
+    model = Qwen2ForCausalLM(config)
+    with torch.no_grad():  # what each part adds at first shrinks with their number (Radford et al. 2019)
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight /= (2 * settings.layers) ** 0.5
+            layer.mlp.down_proj.weight /= (2 * settings.layers) ** 0.5
+    plant_copying(model, settings.seed)
+    return model
 
 
 def loss_of(model: Any, ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
