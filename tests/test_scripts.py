@@ -196,8 +196,8 @@ def check_pairs(folder: Path, count: int) -> None:
         }  # fmt: skip
 
 
-# The weights are interim (see their model card): they quote a flaw in other words too often. Strict: better weights end it.
-NOT_VERBATIM_YET = pytest.mark.xfail(reason="the shipped weights are interim: 0.58 of M1's critiques right", strict=True)
+# The weights are interim (see their model card): they quote a flaw in other words too often. Strict: better ones end it.
+NOT_VERBATIM_YET = pytest.mark.xfail(reason="interim weights: 0.58 of M1's critiques are right", strict=True)
 
 
 def test_milestone_0_on_the_shipped_model(tmp_path: Path, nano_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
