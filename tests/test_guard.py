@@ -259,6 +259,31 @@ def test_a_local_llama_guard_is_loaded_and_judges(llama_dir: Path) -> None:
     assert guard.engine.model is None
 
 
+def test_a_guard_on_vllm(llama_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chosen where vLLM is installed and there is room; then its own process (vLLM itself is the stand-in)."""
+    from cai_experiment.engines import guard_models
+
+    def check(hardware: Hardware) -> GuardChoice:
+        return check_guard(GuardSettings(str(llama_dir)), hardware)
+
+    monkeypatch.setattr(guard_models, "find_spec", lambda name: None)
+    assert check(A100).engine == "hf"
+    monkeypatch.setattr(guard_models, "find_spec", lambda name: name)
+    assert check(replace(A100, vram_gb=4)).engine == check(CPU).engine == "hf"
+    choice = check(A100)
+    assert choice.engine == "vllm" and choice.slots > 64
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests" / "stand_ins"))
+    guard = load_guard(choice, A100)
+    try:
+        found = {v.id: v for v in guard.judge((f"{i}", f"Why {i}?", FORGED[0] * (i % 3)) for i in range(30))}
+        assert found.keys() == {f"{i}" for i in range(30)} and not any(v.error for v in found.values())
+        facts = guard.describe()
+        assert facts["engine"] == "vllm" and facts["max_length"] == 4096 and len(str(facts["weights_sha256"])) == 64
+    finally:
+        guard.close()
+        guard.engine._child.log.unlink(missing_ok=True)
+
+
 def test_the_shipped_model_guards_on_a_cpu(nano_dir: Path) -> None:
     from cai_experiment.engines.load import LoadSettings, load_engine
 
@@ -381,7 +406,9 @@ def hub_says(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
 
 
 def test_who_has_access_gets_llama_guard(hub_says: dict[str, list[Any]]) -> None:
-    assert hub_says["member"] == [LLAMA, "bf16", 64, f"guard {LLAMA}: the guard of milestone 3"]
+    name, quantization, slots, line = hub_says["member"]
+    assert (name, quantization, line) == (LLAMA, "bf16", f"guard {LLAMA}: the guard of milestone 3")
+    assert slots >= 64  # on vLLM, where it is installed, more
     assert hub_says["rehearsal"][0] == "nano"
 
 
@@ -418,7 +445,7 @@ def test_a_named_guard_that_cannot_be_had(
 
 def test_a_smaller_card_gets_fewer_bits_or_a_smaller_guard(hub_says: dict[str, list[Any]]) -> None:
     assert hub_says["member's small card"][:3] == [LLAMA, "4bit", 64]
-    assert hub_says["small card"][:3] == [QWEN, "bf16", 16]
+    assert hub_says["small card"][:2] == [QWEN, "bf16"]
     assert hub_says["tiny card"][:2] == [QWEN, "4bit"]
     assert f"guard {LLAMA} takes 6.2 GB of memory, and this machine has 4 GB" in hub_says["tiny card"][3]
 

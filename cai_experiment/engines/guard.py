@@ -13,13 +13,17 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Callable, Iterable, Iterator, Protocol
+from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, Protocol
 
 from cai_experiment.constitution.prompts import Turn, ask_guard
 from cai_experiment.engines.base import Completion, Engine, Prompt, Sampling
 from cai_experiment.engines.guard_models import CONTEXT, GuardChoice, GuardSettings, check_guard
 from cai_experiment.errors import UserError
 from cai_experiment.models.hardware import Hardware
+
+if TYPE_CHECKING:
+    from cai_experiment.engines.render import Renderer
+    from cai_experiment.models.presets import ModelChoice
 
 __all__ = ["CATEGORY_WORDS", "Guard", "GuardChoice", "GuardSettings", "GuardVerdict", "check_guard", "load_guard"]
 
@@ -191,17 +195,43 @@ def _load_shipped(choice: GuardChoice) -> Engine:
 
 
 def _load(choice: GuardChoice, hardware: Hardware) -> Engine:
-    """The transformers engine over the guard's weights, with the guard's own template."""
-    from cai_experiment.engines.guard_render import GuardRenderer
-    from cai_experiment.engines.hf import HFEngine
-    from cai_experiment.engines.load import LoadSettings, Plan, load_model
+    """The engine over the guard's weights, with the guard's own template."""
     from cai_experiment.models.presets import ModelChoice
 
     model_choice = ModelChoice(choice.name, choice.place, None, "chat", choice.reason)
+    if choice.engine == "vllm":
+        return _load_vllm(choice, model_choice)
+    from cai_experiment.engines.hf import HFEngine
+    from cai_experiment.engines.load import LoadSettings, Plan, load_model
+
     plan = Plan(model_choice, "hf", "", choice.quantization, hardware.kind)
     model, tokenizer, facts = load_model(plan, LoadSettings(model=choice.place))
-    ends = getattr(model.generation_config, "eos_token_id", None)
-    eos = [ends] if isinstance(ends, int) else list(ends or ())
-    context = min(model.config.get_text_config().max_position_embeddings, CONTEXT)
-    renderer = GuardRenderer(tokenizer, context, eos)
+    renderer = _renderer(tokenizer, model.config, model.generation_config)
     return HFEngine(model, tokenizer, renderer, choice.slots, facts)
+
+
+def _load_vllm(choice: GuardChoice, model_choice: ModelChoice) -> Engine:
+    from cai_experiment.engines.vllm import VLLMEngine, VLLMSettings
+    from cai_experiment.engines.vllm_load import configs, fetch
+    from cai_experiment.engines.weights import loading_error, weights_hash
+
+    try:
+        folder = fetch(model_choice)
+        config, generation, tokenizer = configs(str(folder))
+    except UserError:
+        raise
+    except Exception as error:
+        raise loading_error(choice.name, error) from error
+    facts: dict[str, object] = {"model": choice.name, "quantization": choice.quantization}
+    local = str(folder) == choice.place
+    facts |= {"weights_sha256": weights_hash(folder)} if local else {"revision": folder.name}  # a snapshot's name
+    renderer = _renderer(tokenizer, config, generation)
+    return VLLMEngine(VLLMSettings(str(folder), slots=choice.slots), tokenizer, renderer, facts)
+
+
+def _renderer(tokenizer: Any, config: Any, generation_config: Any) -> Renderer:
+    from cai_experiment.engines.guard_render import GuardRenderer
+
+    ends = getattr(generation_config, "eos_token_id", None)
+    eos = [ends] if isinstance(ends, int) else list(ends or ())
+    return GuardRenderer(tokenizer, min(config.get_text_config().max_position_embeddings, CONTEXT), eos)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from cai_experiment.engines.weights import check_folder
@@ -16,6 +17,7 @@ from cai_experiment.models.disk import downloaded_gb, free_gb, hub_cache
 from cai_experiment.models.hardware import Hardware
 from cai_experiment.models.memory import Architecture, vram_gb, weights_gb
 from cai_experiment.models.presets import NANO_DIR, resolve_model
+from cai_experiment.models.serving import VLLM_WORK_GB, usable_gb, vllm_rows
 
 AUTO = "auto"
 CONTEXT = 4096  # tokens of the longest row that is judged
@@ -84,6 +86,7 @@ class GuardChoice:
     quantization: str
     slots: int
     reason: str
+    engine: str = "hf"  # or "vllm"
 
     @property
     def line(self) -> str:
@@ -160,15 +163,27 @@ def _from_folder(folder: Path, name: str, hardware: Hardware) -> GuardChoice:
 
 
 def _fitting(name: str, place: str, family: str, numbers: Architecture, hardware: Hardware, reason: str) -> GuardChoice:
-    """The precision and the rows at a time that fit into the memory, when nothing else is in it."""
+    """The engine, the precision and the rows at a time that fit into the memory, when nothing else is in it."""
     have = hardware.vram_gb if hardware.kind == "cuda" else hardware.ram_gb
     ways = [(q, slots) for q in QUANTIZATIONS[hardware.kind] for slots in SLOTS[hardware.kind]]
     for quantization, slots in ways:
         if not have or vram_gb(numbers, quantization, ROW_TOKENS, slots) <= have:  # some GPUs do not say what they have
-            return GuardChoice(name, place, family, quantization, slots, reason)
+            choice = GuardChoice(name, place, family, quantization, slots, reason)
+            return _on_vllm(choice, numbers, hardware)
     least = vram_gb(numbers, ways[-1][0], ROW_TOKENS, ways[-1][1])
     message = f"guard {name} takes {least:.1f} GB of memory, and this machine has {have:g} GB"
     raise EngineError(message, "use a smaller one")
+
+
+def _on_vllm(choice: GuardChoice, numbers: Architecture, hardware: Hardware) -> GuardChoice:
+    """The choice on vLLM, where that is installed and holds the 16-bit weights and some rows; else as it was."""
+    if hardware.kind != "cuda" or choice.quantization != "bf16" or find_spec("vllm") is None:
+        return choice
+    weights = weights_gb(numbers, "bf16")
+    need = VLLM_WORK_GB + vram_gb(numbers, "bf16", ROW_TOKENS, SLOTS["cuda"][1])
+    if need > usable_gb(numbers, hardware):
+        return choice
+    return replace(choice, engine="vllm", slots=vllm_rows(numbers, hardware, weights))
 
 
 def _instead(guard: GuardModel) -> str:
