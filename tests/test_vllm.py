@@ -94,8 +94,8 @@ def test_speaks_with_keyed_seeds_and_cuts_at_our_stop(start: Any, renderer: Rend
     assert found["99"].finish == "length" and found["99"].completion_tokens == 1
     assert engine.describe() | {"slots": 0} == {
         "model": "m", "quantization": "bf16", "engine": "vllm", "vllm": "0.32.0", "dtype": "bfloat16",
-        "max_length": 1024, "kv_tokens": 1600, "prefix_caching": True, "layout": "chat", "device": "cuda", "slots": 0, "tensor_parallel": 1,
-        "probe": None,
+        "max_length": 1024, "kv_tokens": 1600, "prefix_caching": True, "layout": "chat", "device": "cuda", "slots": 0,
+        "tensor_parallel": 1, "probe": None,
     }  # fmt: skip
 
 

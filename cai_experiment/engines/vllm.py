@@ -3,8 +3,8 @@
 Its own process, because vLLM does not give GPU memory back while its process lives, and training needs it. Here prompts
 are rendered to token ids, so no row of data can speak for us, and completions are cut by every engine's rule. vLLM
 keeps keys and values by content, so an example's growing conversation is computed once; a request starts as soon as it
-is sent and ends when it ends. Each request has a seed from (run seed, key); the draw is vLLM's own, so texts differ from
-those of the other engines, and the last bits may depend on the batch.
+is sent and ends when it ends. Each request has a seed from (run seed, key); the draw is vLLM's own, so texts are not
+those of other engines, and the last bits may depend on the batch.
 """
 
 from __future__ import annotations
