@@ -63,7 +63,7 @@ class Plan:
 
 
 def load_engine(settings: LoadSettings) -> Engine:
-    """Load a model into an engine; prints nothing (`engine.first_line` is for the caller to print).
+    """Load a model into an engine; prints nothing on stdout (`engine.first_line` is for the caller to print).
 
     Raises BadInputError (unknown model, damaged files, settings that do not go together) and EngineError (it cannot be
     loaded or served here).
