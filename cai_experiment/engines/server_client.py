@@ -8,7 +8,6 @@ attempts; a server that is busy or gone is waited for by the clock, so that a re
 from __future__ import annotations
 
 import asyncio
-import math
 import random
 import re
 import threading
@@ -67,7 +66,7 @@ class Gate:
 
     def __init__(self, most: int) -> None:
         self.most, self.level, self.running = most, float(most), 0
-        self._lowered = self._closed_until = -math.inf
+        self._lowered = self._closed_until = 0.0  # monotonic seconds
         self._room = asyncio.Event()
 
     async def enter(self) -> None:
@@ -174,11 +173,11 @@ class Client:
     ) -> Answer:  # fmt: skip
         """POST `body` (None: GET) to `path` and give what `read` makes of the JSON.
 
-        `patience` in seconds bounds the wait for a server that is busy or gone (None: the deadline; 0: a single
-        attempt). `read` may raise NOT_WHOLE for an answer of another shape. Raises Fault when attempts or patience are
-        used up, Refused, and EngineError for what no request will get past.
+        `patience` in seconds bounds the waits for a server that is busy or gone, not counting the time in the queue
+        (None: the deadline; 0: a single attempt). `read` may raise NOT_WHOLE for an answer of another shape. Raises
+        Fault when attempts or patience are used up, Refused, and EngineError for what no request will get past.
         """
-        used, tries, busy_since = 0, 0, math.inf
+        used, tries, waited = 0, 0, 0.0
         patience = self.deadline if patience is None else patience
         while True:
             await self.gate.enter()
@@ -192,12 +191,9 @@ class Client:
                 wait = max(self.retry.wait(tries, f"{self.seed}/{key}"), fault.wait)
                 if fault.crowded:
                     self.gate.crowded(sent)
-                if fault.busy:
-                    busy_since = min(busy_since, time.monotonic())
-                    until = time.monotonic() - busy_since + wait
-                else:
-                    used, until = used + fault.cost, fault.wait
-                if patience == 0 or until > patience or used >= self.retry.attempts:
+                used += 0 if fault.busy else fault.cost
+                waited += wait if fault.busy else fault.wait
+                if patience == 0 or waited > patience or used >= self.retry.attempts:
                     raise
                 self.gate.pause(fault.wait)
             finally:

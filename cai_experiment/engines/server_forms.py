@@ -68,6 +68,11 @@ class Call:
     known_tokens: int  # of the prompt; 0 where the server encodes it
 
     @property
+    def barest(self) -> dict[str, Any]:
+        """The shortest body."""
+        return self.bodies[-1]
+
+    @property
     def key(self) -> str:
         """What seed and jitter depend on."""
         return self.prompt.sampling.key or self.prompt.id

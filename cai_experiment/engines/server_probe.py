@@ -137,7 +137,7 @@ def _ask(client: Client, dialect: Dialect, call: Call) -> Completion:
         return read_answer(call, answer)
 
     try:
-        return client.submit(client.ask(dialect.path, call.bodies[0], read, "probe", PATIENCE)).result()
+        return client.submit(client.ask(dialect.path, call.barest, read, "probe", PATIENCE)).result()
     except Fault as fault:
         step = "see the server's log; the same command tries again"
         raise EngineError(f"--server {client.url} does not serve a one-token request: {fault}", step) from None
@@ -195,4 +195,4 @@ def _count_logprobs(client: Client, dialect: Dialect) -> int:
         choice = answer["choices"][0]
         return len(listed(choice)) if choice.get("logprobs") else 0
 
-    return client.submit(client.ask(dialect.path, call.bodies[0], read, "logprobs", PATIENCE)).result()
+    return client.submit(client.ask(dialect.path, call.barest, read, "logprobs", PATIENCE)).result()
