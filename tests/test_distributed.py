@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -292,3 +294,70 @@ def test_the_shipped_model_on_two_actors_writes_the_bytes_of_one_process(
     options = [prompt for prompt in prompts(4)]
     assert engine.choose(options, ["A", "B"]) == alone.choose(options, ["A", "B"])
     engine.close()
+
+
+# ---------------------------------------------------------------- a cluster that was started by hand
+
+
+@contextmanager
+def head(**environment: str) -> Iterator[str]:
+    """`ray start --head` as docs/SCALING.md has it; gives its address, and ends it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+        one.connect(("10.255.255.255", 1))  # sends nothing: it only chooses the address
+        host = one.getsockname()[0]
+    with socket.socket() as one:
+        one.bind(("", 0))
+        port = one.getsockname()[1]
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    ray = str(Path(sys.executable).with_name("ray"))
+    command = [ray, "start", "--head", f"--node-ip-address={host}", f"--port={port}", "--include-dashboard=false",
+               "--disable-usage-stats", "--num-cpus=2", "--object-store-memory=100000000", "--block"]  # fmt: skip
+    started = subprocess.Popen(command, env=plain | environment, stdout=subprocess.PIPE, text=True)
+    try:
+        assert started.stdout is not None
+        assert any("Ray runtime started" in line for line in started.stdout), "ray start failed"
+        yield f"{host}:{port}"
+    finally:
+        started.terminate()
+        started.wait(60)
+
+
+USE = """
+import sys
+sys.path[:0] = sys.argv[2:]
+from cai_experiment.engines.ray import RayEngine
+from cai_experiment.pipeline.distributed import connect
+from cai_experiment.scripts._scripted_engine import ScriptedEngine
+import test_distributed
+connect(sys.argv[1])
+engine = RayEngine(ScriptedEngine, 2, {"num_cpus": 1})
+print(len(list(engine.stream(test_distributed.prompts(50)))), engine.first_line)
+engine.close()
+"""
+
+
+@pytest.mark.slow
+@WITH_RAY
+def test_a_cluster_with_a_token_is_used_from_any_folder(tmp_path: Path) -> None:
+    with head(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN) as address:
+        assert not is_open(address)
+        command = [sys.executable, "-c", USE, address, str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+        for token, code, says in (
+            (TOKEN, 0, "50 scripted engine | 2 Ray actors on 1 machine"),
+            ("wrong", 1, "EngineError"),
+        ):
+            used = subprocess.run(command, cwd=tmp_path, env=os.environ | {"RAY_AUTH_TOKEN": token}, text=True,
+                                  capture_output=True)  # fmt: skip
+            assert (used.returncode, says in used.stdout + used.stderr) == (code, True), used.stderr[-2000:]
+
+
+@pytest.mark.slow
+@WITH_RAY
+def test_an_open_cluster_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
+    with head(RAY_AUTH_MODE="disabled") as address:
+        assert is_open(address)
+        with pytest.raises(EngineError, match="takes commands from anybody"):
+            connect(address)
+    with pytest.raises(EngineError, match="nothing answers there"):
+        connect(address)

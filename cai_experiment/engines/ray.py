@@ -71,7 +71,7 @@ class RayEngine:
 
     def _start(self) -> tuple[Any, Any]:
         """(actor, the call by which it says that it has loaded)."""
-        actor = self._speaker.remote(self._make)
+        actor: Any = self._speaker.remote(self._make)
         return actor, actor.loaded.remote()
 
     def _load(self) -> None:

@@ -14,6 +14,7 @@ answers without a token refused, a local one bound to 127.0.0.1, no dashboard, n
 from __future__ import annotations
 
 import ipaddress
+import logging
 import os
 import re
 import secrets
@@ -21,13 +22,14 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cai_experiment.errors import BadInputError, EngineError
 from cai_experiment.milestones import PACKAGE
@@ -43,6 +45,7 @@ INSTALL = 'python -m pip install "ray==2.60.*"'
 ACTOR_BYTES = 2 * 2**30  # of memory for an actor without a GPU: Python, torch and the shipped model take about 1 GB
 STORE_BYTES = 100_000_000  # prompts and completions are small and go with the calls; Ray asks for 75 MB at least
 ANSWER_SECONDS = 5.0
+FREED_SECONDS = 10.0  # Ray tells a little late that a closed engine's cores and GPUs are free again
 # Succeeds only where a stranger is served: without a token, the cluster's own key-value store.
 STRANGER = "import sys; from ray._raylet import GcsClient; GcsClient(sys.argv[1]).internal_kv_keys(b'', None, 5)"
 
@@ -118,11 +121,11 @@ def connect(address: str) -> None:
 
     if ray.is_initialized():
         return
-    code = {"py_modules": [str(PACKAGE)], "excludes": ["data/", "checkpoints/", "__pycache__/"]}
-    own = {"num_cpus": detect().cores, "include_dashboard": False, "object_store_memory": STORE_BYTES}
+    code: dict[str, Any] = {"py_modules": [str(PACKAGE)], "excludes": ["data/", "checkpoints/", "__pycache__/"]}
+    own: dict[str, Any] = {"num_cpus": detect().cores, "include_dashboard": False, "object_store_memory": STORE_BYTES}
     try:
         with _own_signals():
-            ray.init(address=address, runtime_env=code, log_to_driver=False, logging_level="ERROR",
+            ray.init(address=address, runtime_env=code, log_to_driver=False, logging_level=logging.ERROR,
                      **(own if address == LOCAL else {}))  # fmt: skip
     except Exception as error:  # Ray raises every kind, bare Exception too
         why = next(iter(str(error).strip().splitlines()), type(error).__name__)
@@ -189,13 +192,20 @@ def _resources(settings: LoadSettings) -> dict[str, float]:
 
 def _count(settings: LoadSettings, wanted: int | None) -> int:
     """How many actors; raises EngineError if `wanted`, or even one, do not fit into what is free."""
+    until = time.monotonic() + FREED_SECONDS
+    while (fit := _free(settings.device == "cpu")) < max(1, wanted or 1):
+        if time.monotonic() > until:
+            kind = "CPU cores (and 2 GB of memory each)" if settings.device == "cpu" else "GPUs"
+            raise EngineError(f"--ray: the cluster has {fit} free {kind}, {wanted or 1} needed",
+                              "see what holds them with: ray status")  # fmt: skip
+        time.sleep(0.2)
+    return wanted or fit
+
+
+def _free(on_cpu: bool) -> int:
+    """Actors that fit into what nobody holds now."""
     import ray
 
     free = ray.available_resources()
-    fit = int(free.get("CPU", 0))
-    fit = min(fit, int(free.get("memory", 0) / ACTOR_BYTES) if settings.device == "cpu" else int(free.get("GPU", 0)))
-    if fit < max(1, wanted or 1):
-        kind = "CPU cores (and 2 GB of memory each)" if settings.device == "cpu" else "GPUs"
-        raise EngineError(f"--ray: the cluster has {fit} free {kind}, {wanted or 1} needed",
-                          "see what holds them with: ray status")  # fmt: skip
-    return wanted or fit
+    second = free.get("memory", 0) / ACTOR_BYTES if on_cpu else free.get("GPU", 0)
+    return int(min(free.get("CPU", 0), second))
