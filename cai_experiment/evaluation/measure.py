@@ -67,7 +67,7 @@ def evaluate_generation(
 
     Milestone 0 speaks of its one pair, so only accepted examples count there.
     """
-    counted = [] if settings.milestone == "single" else rejected
+    counted: Sequence[Example] = [] if settings.milestone == "single" else rejected
     metrics = generation_metrics(accepted, counted, settings.truth)
     metrics["accepted_pairs"] = Result(len(accepted), len(accepted) + len(rejected), None)
     if engine is not None:
