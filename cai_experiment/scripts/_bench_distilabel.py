@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import sysconfig
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,10 +62,19 @@ class Distilabel:
         return python
 
     def _run(self, command: list[str], env: dict[str, str], problem: str) -> None:
+        """Run a command in a session of its own, whose every process ends with it, however it ends."""
         try:
-            done = subprocess.run(command, env=os.environ | env, capture_output=True, text=True, timeout=SECONDS)
-        except (OSError, subprocess.TimeoutExpired) as error:
+            process = subprocess.Popen(command, env=os.environ | env, stdout=subprocess.DEVNULL,
+                                       stderr=subprocess.PIPE, text=True, start_new_session=True)  # fmt: skip
+        except OSError as error:
             raise RuntimeError(f"{problem}: {error}") from error
-        if done.returncode:
-            last = [line for line in done.stderr.splitlines() if line.strip()][-1:]
+        try:
+            _, said = process.communicate(timeout=SECONDS)
+        except subprocess.TimeoutExpired:
+            raise RuntimeError(f"{problem}: no end within {SECONDS} s") from None
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        if process.returncode:
+            last = [line for line in said.splitlines() if line.strip()][-1:]
             raise RuntimeError(f"{problem}: {''.join(last)[:200]}")

@@ -40,11 +40,15 @@ def run_and_kill(job: Job, folder: Path, grow: int, delay: float) -> bool:
     journal = folder / "journal.jsonl"
     goal = size(journal) + grow
     child = fork(job, folder)
-    while size(journal) < goal:
-        if os.waitpid(child, os.WNOHANG)[0]:
-            return False
-        time.sleep(0.002)
-    time.sleep(delay)  # the moment within a step is random too
+    try:
+        while size(journal) < goal:
+            if os.waitpid(child, os.WNOHANG)[0]:
+                return False
+            time.sleep(0.002)
+        time.sleep(delay)  # the moment within a step is random too
+    except BaseException:  # Ctrl-C here must not leave the run behind
+        os.kill(child, signal.SIGKILL)
+        raise
     os.kill(child, signal.SIGKILL)
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
