@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Sequence
 
 from cai_experiment.errors import BadInputError
@@ -76,7 +77,7 @@ class Turns:
 
 
 def shuffled(part: Part, seed: int) -> list[Instruction]:
-    """A file's rows in an order fixed by the seed, so that a part of a file is a fair sample of it."""
+    """A file's rows in an order fixed by the seed and its name, so that a part of a file is a fair sample of it."""
     rows = list(part.rows)
-    random.Random(f"mix/{seed}/{part.name}").shuffle(rows)
+    random.Random(f"mix/{seed}/{Path(part.name).name}").shuffle(rows)
     return rows

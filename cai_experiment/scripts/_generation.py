@@ -112,14 +112,14 @@ def run_settings(args: argparse.Namespace, milestone: Milestone) -> RunSettings:
     )  # fmt: skip
 
 
-def load_settings(args: argparse.Namespace, model: str | None, trains_after: bool = False) -> LoadSettings:
+def load_settings(args: argparse.Namespace, model: str | None) -> LoadSettings:
     """How to load `model` (None: what the hardware allows)."""
     from cai_experiment.engines.load import LoadSettings
 
     return LoadSettings(
         model=model, layout=args.format, quantization=args.quantization, batch_size=args.batch_size,
         engine="server" if args.server and args.engine == "auto" else args.engine, seed=args.seed,
-        random_weights=args.random_weights, trains_after=trains_after,
+        random_weights=args.random_weights, trains_after=args.trains_after,
         server_url=args.server, server_concurrency=args.server_concurrency, deadline=args.deadline,
     )  # fmt: skip
 
@@ -144,7 +144,7 @@ def load_engines(args: argparse.Namespace) -> tuple[Any, Any]:
     from cai_experiment.engines.load import load_engine
 
     names = args.generator or args.model, args.critic or args.model
-    settings = load_settings(args, names[0], args.trains_after)
+    settings = load_settings(args, names[0])
     other = None if names[0] == names[1] else load_settings(args, names[1])
     generator: Any
     critic: Any
