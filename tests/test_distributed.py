@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -253,6 +254,27 @@ def test_a_prompt_that_kills_every_actor_is_recorded_and_stops_no_other(
     kept = {row["id"]: row for row in read_jsonl(tmp_path / "run" / "pairs.jsonl")}
     before = {row["id"]: row for row in read_jsonl(unbroken / "pairs.jsonl") if row["id"] != "000003"}
     assert {name: kept[name] for name in before} == before
+
+
+def test_a_conversation_stays_with_the_actor_that_holds_its_prefix(cluster: str) -> None:
+    def who(prompt: Prompt) -> Completion:
+        return Completion(prompt.id, str(os.getpid()), "stop")
+
+    engine = ray_engine(partial(Unhurried, speak=who))
+    first: dict[str, str] = {}
+
+    def feed() -> Iterator[Prompt | None]:
+        yield from prompts(10)
+        while len(first) < 10:
+            yield None
+        for prompt in reversed(prompts(10)):
+            yield dataclasses.replace(prompt, id=prompt.id + "/again", turns=(*prompt.turns, *prompt.turns))
+
+    done = engine.stream(feed())
+    first.update({c.id: c.text for c in islice(done, 10)})
+    assert len(set(first.values())) == 2  # both have work
+    assert {c.id.removesuffix("/again"): c.text for c in done} == first
+    engine.close()
 
 
 def test_loading_errors_come_as_the_line_that_they_are(cluster: str) -> None:

@@ -54,7 +54,7 @@ class RayEngine:
 
         self._ray = ray
         self._speaker = ray.remote(Speaker).options(max_concurrency=3, max_restarts=0, **options)
-        self._make = make
+        self._make, self._actors = make, actors
         self._session = 0
         self._lost: deque[Prompt] = deque()  # prompts of dead actors, to be given to others
         self._suspects: deque[Prompt] = deque()  # those that run alone
@@ -114,7 +114,7 @@ class RayEngine:
 
     def describe(self) -> dict[str, object]:
         """What the manifest records: the engine inside, so that a run may change between one machine and many."""
-        return {**self._facts, "actors": len(self._places)}
+        return {**self._facts, "actors": self._actors}
 
     # ------------------------------------------------------------ speaking
 

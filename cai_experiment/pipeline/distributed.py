@@ -164,11 +164,17 @@ def _parts(address: str) -> tuple[str, int]:
 @contextmanager
 def _own_signals() -> Iterator[None]:
     """Ray puts its own SIGTERM handler in place of the script's, which ends a run resumably; put that back."""
-    before = signal.getsignal(signal.SIGTERM)
+    before, heard = signal.getsignal(signal.SIGTERM), False
     try:
         yield
+    except SystemExit as stop:
+        heard = stop.code == signal.SIGTERM  # by Ray's
+        if not heard:
+            raise
     finally:
         signal.signal(signal.SIGTERM, before)
+    if heard:
+        signal.raise_signal(signal.SIGTERM)
 
 
 # ---------------------------------------------------------------- what runs where
