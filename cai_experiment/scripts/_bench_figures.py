@@ -49,7 +49,8 @@ def interleaved(arms: Mapping[str, Callable[[], float]], repeats: int, say: Say)
 
     Whatever else the machine does meanwhile thus falls on all arms alike.
     """
-    names, found = list(arms), {name: [] for name in arms}
+    names = list(arms)
+    found: dict[str, list[float]] = {name: [] for name in arms}
     for number in range(repeats):
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:

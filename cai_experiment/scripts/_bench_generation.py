@@ -83,7 +83,7 @@ def generation(args: argparse.Namespace, say: Say) -> list[Figure]:
 
     rows = args.rows or ROWS
     settings = LoadSettings(model=args.model, engine="hf", batch_size=args.batch_size, seed=args.seed)
-    engine = load_engine(settings)
+    engine: Any = load_engine(settings)  # HFEngine: its slots and weights are looked at
     say(engine.first_line)
     choice = resolve_model(args.model, detect())
     stages = stage_settings(args.seed, args.principles)

@@ -63,7 +63,7 @@ def watched_passes() -> Iterator[Passes]:
         )
         return done
 
-    Loop.step = watched  # type: ignore[method-assign]
+    Loop.step = watched  # type: ignore[method-assign, assignment]
     try:
         yield seen
     finally:
@@ -86,5 +86,6 @@ def computed_over_tree(recorded: Recorded) -> tuple[float, dict[str, float]]:
     grown = prefix_tree_size([*rows.values(), *(rows[id] + text for id, text in spoken)])
     not_spoken = grown - sum(len(text) for _, text in spoken)  # spoken paths are disjoint: no prompt is asked twice
     computed = sum(completion.computed_tokens for completion in recorded.completions)
-    arms = {"computed_prompt_tokens": computed, "prefix_tree_tokens": tree, "prefix_tree_tokens_not_spoken": not_spoken}
-    return computed / tree, arms
+    return computed / tree, {
+        "computed_prompt_tokens": computed, "prefix_tree_tokens": tree, "prefix_tree_tokens_not_spoken": not_spoken,
+    }  # fmt: skip
