@@ -155,18 +155,14 @@ def test_without_ray_one_line_says_how_to_install_it(monkeypatch: pytest.MonkeyP
 
 
 def _connect() -> None:
-    """Start the cluster. Ray itself gives up where starting takes longer than 30 s: no fault of ours, so try again."""
-    for _ in range(3):
-        try:
-            return connect("local")  # Ray reads its environment when it is first imported, here
-        except EngineError as error:
-            if "timed out during startup" not in str(error):
-                raise
-            import ray
-
-            ray.shutdown()
-    reason = "this machine is too busy to start Ray, which allows itself 30 s"
-    pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    """Start the cluster. Ray gives up where its parts do not start within 30 s; on a crowded machine that is no fault."""
+    crowded = os.getloadavg()[0] > 3 * (os.cpu_count() or 1) and not os.environ.get("CI")
+    try:
+        connect("local")  # Ray reads its environment when it is first imported, here
+    except EngineError as error:
+        if crowded:
+            pytest.skip(f"this machine is too crowded to start Ray: {error}")
+        raise
 
 
 @pytest.fixture(scope="module")
