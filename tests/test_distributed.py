@@ -155,7 +155,7 @@ def test_without_ray_one_line_says_how_to_install_it(monkeypatch: pytest.MonkeyP
 
 
 def _connect() -> None:
-    """Start the cluster. Ray gives up where its parts do not start within 30 s; on a crowded machine that is no fault."""
+    """Start the cluster. Ray gives up if its parts need more than 30 s: no fault on a crowded machine."""
     crowded = os.getloadavg()[0] > 3 * (os.cpu_count() or 1) and not os.environ.get("CI")
     try:
         connect("local")  # Ray reads its environment when it is first imported, here
