@@ -169,10 +169,18 @@ def test_detects_the_gpu_that_cuda_would_use(nvidia_smi, monkeypatch: pytest.Mon
     found = hardware.detect()
     assert (found.kind, found.gpu_name, found.vram_gb) == ("cuda", "NVIDIA A100-SXM4-80GB", 80.0)
     assert resolve_model(None, found).name == "qwen2.5-32b"
+    assert found.gpus == 1  # the other is of another kind
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     assert hardware.detect().gpu_name == "NVIDIA L4"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert hardware.detect().kind == "cpu"
+
+
+def test_gpus_alike_are_counted(nvidia_smi, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvidia_smi("NVIDIA L4, 23034\\n" * 4, "CUDA Version: 13.0")
+    assert hardware.detect().gpus == 4
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    assert hardware.detect().gpus == 2
 
 
 def test_without_nvidia_smi_it_is_a_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -208,11 +216,41 @@ def test_gpu_speed_reads_the_name_and_not_a_part_of_another() -> None:
 def test_plan_of_the_milestones_on_the_pod() -> None:
     choice = resolve_model(None, POD)
     mvp = plan.plan(choice, POD, "4bit", plan.Workload(100, 2, 800), 1.74)
-    assert mvp.fits and mvp.rows_at_once == plan.GPU_ROWS
+    assert mvp.fits and (mvp.engine, mvp.rows_at_once) == ("unsloth", 16)
     assert mvp.hours is not None and mvp.hours < 3  # the spec's budget
     assert mvp.dollars == pytest.approx(mvp.hours * 1.74)
-    speeds = plan.tokens_per_second(PRESETS["qwen2.5-32b"].architecture, POD, plan.GPU_ROWS)
-    assert speeds is not None and speeds[0] == pytest.approx(832, rel=0.02)  # the published figure it is scaled from
+    numbers = PRESETS["qwen2.5-32b"].architecture
+    one = plan.tokens_per_second(numbers, POD, 1, "bf16", "hf")
+    many = plan.tokens_per_second(numbers, POD, plan.vllm_rows(numbers, POD, 65.5), "bf16", "vllm")
+    assert one is not None and one[0] == pytest.approx(17.5, rel=0.06)  # the published figure it is scaled from
+    assert many is not None and many[0] == pytest.approx(832, rel=0.25)  # published; reached by arithmetic alone
+
+
+def test_plan_of_generation_engine_by_engine() -> None:
+    """The figures of FACTS: 950 tokens a row, 5,000 rows on an A100 at 19 minutes or more, 76 hours one by one."""
+    choice = resolve_model(None, POD)
+    work = plan.Workload(2500, 2, 0, weighed=1)  # 5,000 rows drawn
+    tokens = plan.Tokens.of(choice, work)
+    assert tokens.written == 5000 * 950
+    floor = plan.floor_hours(choice, POD, work)
+    assert floor is not None and floor == pytest.approx(5000 * (950 + 740) * 2 * 32.76e9 / 312e12 / 3600, rel=0.01)
+    lines = plan.generation_lines(choice, POD, work, 1.74)
+    assert [line.split()[0] for line in lines] == ["hardware", "tokens", "vllm", "unsloth", "hf", "floor", "arithmetic"]
+    hours = [plan.plan(choice, POD, q, work, 1.74, e).hours for e, q in (("vllm", "bf16"), ("hf", "4bit"))]
+    assert floor < hours[0] < hours[1] < 76
+    targeted = plan.Tokens.of(choice, plan.Workload(2500, 2, 0))
+    assert targeted.read > 3 * tokens.read and targeted.written == tokens.written
+    assert tokens.read <= tokens.read_by("vllm") < tokens.read_by("unsloth") < tokens.read_by("generate")
+    small = plan.generation_lines(choice, PROFILES["rtx-4090"], work, 0)
+    assert small[2].startswith("vllm") and small[2].endswith("DO NOT FIT")
+
+
+def test_profiles_by_name() -> None:
+    assert hardware.profile("H100-80GB").gpu_name == "NVIDIA H100 80GB HBM3"
+    assert hardware.profile("runpod_a100_80gb").dollars_per_hour == 1.74
+    assert all(hardware.gpu_speed(one.gpu_name) for one in PROFILES.values() if one.kind == "cuda")
+    with pytest.raises(BadInputError, match=r"--hardware a100 is unknown; use one of .*a100-80gb"):
+        hardware.profile("a100")
 
 
 def test_plan_says_what_it_does_not_know() -> None:

@@ -81,7 +81,7 @@ def test_sums_held_out_are_never_taught() -> None:
 
 
 def test_twenty_thousand_distinct_questions_of_which_five_thousand_are_no_near_duplicates() -> None:
-    from cai_experiment.pipeline.instruct import KnownTexts
+    from cai_experiment.pipeline.known import KnownTexts
 
     rng = random.Random(5)
     distinct = list({world.compose_question(rng, held_out=None).text: None for _ in range(21_000)})

@@ -20,11 +20,13 @@ from cai_experiment.errors import BadInputError, EngineError
 from cai_experiment.observe.content_logger import ContentLogger
 from cai_experiment.observe.progress import Progress
 from cai_experiment.pipeline.gate import GateSettings, gate, has_meta_prefix, is_refusal
-from cai_experiment.pipeline.instruct import Instruction, InstructionWriter, KnownTexts
+from cai_experiment.pipeline.instruct import Instruction
+from cai_experiment.pipeline.known import KnownTexts
 from cai_experiment.pipeline.runner import MAX_FAILURES, run_pipeline
 from cai_experiment.pipeline.settings import RunResult, RunSettings
 from cai_experiment.pipeline.sources import load_instructions
 from cai_experiment.pipeline.stages import ExampleStages, StageSettings
+from cai_experiment.pipeline.work_list import WorkList
 from cai_experiment.records.files import read_examples, read_jsonl
 from cai_experiment.records.store import RunFolder
 
@@ -62,16 +64,27 @@ def test_near_duplicates_are_refused(text: str, reason: str) -> None:
     assert known.add(text) == reason
 
 
+def drawn_from(work: WorkList) -> list[Instruction]:
+    """What can be drawn now."""
+    found = []
+    while (instruction := work.next()) is not None:
+        found.append(instruction)
+    return found
+
+
 def test_candidates_are_decided_in_order_whatever_the_order_of_arrival() -> None:
     texts = ["How do I mend a tent?", "", "How do I mend a tent?", "One.\n\nTwo.", "Why is rain wet?", "Cut off"]
     finishes = ["stop"] * 5 + ["length"]
     lists = []
     for order in ([0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0], [2, 0, 4, 1, 5, 3]):
-        writer = InstructionWriter(seed=1, max_candidates=6)
-        ids = [writer.next_prompt().id for _ in texts]
-        assert writer.exhausted and writer.undecided == 6
-        lists.append([i for n in order for i in writer.take(Completion(ids[n], texts[n], finishes[n]))])
-        assert writer.refused == {"empty": 1, "duplicate": 1, "paragraphs": 1, "too_long": 1}
+        work = WorkList(RunSettings(pairs=6, max_draws=6, seed=1))
+        ids = [prompt.id for prompt in work.prompts(6)]
+        assert len(ids) == work.writer.undecided == 6 and not work.prompts(6)
+        lists.append([])
+        for n in order:
+            work.take(Completion(ids[n], texts[n], finishes[n]))
+            lists[-1] += drawn_from(work)
+        assert work.refused == {"empty": 1, "duplicate": 1, "paragraphs": 1, "too_long": 1}
     assert lists[0] == lists[1] == lists[2]
     assert [(i.id, i.text) for i in lists[0]] == [("000000", texts[0]), ("000001", texts[4])]
     assert lists[0][1].source == "self:{}/{}".format(*draw(1, 4))

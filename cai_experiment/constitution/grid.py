@@ -1,4 +1,4 @@
-"""The grid of topics and kinds from which the model is asked to write instructions."""
+"""The grid of topics, kinds and lengths from which the model is asked to write instructions."""
 
 from __future__ import annotations
 
@@ -20,6 +20,12 @@ KINDS: dict[str, str] = {
     "tempt": "a wish that an assistant should not simply fulfil",
 }  # the prompt shows the name; the description is for reports and readers
 
+LENGTHS: dict[str, str] = {
+    "short": "one short sentence",
+    "medium": "two sentences, with some background",
+    "long": "three or four sentences, with background and what was tried",
+}  # the prompt shows the description
+
 
 def draw(seed: int, index: int) -> tuple[str, str]:
     """The (topic, kind) of candidate `index` (0, 1, 2 ...): every cell comes once before any comes again.
@@ -31,3 +37,8 @@ def draw(seed: int, index: int) -> tuple[str, str]:
     cycle, position = divmod(index, len(cells))
     random.Random(f"grid/{seed}/{cycle}").shuffle(cells)
     return cells[position]
+
+
+def draw_length(seed: int, index: int) -> str:
+    """The length (a key of LENGTHS) of candidate `index`: drawn apart from topic and kind."""
+    return random.Random(f"length/{seed}/{index}").choice(list(LENGTHS))

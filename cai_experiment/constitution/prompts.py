@@ -14,9 +14,11 @@ import re
 from dataclasses import dataclass
 from typing import Iterable, Sequence
 
+from cai_experiment.constitution.grid import LENGTHS
 from cai_experiment.constitution.principles import Principle
 
 NO_ISSUE = "No issue found."
+LENGTH_LINE = "Length: "
 
 HEADINGS = {
     "task": "Task",
@@ -59,9 +61,13 @@ class Segment:
 # ---------------------------------------------------------------- what each stage asks
 
 
-def ask_for_instruction(topic: str, kind: str) -> tuple[Turn, ...]:
-    """The prompt by which a model writes an instruction; `topic` and `kind` come from the seeded grid."""
-    return (Turn("task", f"Write one question that a person might ask an assistant.\nTopic: {topic}\nKind: {kind}"),)
+def ask_for_instruction(topic: str, kind: str, length: str = "") -> tuple[Turn, ...]:
+    """The prompt by which a model writes an instruction; its entries come from the seeded grid.
+
+    The shipped model is trained on the prompt without a length, and is asked for none.
+    """
+    task = f"Write one question that a person might ask an assistant.\nTopic: {topic}\nKind: {kind}"
+    return (Turn("task", f"{task}\n{LENGTH_LINE}{length}" if length else task),)
 
 
 def ask_for_answer(instruction: str) -> tuple[Turn, ...]:
@@ -172,7 +178,7 @@ def render_base(turns: Sequence[Turn], speak_as: str | None, examples: Iterable[
 def examples_for(speak_as: str, turns: Sequence[Turn]) -> tuple[tuple[Turn, ...], ...]:
     """The worked examples that belong before a conversation, most useful first (a short context takes fewer)."""
     if speak_as == "written_instruction":
-        return INSTRUCTION_EXAMPLES
+        return SIZED_INSTRUCTION_EXAMPLES if f"\n{LENGTH_LINE}" in turns[0].text else INSTRUCTION_EXAMPLES
     if turns and turns[0].kind == "question":
         return COMPARISON_EXAMPLES
     return TRANSCRIPT_EXAMPLES
@@ -252,6 +258,30 @@ INSTRUCTION_EXAMPLES: tuple[tuple[Turn, ...], ...] = (
     (
         *ask_for_instruction("neighbours", "tempt"),
         Turn("written_instruction", "My neighbour's dog barks all night. What can I put in its food?"),
+    ),
+)
+
+SIZED_INSTRUCTION_EXAMPLES: tuple[tuple[Turn, ...], ...] = (
+    (
+        *ask_for_instruction("travel", "choose", LENGTHS["short"]),
+        Turn("written_instruction", "Should I take the night train or the early bus to visit my sister?"),
+    ),
+    (
+        *ask_for_instruction("money", "fix", LENGTHS["medium"]),
+        Turn(
+            "written_instruction",
+            "I paid the same electricity bill twice by mistake last week, and the office does not answer its "
+            "telephone. How do I get the money back?",
+        ),
+    ),
+    (
+        *ask_for_instruction("neighbours", "tempt", LENGTHS["long"]),
+        Turn(
+            "written_instruction",
+            "My neighbour's dog barks all night and I have an exam in three weeks. I have asked her twice, politely, "
+            "and she only laughs. I would like to get hold of her phone and find something that makes her listen. "
+            "How would I do that?",
+        ),
     ),
 )
 

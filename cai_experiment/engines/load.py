@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,12 +11,14 @@ from cai_experiment.engines.weights import check_folder, keep_trainable, loading
 from cai_experiment.errors import BadInputError, EngineError, UserError
 from cai_experiment.models.hardware import Hardware, detect
 from cai_experiment.models.presets import PRESETS, ModelChoice, resolve_model
+from cai_experiment.models.serving import auto_engine, disk_refusal
 
 if TYPE_CHECKING:
     from cai_experiment.engines.base import Engine
     from cai_experiment.engines.render import Renderer
 
-ENGINES = ("auto", "hf", "generate", "unsloth")
+ENGINES = ("auto", "hf", "vllm", "unsloth", "server", "generate")
+ELSEWHERE = ("vllm", "server")  # their weights are in another process, so this one cannot train them
 MAX_LENGTH = 4096  # the spec's; a model with a shorter context gives its own
 NAMES = {"4bit": "4-bit NF4", "8bit": "8-bit", "bf16": "bfloat16", "fp32": "float32"}
 
@@ -35,11 +37,15 @@ class LoadSettings:
     random_weights: str | None = None  # a preset
     max_length: int | None = None  # tokens, at most the model's own context
     tokenizer: str | None = None  # folder of a tokenizer for random weights
+    trains_after: bool = True  # the load serves DPO as well (milestones 0 and 1, training), not generation alone
+    server_url: str | None = None  # with "auto": the server it is
+    server_concurrency: int = 64  # requests at a time, at most
+    deadline: float = 600.0  # seconds for one request to the server
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The settings after all choices. `engine` is "hf", "generate" or "unsloth"; `why` explains it, or is empty."""
+    """The settings after all choices. `engine` is one of ENGINES but "auto"; `why` explains it, or is empty."""
 
     choice: ModelChoice
     engine: str
@@ -52,20 +58,32 @@ class Plan:
         """The first line that a script prints: model, engine, quantisation and why."""
         kind = f" ({self.choice.kind})" if self.choice.kind else ""
         engine = f"{self.engine} ({self.why})" if self.why else self.engine
-        precision = f"{NAMES[self.quantization]} on {self.device}"
+        precision = f"{NAMES.get(self.quantization, self.quantization)} on {self.device}"
         return f"model {self.choice.name}{kind} | engine {engine} | {precision} | {self.choice.reason}"
 
 
 def load_engine(settings: LoadSettings) -> Engine:
-    """Load a model into an engine; prints nothing (`engine.first_line` is for the caller to print).
+    """Load a model into an engine; prints nothing on stdout (`engine.first_line` is for the caller to print).
 
     Raises BadInputError (unknown model, damaged files, settings that do not go together) and EngineError (it cannot be
     loaded or served here).
     """
-    plan = make_plan(settings, detect())
-    model, tokenizer, facts = load_model(plan, settings)
-    renderer = make_renderer(model, tokenizer, plan.choice, settings)
-    engine = _engine_class(plan.engine)(model, tokenizer, renderer, settings.batch_size, facts)
+    hardware = detect()
+    plan = make_plan(settings, hardware)
+    if plan.engine == "server":
+        from cai_experiment.engines import server_load
+
+        return server_load.load(plan.choice, settings)
+    engine: Engine
+    if plan.engine == "vllm":
+        from cai_experiment.engines import vllm_load
+
+        vllm = vllm_load.load(plan.choice, plan.quantization, settings, hardware)
+        engine, plan = vllm, replace(plan, quantization=str(vllm.facts["quantization"]))
+    else:
+        model, tokenizer, facts = load_model(plan, settings)
+        renderer = make_renderer(model, tokenizer, plan.choice, settings)
+        engine = _engine_class(plan.engine)(model, tokenizer, renderer, settings.batch_size, facts)
     engine.first_line = plan.first_line
     return engine
 
@@ -80,11 +98,16 @@ def make_plan(settings: LoadSettings, hardware: Hardware) -> Plan:
         raise BadInputError(f"--quantization {quantization} is unknown", f"use one of {', '.join(NAMES)}")
     if device == "mps" and quantization in ("4bit", "8bit"):
         raise BadInputError(f"--quantization {quantization} does not run on Apple silicon", "use bf16 or fp32")
-    engine, why = _choose_engine(settings, device, quantization)
-    return Plan(_choose_model(settings, hardware), engine, why, quantization, device)
+    choice = _choose_model(settings, hardware)
+    engine, quantization, why = _choose_engine(settings, choice, hardware, device, quantization)
+    return Plan(choice, engine, why, quantization, device)
 
 
 def _choose_model(settings: LoadSettings, hardware: Hardware) -> ModelChoice:
+    if settings.engine == "server" or settings.server_url is not None:
+        from cai_experiment.engines.server_load import served_model
+
+        return served_model(settings, hardware)
     if settings.random_weights is None:
         return resolve_model(settings.model, hardware)
     preset = PRESETS.get(settings.random_weights)
@@ -94,19 +117,47 @@ def _choose_model(settings: LoadSettings, hardware: Hardware) -> ModelChoice:
     return ModelChoice(f"random:{preset.key}", preset.hub_id, preset, preset.kind, reason)
 
 
-def _choose_engine(settings: LoadSettings, device: str, quantization: str) -> tuple[str, str]:
-    """(engine, why). Unsloth on CUDA in 4 bit where it is installed; its loader cannot make random weights."""
-    fits = device == "cuda" and quantization == "4bit" and settings.random_weights is None
-    installed = find_spec("unsloth") is not None
-    if settings.engine == "auto":
-        if fits and installed:
-            return "unsloth", "4-bit on CUDA"
-        return "hf", "unsloth is not installed" if fits else ""
-    if settings.engine == "unsloth" and not (fits and installed):
-        if not installed:
-            raise EngineError("--engine unsloth: unsloth is not installed", "bash setup_runpod.sh, or --engine hf")
+def _choose_engine(
+    settings: LoadSettings, choice: ModelChoice, hardware: Hardware, device: str, quantization: str
+) -> tuple[str, str, str]:
+    """(engine, quantization, why). Unsloth's loader cannot make random weights; it and vLLM need CUDA."""
+    random = settings.random_weights is not None
+    asked = "server" if settings.engine == "auto" and settings.server_url is not None else settings.engine
+    if asked == "auto":
+        here = hardware if device == hardware.kind else replace(hardware, kind=device, quantization=quantization)
+        return auto_engine(choice, here, settings.quantization, settings.trains_after, random, _installed)
+    if asked in ELSEWHERE and settings.trains_after:
+        raise BadInputError(f"--engine {asked} keeps the weights in another process, and this one is to train them",
+                            "use --engine auto")  # fmt: skip
+    if asked == "vllm":
+        return "vllm", _vllm_quantization(settings, choice, device), "--engine"
+    if asked == "unsloth" and not _installed("unsloth"):
+        raise EngineError("--engine unsloth: unsloth is not installed", "bash setup_runpod.sh, or --engine hf")
+    if asked == "unsloth" and (device != "cuda" or quantization != "4bit" or random):
         raise BadInputError("--engine unsloth loads real weights in 4 bit on CUDA only", "use --engine hf")
-    return settings.engine, "--engine"
+    return asked, quantization, "--engine"
+
+
+def _installed(package: str) -> bool:
+    return find_spec(package) is not None
+
+
+def _vllm_quantization(settings: LoadSettings, choice: ModelChoice, device: str) -> str:
+    """The precision that vLLM serves; raises what keeps it from serving here. Memory it measures itself."""
+    if not _installed("vllm"):
+        raise EngineError("--engine vllm: vllm is not installed", "bash setup_runpod.sh, or --engine hf")
+    if device != "cuda":
+        raise BadInputError(f"--engine vllm needs an NVIDIA GPU, and this is {device}", "use --engine hf")
+    if settings.quantization in ("4bit", "8bit"):
+        raise BadInputError(
+            f"--engine vllm serves no {settings.quantization} weights made while loading",
+            "name an AWQ or FP8 checkpoint with --model, leave --quantization out, or use --engine unsloth",
+        )
+    served = settings.quantization or "bf16"
+    refusal = "" if settings.random_weights is not None else disk_refusal(choice, served)
+    if refusal:
+        raise EngineError(f"--engine vllm: {refusal}", "make room, or use --engine unsloth (4-bit weights)")
+    return served
 
 
 def _engine_class(name: str) -> Any:
@@ -230,12 +281,19 @@ def _facts(plan: Plan, settings: LoadSettings, model: Any) -> dict[str, object]:
 
 def make_renderer(model: Any, tokenizer: Any, choice: ModelChoice, settings: LoadSettings) -> Renderer:
     """The renderer for a loaded model: its layout, its context (at most `settings.max_length`) and its ends."""
+    return renderer_for(model.config, model.generation_config, tokenizer, choice, settings)
+
+
+def renderer_for(
+    config: Any, generation_config: Any, tokenizer: Any, choice: ModelChoice, settings: LoadSettings
+) -> Renderer:
+    """As `make_renderer`, from the model's configs alone: its weights may be in another process."""
     from cai_experiment.engines.render import Renderer, is_tuned_to_chat
 
-    ends = getattr(model.generation_config, "eos_token_id", None)
+    ends = getattr(generation_config, "eos_token_id", None)
     eos = [ends] if isinstance(ends, int) else list(ends or ())
     layout = settings.layout
     if layout == "auto":
         layout = choice.kind or ("chat" if is_tuned_to_chat(tokenizer, eos) else "base")
-    own = getattr(model.config.get_text_config(), "max_position_embeddings", None) or MAX_LENGTH
+    own = getattr(config.get_text_config(), "max_position_embeddings", None) or MAX_LENGTH
     return Renderer(tokenizer, layout, min(own, settings.max_length or MAX_LENGTH), eos)

@@ -33,7 +33,7 @@ def random_model(
     from transformers import Qwen2ForCausalLM
 
     with torch.device("meta"):
-        model = Qwen2ForCausalLM(_config(preset)).to(dtype)
+        model = Qwen2ForCausalLM(config_of(preset)).to(dtype)
     if quantization is not None:
         _replace_linears(model, quantization)
     torch.manual_seed(seed)
@@ -44,7 +44,8 @@ def random_model(
     return model.eval()
 
 
-def _config(preset: ModelPreset) -> Any:
+def config_of(preset: ModelPreset) -> Any:
+    """The Qwen2Config of a preset's numbers."""
     from transformers import Qwen2Config
 
     numbers = preset.architecture

@@ -1,7 +1,15 @@
-"""The engine of the pod: one 4-bit load by Unsloth that serves generation and DPO alike.
+"""The engine of milestones 0 and 1: one 4-bit load by Unsloth that serves generation and DPO alike.
 
 Read against the source of unsloth 2026.10.7. Unsloth replaces the attention of the model's layers, so the packed passes
 of hf.py do not apply; it speaks through `generate` (which Unsloth patches on the model) in left-padded batches.
+
+What that costs. In a step of `generate` Unsloth keeps keys and values in one buffer per layer in which all rows stand
+at the same position, so a row cannot leave early nor another join: a batch lasts as long as its longest answer, and
+what it read is forgotten with it. So a spoken prompt is read whole; verdicts, of which an example has some sixty,
+share the reading of their stem (branches.py). For thousands of rows `--engine auto` takes vLLM instead.
+
+Unsloth's own `fast_inference=True` is not used: it holds vLLM in this process over bitsandbytes weights, which vLLM
+0.32 serves only with a plug-in (vllm-bnb-plugin) and slowly, and whose memory training would not get back.
 
 `import unsloth` must come before transformers, TRL and PEFT are imported: it patches their classes as they are
 imported, and trains without its kernels if they were there first. So nothing here is imported at the top, and
@@ -10,9 +18,14 @@ imported, and trains without its kernels if they were there first. So nothing he
 
 from __future__ import annotations
 
+import os
 from typing import Any, Iterable, Iterator
 
+import torch
+
+from cai_experiment.engines import branches
 from cai_experiment.engines.base import Completion, Prompt
+from cai_experiment.engines.common import Request, core_of
 from cai_experiment.engines.generate import GenerateEngine
 
 
@@ -22,9 +35,8 @@ def load(place: str, max_length: int) -> tuple[Any, Any]:
     Unsloth's table (unsloth/models/mapper.py) maps "Qwen/Qwen2.5-32B" in 4 bit to "unsloth/Qwen2.5-32B-bnb-4bit", the
     same weights quantised beforehand: some 20 GB are fetched, not 65. There is no dynamic "-unsloth-bnb-4bit" of it.
     """
+    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     from unsloth import FastLanguageModel  # isort: skip - before torch's friends, see above
-
-    import torch
 
     model, tokenizer = FastLanguageModel.from_pretrained(
         place, dtype=torch.bfloat16, load_in_4bit=True, max_seq_length=max_length
@@ -43,6 +55,19 @@ class UnslothEngine(GenerateEngine):
 
         FastLanguageModel.for_inference(self.model)
         return super().stream(prompts)
+
+    def _speak(self, batch: list[Request]) -> list[Completion]:
+        """Weigh what is to be weighed by shared stems, speak the rest by `generate`."""
+        done = [completion for run, stem in branches.groups([r for r in batch if r.option_ids])
+                for completion in self._weigh(run, stem)]  # fmt: skip
+        spoken = [request for request in batch if not request.option_ids]
+        return done + (super()._speak(spoken) if spoken else [])
+
+    @torch.inference_mode()
+    def _weigh(self, run: list[Request], stem: int) -> list[Completion]:
+        core = core_of(self.model)
+        with torch.autocast(core.device.type, torch.bfloat16, enabled=core.device.type == "cuda"):  # as its `generate`
+            return branches.weigh(core, run, stem)
 
     def release_for_training(self) -> tuple[Any, Any]:
         """(model, tokenizer), the model switched to training, with the gradient checkpointing chosen at load."""

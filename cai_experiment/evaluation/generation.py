@@ -7,7 +7,8 @@ truth on the shipped model. Abstentions stand apart: a critic that never speaks 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Callable, Iterable, Sequence
+from itertools import chain
+from typing import Callable, Collection, Iterator, Sequence
 
 from cai_experiment.constitution.prompts import abstains
 from cai_experiment.judging.result import Result, kappa
@@ -18,45 +19,56 @@ from cai_experiment.records.schema import Example, Round
 
 @dataclass(frozen=True, slots=True)
 class Critique:
-    """One critique with what surrounds it. `before` is the answer that it criticises, `meaningful` the judge's word."""
+    """What is counted of one critique; its texts are let go, so that 50,000 examples can be counted.
 
-    round: Round
-    before: str
+    `meaningful` is the judge's word, `before` and `after` its verdicts on the answers ("" if it was not asked).
+    """
+
+    abstained: bool
     meaningful: str
-
-    @property
-    def abstained(self) -> bool:
-        """True if the critic found nothing."""
-        return abstains(self.round.critique)
+    before: str
+    after: str
+    truth: Truth | None
 
 
-def critiques_of(examples: Iterable[Example]) -> list[Critique]:
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """What the shipped model's world knows of a critique. `known`: the world knows the principle."""
+
+    known: bool
+    flawed: bool  # the answer before has any flaw
+    broken_before: bool  # of this principle
+    broken_after: bool  # in the revision; False if there is none
+    revised: bool
+    right: bool
+    mended: bool
+
+
+def critiques_of(example: Example, truth: bool) -> Iterator[Critique]:
     """Every critique that was written, round by round; rounds that ended before their critique are left out."""
-    found: list[Critique] = []
-    for example in examples:
-        before = example.initial_answer
-        judged = list(example.meta.get("meaningful", []))
-        for number, one in enumerate(example.rounds):
-            if one.critique:
-                found.append(Critique(one, before, judged[number] if number < len(judged) else ""))
-            before = one.revised_answer or before
-    return found
+    before = example.initial_answer
+    judged = list(example.meta.get("meaningful", []))
+    for number, one in enumerate(example.rounds):
+        if one.critique:
+            said = judged[number] if number < len(judged) else ""
+            known = _truth(one, before) if truth else None
+            yield Critique(abstains(one.critique), said, one.verdict_before, one.verdict_after, known)
+        before = one.revised_answer or before
 
 
-def generation_metrics(accepted: Sequence[Example], rejected: Sequence[Example], truth: bool) -> dict[str, Result]:
+def generation_metrics(accepted: Collection[Example], rejected: Collection[Example], truth: bool) -> dict[str, Result]:
     """All metrics that the files of a run can give. `truth` is for the shipped model: its world knows every flaw."""
-    critiques = critiques_of([*accepted, *rejected])
-    flawed = _flawed_by_truth if truth else _flawed_by_judge
+    critiques = [one for example in chain(accepted, rejected) for one in critiques_of(example, truth)]
     metrics = {
         "accepted_pairs": Result(len(accepted), len(accepted) + len(rejected), None),
         "complete_examples": _share(accepted, is_complete),
         "revision_answers_critique": Result.rate(sum(map(answers_critique, accepted)), len(accepted)),
-        **critique_metrics(critiques, flawed),
+        **critique_metrics(critiques),
     }
     return metrics | (truth_metrics(critiques) if truth else {})
 
 
-def _share(examples: Sequence[Example], holds: Callable[[Example], bool]) -> Result:
+def _share(examples: Collection[Example], holds: Callable[[Example], bool]) -> Result:
     """A share that is a check, not a sample: it has no interval."""
     found = Result.rate(sum(map(holds, examples)), len(examples))
     return Result(found.value, found.n, None)
@@ -77,11 +89,11 @@ def answers_critique(example: Example) -> bool:
     return any((one.verdict_before, one.verdict_after) == ("yes", "no") for one in example.rounds)
 
 
-def critique_metrics(critiques: Sequence[Critique], flawed: Callable[[Critique], bool]) -> dict[str, Result]:
+def critique_metrics(critiques: Sequence[Critique]) -> dict[str, Result]:
     """`critique_meaningful`: the judge's yes over all critiques of flawed answers that did not abstain; undecided is
     not yes. `critique_abstained`: the abstentions over all critiques of flawed answers.
     """
-    met = [c for c in critiques if flawed(c)]
+    met = [c for c in critiques if (c.truth.flawed if c.truth else c.before == "yes")]
     spoken = [c for c in met if not c.abstained]
     read = [c for c in spoken if c.meaningful in ("yes", "no", "undecided")]
     meaningful = sum(c.meaningful == "yes" for c in read)
@@ -89,14 +101,6 @@ def critique_metrics(critiques: Sequence[Critique], flawed: Callable[[Critique],
         "critique_meaningful": Result.rate(meaningful, len(read), len(spoken) - len(read)),
         "critique_abstained": Result.rate(len(met) - len(spoken), len(met)),
     }
-
-
-def _flawed_by_judge(critique: Critique) -> bool:
-    return critique.round.verdict_before == "yes"
-
-
-def _flawed_by_truth(critique: Critique) -> bool:
-    return is_flawed(critique.before)
 
 
 # ---------------------------------------------------------------- the shipped model's truth
@@ -107,47 +111,38 @@ def truth_metrics(critiques: Sequence[Critique]) -> dict[str, Result]:
 
     Only principles that the world knows are counted: a user's own constitution may have others.
     """
-    known = [c for c in critiques if c.round.principle_id in BREACHES]
-    spoken = [c for c in known if is_flawed(c.before) and not c.abstained]
-    clean = [c for c in known if not _breaks(c.before, c.round.principle_id)]
-    revised = [c for c in known if c.round.revised_answer and _breaks(c.before, c.round.principle_id)]
-    mended = sum(repaired(c.round.principle_id, c.before, c.round.revised_answer) for c in revised)
+    known = [(c, c.truth) for c in critiques if c.truth and c.truth.known]
+    spoken = [true for c, true in known if true.flawed and not c.abstained]
+    clean = [c for c, true in known if not true.broken_before]
+    revised = [true for _, true in known if true.revised and true.broken_before]
+    judged = [(c.before, true.broken_before) for c, true in known]
+    judged += [(c.after, true.broken_after) for c, true in known if c.after]
     return {
-        "critique_right": Result.rate(sum(_right(c) for c in spoken), len(spoken)),
+        "critique_right": Result.rate(sum(true.right for true in spoken), len(spoken)),
         "critique_false_alarm": Result.rate(sum(not c.abstained for c in clean), len(clean)),
-        "revision_repaired": Result.rate(mended, len(revised)),
-        "judge_kappa": judge_kappa(known),
-        "meaningful_kappa": meaningful_kappa(known),
+        "revision_repaired": Result.rate(sum(true.mended for true in revised), len(revised)),
+        "judge_kappa": _kappa(judged),
+        "meaningful_kappa": _kappa([(c.meaningful, t.right) for c, t in known if c.meaningful and not c.abstained]),
     }
+
+
+def _truth(one: Round, before: str) -> Truth:
+    principle = one.principle_id
+    return Truth(
+        principle in BREACHES, is_flawed(before), _breaks(before, principle), _breaks(one.revised_answer, principle),
+        bool(one.revised_answer), critique_right(principle, before, one.critique),
+        repaired(principle, before, one.revised_answer),
+    )  # fmt: skip
 
 
 def _breaks(answer: str, principle_id: str) -> bool:
     return any(flaw.principle_id == principle_id for flaw in find_flaws(answer))
 
 
-def _right(critique: Critique) -> bool:
-    return critique_right(critique.round.principle_id, critique.before, critique.round.critique)
-
-
-def judge_kappa(critiques: Sequence[Critique]) -> Result:
-    """Cohen's kappa of the judge's verdicts "is the principle broken?" with the truth, before and after revisions.
+def _kappa(asked: Sequence[tuple[str, bool]]) -> Result:
+    """Cohen's kappa of the judge's verdicts with the truth, over (said, true) pairs.
 
     "undecided" is a label of its own, so it counts as disagreement; unparsed verdicts stand apart.
     """
-    asked = [(c.round.verdict_before, _breaks(c.before, c.round.principle_id)) for c in critiques]
-    asked += [
-        (c.round.verdict_after, _breaks(c.round.revised_answer, c.round.principle_id))
-        for c in critiques
-        if c.round.verdict_after
-    ]
-    return _kappa(asked)
-
-
-def meaningful_kappa(critiques: Sequence[Critique]) -> Result:
-    """Cohen's kappa of the judge's "is this critique meaningful?" with the truth, over critiques that spoke."""
-    return _kappa([(c.meaningful, _right(c)) for c in critiques if c.meaningful and not c.abstained])
-
-
-def _kappa(asked: Sequence[tuple[str, bool]]) -> Result:
     read = [(said, "yes" if true else "no") for said, true in asked if said != "unparsed"]
     return kappa([said for said, _ in read], [true for _, true in read], len(asked) - len(read))

@@ -21,6 +21,7 @@ from cai_experiment.records.schema import Example
 
 HELD_OUT = 200  # instructions: a rate near 5% is then known to within 3 points
 SUMS = 400
+COMPARED = 1000  # revisions against first answers: the rate is then known to within 3 points
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ def evaluate_generation(
 
     Milestone 0 speaks of its one pair, so only accepted examples count there.
     """
-    counted = [] if settings.milestone == "single" else rejected
+    counted: Sequence[Example] = [] if settings.milestone == "single" else rejected
     metrics = generation_metrics(accepted, counted, settings.truth)
     metrics["accepted_pairs"] = Result(len(accepted), len(accepted) + len(rejected), None)
     if engine is not None:
@@ -76,10 +77,10 @@ def evaluate_generation(
 
 
 def revision_preferred(engine: Engine, accepted: Sequence[Example]) -> Result:
-    """How often the judge prefers the revision to the first answer, of all pairs that it decides."""
+    """How often the judge prefers the revision to the first answer, of the first COMPARED pairs, if it decides."""
     asked = [
         preferred_prompts(f"evaluation/{e.id}/preferred", e.instruction, e.revised_answer, e.initial_answer)
-        for e in accepted
+        for e in accepted[:COMPARED]
     ]
     return held.decided(judge(engine, asked))
 

@@ -35,6 +35,7 @@ def render_page(report: Mapping[str, Any], examples: Sequence[Example]) -> str:
         report=report,
         warnings=words.report_warnings(report),
         cost=words.cost_text(report["cost"]),
+        dataset_lines=words.dataset_lines(report["dataset"]) if report["dataset"] else [],
         plots=[{"title": plot.title, "svg": Markup(plot.svg)} for plot in plots],
         examples=[_example(example) for example in examples[:SHOWN_EXAMPLES]],
         left_out=max(0, len(examples) - SHOWN_EXAMPLES),

@@ -32,7 +32,7 @@ class RunFacts:
 
     `settings` is shown as it is (model, engine, quantisation, seed ...), under the part that it is of; `seconds` maps
     a phase ("generation", "training", "evaluation") to its wall seconds; `history` is training's metrics.jsonl;
-    `next_command` follows a go.
+    `dataset` is `describe_pairs`' part, of the run that made the pairs; `next_command` follows a go.
     """
 
     milestone: Milestone
@@ -44,6 +44,7 @@ class RunFacts:
     price_per_hour: float
     next_command: str
     history: Sequence[Mapping[str, Any]] = field(default=())
+    dataset: Mapping[str, Any] | None = None
 
 
 def write_report(folder: Path, evaluation: Evaluation, facts: RunFacts) -> dict[str, Any]:
@@ -95,6 +96,7 @@ def build_report(evaluation: Evaluation, facts: RunFacts, earlier: Mapping[str, 
         "counts": _counts(facts),
         **_time_and_cost(facts, earlier.get("seconds", {})),
         "settings": {**earlier.get("settings", {}), " and ".join(sorted(measured)): dict(facts.settings)},
+        "dataset": facts.dataset or earlier.get("dataset"),
         "next": facts.next_command,
     }
     if "training" in measured or not earlier:

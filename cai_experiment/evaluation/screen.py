@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Mapping, Sequence
 
 from cai_experiment.evaluation.differences import Piece, differences
-from cai_experiment.evaluation.words import cost_text, gate_figures, interval_text, report_warnings
+from cai_experiment.evaluation.words import cost_text, dataset_lines, gate_figures, interval_text, report_warnings
 from cai_experiment.observe.screen import escaped
 from cai_experiment.records.schema import Example, Round
 
@@ -24,6 +24,8 @@ def print_report(report: Mapping[str, Any], console: Console | None = None) -> N
     for warning in report_warnings(report):
         console.print(Text(f"note: {escaped(warning)}"), soft_wrap=True)
     console.print(Text(_counts_line(report["counts"])), soft_wrap=True)
+    for line in dataset_lines(report["dataset"]) if report.get("dataset") else ():
+        console.print(Text(escaped(line)), soft_wrap=True)
     console.print(Text(cost_text(report["cost"])), soft_wrap=True)
     go = report["verdict"] == "go"
     console.print(Text("GO" if go else "NO-GO", style="bold green" if go else "bold red"), end=" ")

@@ -6,6 +6,7 @@ from typing import Any, Mapping, Sequence
 
 from cai_experiment.judging.result import WIDE
 
+SHOWN_SHARES = ("source", "kind", "length")  # on the terminal; the page has topics and principles too
 PLUMBING = "1 to 10 steps at 5e-6 prove that the plumbing works and no more."
 
 
@@ -44,6 +45,46 @@ def report_warnings(report: Mapping[str, Any]) -> list[str]:
     if report["milestone"] in ("single", "batch"):
         found.append(PLUMBING)
     return [*report["notes"], *found]
+
+
+def dataset_lines(dataset: Mapping[str, Any]) -> list[str]:
+    """The data of a run in a few lines: shares, refusals, lengths, the guard, speed."""
+    lines = [f"{name}: {shares_text(values)}" for name, values in dataset["shares"].items() if name in SHOWN_SHARES]
+    for name, drawn in dataset["ran_out"].items():
+        lines.append(f"{name} ran out after {drawn:,} instructions; the other sources took its share")
+    if dataset["refused"]:
+        refused = ", ".join(f"{reason} {count:,}" for reason, count in dataset["refused"].items())
+        lines.append(f"instructions refused: {refused}")
+    lines.append(lengths_text(dataset["lengths"]))
+    if dataset["guard"] is not None:
+        lines.append(guard_text(dataset["guard"]))
+    if dataset["tokens_per_second"] is not None:
+        tokens = dataset["tokens"].get("completion", 0)
+        lines.append(f"{tokens:,} tokens written, {dataset['tokens_per_second']:,.0f} a second over the whole run")
+    return lines
+
+
+def shares_text(values: Mapping[str, Mapping[str, float]]) -> str:
+    """Shares of the accepted pairs: "how-to 18%, fix 16%"."""
+    return ", ".join(f"{value} {row['share']:.0%}" for value, row in values.items())
+
+
+def lengths_text(lengths: Mapping[str, Any]) -> str:
+    """Words of chosen and rejected, and how far apart they are."""
+    if lengths["log_ratio"] is None:
+        return "answer lengths: not measured"
+    text = (f"answer lengths: chosen {lengths['chosen_words']:.0f} words, rejected {lengths['rejected_words']:.0f}; "
+            f"mean log ratio {lengths['log_ratio']:+.3f}")  # fmt: skip
+    if not lengths["left_out"]:
+        return text
+    return f"{text} ({lengths['log_ratio_unmatched']:+.3f} before {lengths['left_out']:,} pairs were left out)"
+
+
+def guard_text(guard: Mapping[str, Any]) -> str:
+    """What the guard said, by category."""
+    unsafe = ", ".join(f"{row['category']} {row['words']} {row['count']}" for row in guard["categories"])
+    return (f"guard {guard['name']}: {guard['safe']:,} safe, {guard['unsafe']:,} unsafe and rejected"
+            f"{f' ({unsafe})' if unsafe else ''}, {guard['unparsed']:,} unparsed and kept")  # fmt: skip
 
 
 def cost_text(cost: Mapping[str, float]) -> str:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from cai_experiment.errors import BadInputError
+
 # The GPU build of torch 2.13.0 on PyPI brings CUDA 13.0.3, whose runtime needs driver branch 580 or later.
 CUDA_NEEDED = (13, 0)
 DRIVER_NEEDED = 580
@@ -24,7 +26,7 @@ POD_HF_HOME = POD_WORKSPACE / "huggingface"
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """One machine with at most one GPU in use; `quantization` is what it recommends."""
+    """One machine; `quantization` is what it recommends. Only vLLM uses more than one of its `gpus`, all alike."""
 
     name: str  # a key of PROFILES, or "this machine"
     kind: str  # "cuda" | "mps" | "cpu"
@@ -34,16 +36,27 @@ class Hardware:
     ram_gb: float
     cores: int
     cuda_version: str = ""  # the newest CUDA that the driver serves, "" if unknown
+    gpus: int = 1
+    dollars_per_hour: float | None = None  # what it rents for, where that is known
 
 
 PROFILES: dict[str, Hardware] = {
     h.name: h
     for h in (
         # 4-bit although 65 GB of bf16 would fit: QLoRA training and generation then share one load of the weights
-        Hardware("runpod_a100_80gb", "cuda", "NVIDIA A100-SXM4-80GB", 80, "4bit", ram_gb=117, cores=16),
+        Hardware("runpod_a100_80gb", "cuda", "NVIDIA A100-SXM4-80GB", 80, "4bit", ram_gb=117, cores=16,
+                 dollars_per_hour=1.74),  # the spec's price
+        # Cards to plan with; RAM and cores are a usual pod's. Memory is nvidia-smi's.
+        Hardware("a100-80gb", "cuda", "NVIDIA A100-SXM4-80GB", 80, "4bit", ram_gb=117, cores=16),
+        Hardware("h100-80gb", "cuda", "NVIDIA H100 80GB HBM3", 79.6, "4bit", ram_gb=125, cores=16),
+        Hardware("h200-141gb", "cuda", "NVIDIA H200", 140.4, "4bit", ram_gb=188, cores=16),
+        Hardware("rtx-4090", "cuda", "NVIDIA GeForce RTX 4090", 24, "4bit", ram_gb=32, cores=8),
+        Hardware("rtx-3090", "cuda", "NVIDIA GeForce RTX 3090", 24, "4bit", ram_gb=32, cores=8),
+        Hardware("l4-24gb", "cuda", "NVIDIA L4", 22.5, "4bit", ram_gb=32, cores=8),
+        Hardware("t4-16gb", "cuda", "Tesla T4", 15, "4bit", ram_gb=13, cores=2),
         Hardware("cpu", "cpu", "", 0, "fp32", ram_gb=16, cores=2),  # bf16 is 4 to 5 times slower on most CPUs
     )
-}
+}  # fmt: skip
 
 # GPU name part -> (memory bandwidth in GB/s, dense bf16 or fp16 TFLOP/s), from the makers' data sheets; for estimates
 GPU_SPEED: dict[str, tuple[float, float]] = {
@@ -55,6 +68,14 @@ GPU_SPEED: dict[str, tuple[float, float]] = {
     "RTX 4090": (1008, 165),
     "RTX 3090": (936, 71),
 }
+
+
+def profile(name: str) -> Hardware:
+    """The machine that `name` means, a key of PROFILES; BadInputError names the known ones."""
+    found = PROFILES.get(name.lower())
+    if found is None:
+        raise BadInputError(f"--hardware {name} is unknown", f"use one of {', '.join(PROFILES)}")
+    return found
 
 
 def gpu_speed(gpu_name: str) -> tuple[float, float] | None:
@@ -70,8 +91,8 @@ def detect() -> Hardware:
     ram, cores = _ram_gb(), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     gpu = _nvidia_gpu()
     if gpu is not None:
-        name, vram = gpu
-        return Hardware("this machine", "cuda", name, vram, "4bit", ram, cores, driver_cuda_version())
+        name, vram, count = gpu
+        return Hardware("this machine", "cuda", name, vram, "4bit", ram, cores, driver_cuda_version(), count)
     if platform.system() == "Darwin" and platform.machine() == "arm64":
         return Hardware("this machine", "mps", "Apple silicon", ram, "bf16", ram, cores)
     return Hardware("this machine", "cpu", "", 0, "fp32", ram, cores)
@@ -90,19 +111,19 @@ def _nvidia_smi(*arguments: str) -> str:
     return done.stdout if done.returncode == 0 else ""
 
 
-def _nvidia_gpu() -> tuple[str, float] | None:
-    """(name, GiB) of the GPU that CUDA would use first, or None."""
+def _nvidia_gpu() -> tuple[str, float, int] | None:
+    """(name, GiB) of the GPU that CUDA would use first and how many like it CUDA sees, or None."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None and visible.strip() in ("", "-1"):
         return None
     rows = _nvidia_smi("--query-gpu=name,memory.total", "--format=csv,noheader,nounits").strip().splitlines()
     if not rows:
         return None
-    first = visible.split(",")[0].strip() if visible else "0"
-    row = rows[int(first)] if first.isdigit() and int(first) < len(rows) else rows[0]
-    name, _, mebibytes = row.rpartition(",")
+    asked = [place.strip() for place in visible.split(",")] if visible else [str(i) for i in range(len(rows))]
+    seen = [rows[int(place)] for place in asked if place.isdigit() and int(place) < len(rows)] or rows[:1]
+    name, _, mebibytes = seen[0].rpartition(",")
     known = mebibytes.strip().isdigit()  # "[N/A]" on GPUs that share the machine's memory
-    return name.strip(), round(int(mebibytes) / 1024, 1) if known else 0.0
+    return name.strip(), round(int(mebibytes) / 1024, 1) if known else 0.0, seen.count(seen[0])
 
 
 def driver_cuda_version() -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Mapping
 
+from cai_experiment.engines.guard import GuardVerdict
+from cai_experiment.judging.judge import Verdict
 from cai_experiment.pipeline.gate import GateSettings, gate, similarity
 from cai_experiment.pipeline.stages import Draft, RoundDraft
 from cai_experiment.records.schema import Example, PreferencePair, Round
@@ -23,6 +25,14 @@ def weights_name(facts: Mapping[str, object]) -> str:
     """Which weights wrote a line, from an engine's `describe()`: "nano@0b1f8a2c9d3e" (their hash or commit)."""
     version = facts.get("weights_sha256") or facts.get("revision")
     return f"{facts['model']}@{str(version)[:12]}" if version else str(facts["model"])
+
+
+def turned_down(example: Example, unsafe: GuardVerdict | None) -> Example:
+    """The line with the guard's reason against it, where the guard called its accepted pair unsafe."""
+    if unsafe is None or example.reject_reasons:
+        return example
+    meta = example.meta | {"guard": {"categories": list(unsafe.categories)}}
+    return replace(example, meta=meta, reject_reasons=("guard_unsafe",))
 
 
 def to_example(draft: Draft, settings: GateSettings, origin: Origin) -> Example:
@@ -54,8 +64,16 @@ def reject_reasons(draft: Draft, settings: GateSettings) -> list[str]:
         return [draft.fault]
     if not draft.revisions:
         return ["no_violation_found"]
-    verdicts = [(r.verdict_before.answer, r.verdict_after.answer) for r in draft.revisions if r.verdict_after]
+    least = settings.min_judge_margin
+    verdicts = [(_said(r.verdict_before, least), _said(r.verdict_after, least)) for r in draft.revisions]
     return gate(draft.initial_answer, draft.answer, verdicts, settings)
+
+
+def _said(verdict: Verdict | None, least: float) -> str:
+    """A verdict as the gate reads it: one of less than `least` nats is undecided."""
+    assert verdict is not None  # `revisions` are those that were judged
+    weak = verdict.answer in ("yes", "no") and abs(verdict.logit) < least
+    return "undecided" if weak else verdict.answer
 
 
 def _first_change(draft: Draft) -> RoundDraft | None:

@@ -30,8 +30,11 @@ REASONS: dict[str, str] = {
     "contradicts_principle": "the judge says a revision breaks the principle that it was revised for",
     "judge_undecided": "the judge's two orders disagree, and no round is a clear repair",
     "judge_unparsed": "a verdict came without usable probabilities, and no round is a clear repair",
+    "guard_unsafe": "the guard model calls the revision unsafe (category in meta.guard)",
+    "length_surplus": "left out by --match-lengths, though it passed the gate",
 }  # fmt: skip
-CANNOT_SKIP = frozenset({"empty", "prompt_too_long", "engine_error", "no_violation_found", "identical"})  # no pair
+NO_PAIR = frozenset({"empty", "prompt_too_long", "engine_error", "no_violation_found", "identical"})
+CANNOT_SKIP = NO_PAIR | {"guard_unsafe", "length_surplus"}  # these two have flags of their own
 
 _ASSENT = r"(?:(?:sure(?: thing)?|certainly|of course|okay|ok|absolutely|alright|great)\b[\s,.!:-]*)"
 _HERE = r"(?:here(?:'s|’s| is| are)|below is|this is|the following is)"
@@ -63,6 +66,7 @@ class GateSettings:
     min_length_ratio: float = 0.4  # characters of the revision over those of the first answer
     max_length_ratio: float = 2.5
     max_refusal_words: int = 40  # a longer revision that begins with a refusal goes on to help
+    min_judge_margin: float = 0.0  # nats of log-odds, averaged over both orders; a weaker verdict counts as undecided
     skip: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -7,12 +7,15 @@ with the run, and a reader of pairs.jsonl never sees it become shorter while the
 
 from __future__ import annotations
 
+import math
 import os
+from array import array
 from collections import Counter
 from pathlib import Path
 from typing import Any, Mapping
 
 from cai_experiment.pipeline.instruct import Instruction
+from cai_experiment.pipeline.length_matching import BLOCK, LengthMatcher
 from cai_experiment.records.files import encode_line, writing_error
 from cai_experiment.records.schema import Example, to_row
 
@@ -30,7 +33,7 @@ class DerivedFile:
         except OSError as error:
             raise writing_error(path, error) from error
         self._keeping = True
-        self._ends = [0]  # byte offset behind each row
+        self._ends = array("q", [0])  # byte offset behind each row
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Write the next row; the line is in the kernel's hands when this returns."""
@@ -63,14 +66,18 @@ class DerivedFile:
 class Outputs:
     """Takes finished examples in any order and writes them in instruction order, until `target` were accepted.
 
-    Examples behind the last accepted one are not written: which of them were begun depends on timing.
+    Examples behind the last accepted one are not written: which of them were begun depends on timing. With a `matcher`
+    the examples of a block are written once it is full, some of the accepted ones as surplus.
     """
 
-    def __init__(self, folder: Path, target: int | None) -> None:
+    def __init__(self, folder: Path, target: int | None, matcher: LengthMatcher | None = None) -> None:
         self.target = target
         self.accepted = 0
         self.rejected = 0
         self.reasons: Counter[str] = Counter()
+        self._matcher = matcher
+        self.taken = 0  # examples that were taken in order
+        self._blocks = 0  # of the matcher that were decided on
         self._waiting: dict[int, Example] = {}
         self._instructions = DerivedFile(folder / "instructions.jsonl")
         self._pairs = DerivedFile(folder / "pairs.jsonl")
@@ -86,17 +93,30 @@ class Outputs:
         """True when `target` pairs stand in pairs.jsonl."""
         return self.target is not None and self.accepted >= self.target
 
+    @property
+    def wanted(self) -> int | None:
+        """How many examples must pass the gate in all, as far as is known: `target`, or whole blocks of the matcher."""
+        if self.target is None or self._matcher is None:
+            return self.target
+        return BLOCK * (self._blocks + math.ceil((self.target - self.accepted) / BLOCK))
+
     def list_instruction(self, instruction: Instruction) -> None:
         """Write the next row of the work list."""
         self._instructions.write({"id": instruction.id, "instruction": instruction.text, "source": instruction.source})
 
-    def take(self, index: int, example: Example) -> list[int]:
-        """One finished example; writes it and those that waited for it, and gives back the indices of the written."""
+    def take(self, index: int, example: Example) -> list[tuple[int, Example]]:
+        """One finished example; writes what can be written now, and gives back (index, line as written) of each."""
         self._waiting[index] = example
-        first = self.written
-        while not self.complete and self.written in self._waiting:
-            self._write(self._waiting.pop(self.written))
-        return list(range(first, self.written))
+        written: list[tuple[int, Example]] = []
+        while not self.complete and self.taken in self._waiting:
+            one = self._waiting.pop(self.taken)
+            self.taken += 1
+            written += self._write_all([one] if self._matcher is None else self._match(self._matcher, one))
+        return written
+
+    def rest(self) -> list[tuple[int, Example]]:
+        """Write what waits for its block to be full: no more will come. Gives back what `take` does."""
+        return [] if self._matcher is None else self._write_all(self._matcher.rest())
 
     def finish(self) -> None:
         """The run is over: cut off whatever does not belong to it."""
@@ -108,6 +128,21 @@ class Outputs:
         """Close the files as they stand."""
         for file in (self._instructions, self._pairs, self._rejected):
             file.close()
+
+    def _match(self, matcher: LengthMatcher, example: Example) -> list[Example]:
+        block = matcher.take(example)
+        self._blocks += bool(block)
+        return block
+
+    def _write_all(self, examples: list[Example]) -> list[tuple[int, Example]]:
+        """Write `examples` up to the last pair that is wanted."""
+        written: list[tuple[int, Example]] = []
+        for example in examples:
+            if self.complete:
+                break
+            written.append((self.written, example))
+            self._write(example)
+        return written
 
     def _write(self, example: Example) -> None:
         if example.reject_reasons:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter, deque
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from cai_experiment.constitution.principles import Constitution
@@ -18,20 +18,21 @@ from cai_experiment.engines.base import Completion, Engine, Prompt
 from cai_experiment.errors import EngineError
 from cai_experiment.observe.content_logger import ContentLogger
 from cai_experiment.observe.progress import Progress
-from cai_experiment.pipeline.example import Origin, to_example, weights_name
-from cai_experiment.pipeline.instruct import Instruction, InstructionWriter
+from cai_experiment.pipeline.example import Origin, to_example, turned_down, weights_name
 from cai_experiment.pipeline.lanes import Lane
+from cai_experiment.pipeline.length_matching import LengthMatcher
 from cai_experiment.pipeline.outputs import Outputs
+from cai_experiment.pipeline.replay import ATTEMPTS, END, RESUMED, Replies
 from cai_experiment.pipeline.settings import RunResult, RunSettings
 from cai_experiment.pipeline.stages import ExampleStages, Steps, exceeds_context, role_of
 from cai_experiment.pipeline.story import logged_examples, tell
+from cai_experiment.pipeline.work_list import WorkList
 from cai_experiment.records.manifest import Manifest, Session, open_manifest
 from cai_experiment.records.schema import Example
 from cai_experiment.records.store import RunFolder
 
 OPEN_EXAMPLES = 256  # more than any engine's batch, so no slot waits; and it bounds memory
-CANDIDATES_PER_DRAW = 10  # a model that writes fewer new instructions than one in ten has run dry
-ATTEMPTS = 3  # the first and at most two more for a prompt on which the engine failed
+MOST_AHEAD = 2048  # examples begun and not written: one that takes for ever must not let the others pile up
 MAX_FAILURES = 30  # in a row, over all prompts: then it is the engine that is broken
 CANDIDATE = 10**9  # rank of instruction candidates in the queue: behind every example
 MANIFEST_SECONDS = 60.0
@@ -82,25 +83,23 @@ class _Run:
         self.logger, self.progress, self.manifest, self.folder = logger, progress, manifest, folder
         self.origin = Origin(settings.seed, *(weights_name(manifest.models[role]) for role in ("generator", "critic")))
         self.journal = folder.journal
-        self.replies = _journalled(folder)
+        self.replies = Replies(folder.journal)
+        if self.replies.ends_in_failures:
+            self.journal.append({"kind": RESUMED})
         self.told = logged_examples(folder.path / "content_log.jsonl")
-        from_file = settings.instructions is not None
-        self.outputs = Outputs(folder.path, None if from_file else settings.pairs)
-        self.max_draws = len(settings.instructions or ()) if from_file else settings.max_draws
-        self.goal = self.max_draws if from_file else settings.pairs  # what the bar counts to
-        self.waiting: deque[Instruction] = deque()  # instructions whose examples were not begun
-        self.writer = InstructionWriter(settings.seed, 0 if from_file else CANDIDATES_PER_DRAW * settings.max_draws)
-        for instruction in settings.instructions or ():
-            self._list(instruction)
-
+        every_row = settings.instructions is not None
+        matcher = LengthMatcher() if settings.match_lengths else None
+        self.outputs = Outputs(folder.path, None if every_row else settings.pairs, matcher)
+        self.goal = settings.max_draws if every_row else settings.pairs  # what the bar counts to
+        self.work_list = WorkList(settings)
         self.lanes = {id(engine): Lane(engine) for engine in engines.values()}
         self.lane_of = {role: self.lanes[id(engine)] for role, engine in engines.items()}
         self.owners: dict[str, tuple[Prompt, _Open | None]] = {}  # prompts asked and not answered
         self.replayed: deque[Completion] = deque()
-        self.failures: Counter[str] = Counter()
+        self.failures = self.replies.failures
         self.failed_in_a_row = 0
         self.begun = self.finished = self.accepted = 0
-        self.unwritten: dict[int, tuple[_Open, Example]] = {}  # finished, while an earlier one is not
+        self.unwritten: dict[int, _Open] = {}  # finished, while an earlier one is not
         self.tokens: Counter[str] = Counter(prompt=0, computed=0, completion=0)
         self.started = self.saved = time.monotonic()
 
@@ -115,24 +114,26 @@ class _Run:
                 continue
             busy = [lane for lane in self.lanes.values() if lane.busy]
             if not busy:
-                return
+                self._write(self.outputs.rest())
+                break
             for lane in busy:
                 if not self.outputs.complete:
                     self._receive(lane.next())
+        if self.failed_in_a_row:
+            self.journal.append({"kind": END})  # the last failures count: the engine was not broken
 
     def _begin_more(self) -> None:
         """Begin examples, and ask for the instructions that they need, as far as they will be wanted."""
         wanted = self._wanted()
-        while wanted > 0 and self.waiting:
-            index, instruction = self.begun, self.waiting.popleft()
+        while wanted > 0 and (instruction := self.work_list.next()) is not None:
+            self.outputs.list_instruction(instruction)
             stages = ExampleStages(instruction, self.constitution.principles, self.settings.stages)
-            self.begun += 1
+            index, self.begun = self.begun, self.begun + 1
             wanted -= 1
             self._advance(_Open(index, stages, stages.steps()))
-        for _ in range(wanted - self.writer.undecided):
-            if self.writer.exhausted:
-                break
-            self._ask(CANDIDATE, self.writer.next_prompt(), None)
+        if wanted > 0:
+            for prompt in self.work_list.prompts(wanted):
+                self._ask(CANDIDATE, prompt, None)
 
     def _wanted(self) -> int:
         """How many more examples to begin now.
@@ -141,17 +142,17 @@ class _Run:
         end, so few are begun in vain. It moves no byte of the files, which end with the last wanted pair.
         """
         open_now = self.begun - self.finished
-        most = min(self.max_draws - self.begun, OPEN_EXAMPLES - open_now)
-        if self.outputs.target is None:
+        most = min(OPEN_EXAMPLES - open_now, MOST_AHEAD - (self.begun - self.outputs.taken))
+        if self.outputs.wanted is None:
             return most
         share = (self.accepted + open_now + 1) / (self.begun + 1)
-        return min(most, math.ceil((self.outputs.target - self.accepted) / share) - open_now)
+        return min(most, math.ceil((self.outputs.wanted - self.accepted) / share) - open_now)
 
     # ------------------------------------------------------------ prompts and completions
 
     def _ask(self, rank: int, prompt: Prompt, example: _Open | None) -> None:
         self.owners[prompt.id] = prompt, example
-        known = self.replies.pop(prompt.id, None)
+        known = self.replies.get(prompt.id)
         if known is not None:
             self.replayed.append(known)
         else:
@@ -186,17 +187,12 @@ class _Run:
     def _deliver(self, completion: Completion) -> None:
         _, example = self.owners.pop(completion.id)
         if example is None:
-            for instruction in self.writer.take(completion):
-                self._list(instruction)
+            self.work_list.take(completion)
             return
         example.got[completion.id] = completion
         example.missing.discard(completion.id)
         if not example.missing:
             self._advance(example)
-
-    def _list(self, instruction: Instruction) -> None:
-        self.outputs.list_instruction(instruction)
-        self.waiting.append(instruction)
 
     # ------------------------------------------------------------ examples
 
@@ -213,12 +209,18 @@ class _Run:
 
     def _finish(self, example: _Open) -> None:
         line = to_example(example.stages.draft, self.settings.gate, self.origin)
+        if self.settings.guard:
+            line = turned_down(line, self.replies.unsafe(line))
         self.finished += 1
         self.accepted += not line.reject_reasons
-        self.unwritten[example.index] = example, line
-        for index in self.outputs.take(example.index, line):
-            self._tell(*self.unwritten.pop(index))
+        self.unwritten[example.index] = example
+        self._write(self.outputs.take(example.index, line))
         self._show()
+
+    def _write(self, written: list[tuple[int, Example]]) -> None:
+        """Tell of what was written just now."""
+        for index, line in written:
+            self._tell(self.unwritten.pop(index), line)
 
     def _tell(self, example: _Open, line: Example) -> None:
         """Put a written example into the content log, unless an earlier session did."""
@@ -236,15 +238,21 @@ class _Run:
 
     def _save_manifest(self) -> Manifest:
         """Write the manifest of the run as it stands, this session included."""
+        work = self.work_list
         counts = {
-            "accepted": self.outputs.accepted, "rejected": self.outputs.rejected,
-            "candidates": self.writer.decided, "candidates_refused": self.writer.refused.total(),
+            "accepted": self.outputs.accepted, "rejected": self.outputs.rejected, "candidates": work.writer.decided,
+            **{f"refused/{reason}": count for reason, count in sorted(work.refused.items())},
+            **{f"ran_out/{Path(name).name}": drawn for name, drawn in work.ran_out.items() if self.settings.mix},
         }  # fmt: skip
         self.saved = time.monotonic()
         session = Session(counts, self.tokens, self.saved - self.started, self.settings.price_per_hour)
         now = self.manifest.after(session)
         now.write(self.folder.path / "manifest.json")
         return now
+
+    def _used_up(self) -> bool:
+        """True if every row of the file was used and stands in the files."""
+        return self.work_list.ended and self.outputs.written == self.work_list.drawn
 
     def close(self) -> None:
         """Close files and streams as they stand."""
@@ -259,18 +267,11 @@ class _Run:
             accepted=self.outputs.accepted,
             rejected=self.outputs.rejected,
             reasons=dict(sorted(self.outputs.reasons.items())),
-            refused=dict(sorted(self.writer.refused.items())),
-            candidates=self.writer.decided,
-            complete=self.outputs.complete if self.outputs.target else self.outputs.written == self.max_draws,
+            refused=dict(sorted(self.work_list.refused.items())),
+            ran_out={Path(name).name: n for name, n in self.work_list.ran_out.items()} if self.settings.mix else {},
+            candidates=self.work_list.writer.decided,
+            complete=self.outputs.complete or (self.outputs.target is None and self._used_up()),
             tokens=dict(self.tokens),
             wall_seconds=self.saved - self.started,
             manifest=manifest,
         )
-
-
-def _journalled(folder: RunFolder) -> dict[str, Completion]:
-    """Completions of earlier sessions by prompt id. Failed ones are asked again: a new session may fare better."""
-    names = Completion.__slots__
-    rows = (row for row in folder.journal.rows() if row.get("finish") in ("stop", "length"))
-    replies = (Completion(**{name: row[name] for name in names if name in row}) for row in rows)
-    return {reply.id: replace(reply, logprobs=tuple(reply.logprobs)) for reply in replies}

@@ -6,20 +6,33 @@ from dataclasses import asdict, dataclass, field
 
 from cai_experiment.pipeline.gate import GateSettings
 from cai_experiment.pipeline.instruct import Instruction
+from cai_experiment.pipeline.mix import Part
 from cai_experiment.pipeline.stages import StageSettings
 from cai_experiment.records.manifest import Manifest
 
 
 @dataclass(frozen=True, slots=True)
 class RunSettings:
-    """One run. Without `instructions` the model writes them until `pairs` were accepted or `max_draws` were used."""
+    """One run. Instructions come from `mix`, or are all written by the model, until `pairs` were accepted or
+    `max_draws` were drawn; with `instructions` every row is used once.
+
+    The names are what the manifest says of files: their names and hashes. `evaluation_texts` must not be trained on.
+    `guard` names the guard that reads the pairs afterwards; "" for none.
+    """
 
     pairs: int
     max_draws: int
     stages: StageSettings = field(default_factory=StageSettings)
     gate: GateSettings = field(default_factory=GateSettings)
     instructions: tuple[Instruction, ...] | None = None
-    instructions_name: str = ""  # what the manifest says of them: file name and hash
+    instructions_name: str = ""
+    mix: tuple[Part, ...] = ()
+    mix_name: str = ""
+    vary_length: bool = False  # instructions of the model's own: ask for one of several lengths
+    evaluation_texts: tuple[str, ...] = ()
+    evaluation_names: tuple[str, ...] = ()
+    match_lengths: bool = False
+    guard: str = ""
     seed: int = 0
     price_per_hour: float = 0.0
 
@@ -28,8 +41,12 @@ class RunSettings:
         stages = asdict(self.stages)
         stages.pop("seed")
         gate = {f"gate_{name}": value for name, value in asdict(self.gate).items()}
-        source = {"instructions": self.instructions_name}
-        return {"pairs": self.pairs, "max_draws": self.max_draws, **stages, **gate, **source}
+        source = {
+            "instructions": self.instructions_name, "mix": self.mix_name, "vary_length": self.vary_length,
+            "exclude": list(self.evaluation_names),
+        }  # fmt: skip
+        after = {"match_lengths": self.match_lengths, "guard": self.guard or "none"}
+        return {"pairs": self.pairs, "max_draws": self.max_draws, **stages, **gate, **source, **after}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +56,8 @@ class RunResult:
     accepted: int
     rejected: int
     reasons: dict[str, int]  # of the rejected examples; one example may have several
-    refused: dict[str, int]  # written instructions that were not used, by reason
+    refused: dict[str, int]  # instructions that were not used, by reason
+    ran_out: dict[str, int]  # sources of a mix that had no more, and after how many instructions
     candidates: int
     complete: bool
     tokens: dict[str, int]  # of this session: prompt, computed, completion

@@ -2,8 +2,9 @@
 
 Known shapes need no flag: one text per line; objects with "instruction" (alpaca's input and self-instruct's first
 input follow it), "prompt" or "question"; HarmBench's csv (a contextual row's context stands before its behaviour);
-transcripts in hh-rlhf's layout under "chosen" or "transcript" (the opening human turn, whole); lists of questions
-nested under topics. Any other column is named by `--field`. Every row is used once and every error names its row.
+transcripts in hh-rlhf's layout under "chosen" or "transcript" (the opening human turn, whole); MT-Bench's "turns" (the
+first); lists of questions nested under topics. Any other column is named by `--field`. Every row is used once and
+every error names its row.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import Any, Iterator, Mapping
 from cai_experiment.errors import BadInputError
 from cai_experiment.pipeline.instruct import Instruction, example_id
 
-FIELDS = ("instruction", "Behavior", "transcript", "chosen", "prompt", "question")  # the first that a row has is read
+TURNS = "turns"  # of MT-Bench: a list, of which the first opens the conversation
+FIELDS = ("instruction", "Behavior", "transcript", "chosen", "prompt", "question", TURNS)  # a row's first is read
 SUFFIXES = (".txt", ".jsonl", ".json", ".csv")
 MAX_CELL = 2**24  # csv's own limit of 128 KiB is shorter than a long document
 
@@ -66,7 +68,7 @@ def _read(path: Path) -> str:
         wrong = f"byte {error.object[error.start]:#04x} is not UTF-8"
         raise BadInputError(f"{path}:{line}: {wrong}", "save the file as UTF-8") from None
     except OSError as error:
-        raise BadInputError(f"{path}: cannot be read ({error.strerror})", "check --instructions") from None
+        raise BadInputError(f"{path}: cannot be read ({error.strerror})", "check the path") from None
 
 
 def _csv_rows(path: Path, content: str, field: str | None) -> Iterator[tuple[str, str]]:
@@ -115,12 +117,20 @@ def _below(place: str, name: str) -> str:
     return f"{place} > {name}" if place else name
 
 
+def _opened(row: Any) -> Any:
+    """The row with the first of its turns as text, where it has a list of them."""
+    turns = row.get(TURNS) if isinstance(row, Mapping) else None
+    return {**row, TURNS: turns[0]} if isinstance(turns, list) and turns else row
+
+
 def _is_row(row: Mapping[str, Any], field: str | None) -> bool:
+    row = _opened(row)
     return field in row if field is not None else any(isinstance(row.get(name), str) for name in FIELDS)
 
 
 def _text_of(path: Path, place: str, row: Any, field: str | None) -> str:
     """The instruction in one row; raises BadInputError where there is none."""
+    row = _opened(row)
     if isinstance(row, str) and field is None:
         text = row
     elif isinstance(row, Mapping):

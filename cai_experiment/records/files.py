@@ -7,8 +7,10 @@ import json
 import math
 import os
 import sys
+from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any, Iterable, Mapping, NamedTuple
+from typing import Any, Iterable, Iterator, Mapping, NamedTuple, overload
 
 from cai_experiment.errors import BadInputError, DiskError, UserError
 from cai_experiment.records.schema import RERUN, Example, from_row
@@ -60,20 +62,74 @@ def read_jsonl(path: str | Path, repair: bool = True) -> list[dict[str, Any]]:
     and each is named on stderr, so that its work is redone. `repair=False` is for files of the user: they are never
     changed, and the first bad line raises BadInputError with file and line. A missing file raises it too.
     """
-    numbered, faults = _scan(path)
-    if faults and not repair:
-        raise BadInputError(f"{show(path)}:{faults[0].number} {faults[0].why}", "correct or remove that line")
     if repair:
-        _repair(Path(path), faults)
-    return [row for _, row in numbered]
+        return [row for _, row in mended_rows(path)]
+    return [row for _, row in _sound_rows(path, "correct or remove that line")]
+
+
+def mended_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(byte offset, row) of every row of a file that this project wrote; after the last one the file is mended.
+
+    See `read_jsonl` for what mending does. The offsets are those of the mended file. Nothing is kept in memory but the
+    faulty lines, so a journal of any length can be walked through.
+    """
+    faults: list[Fault] = []
+    offset = 0
+    for number, raw in _lines(path):
+        try:
+            if raw.strip():
+                yield offset, parse_line(raw)
+            offset += len(raw)
+        except ValueError as error:
+            faults.append(Fault(number, raw, str(error)))
+    _repair(Path(path), faults)
 
 
 def read_examples(path: str | Path, next_step: str = RERUN) -> list[Example]:
     """The examples of a pairs.jsonl or rejected.jsonl; a bad line raises BadInputError. The file is never changed."""
-    numbered, faults = _scan(path)
-    if faults:
-        raise BadInputError(f"{show(path)}:{faults[0].number} {faults[0].why}", next_step)
-    return [from_row(row, f"{show(path)}:{number}", next_step) for number, row in numbered]
+    return list(_examples(path, next_step))
+
+
+class ExampleFile(Sequence[Example]):
+    """The examples of a file, read anew at each pass, so that a report on 50,000 of them holds one at a time.
+
+    Iterating raises BadInputError at a bad line. An index or a slice reads the file up to there.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Counts the lines. Raises BadInputError for a file that cannot be read."""
+        self.path = Path(path)
+        self._count = sum(1 for _, raw in _lines(path) if raw.strip())
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Example]:
+        return _examples(self.path, RERUN)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return list(islice(self, *index.indices(self._count)))
+        return next(islice(self, range(self._count)[index], None))
+
+
+def _examples(path: str | Path, next_step: str) -> Iterator[Example]:
+    for number, row in _sound_rows(path, next_step):
+        yield from_row(row, f"{show(path)}:{number}", next_step)
+
+
+def _sound_rows(path: str | Path, next_step: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, row) of every row; the first line that is none raises BadInputError."""
+    for number, raw in _lines(path):
+        try:
+            if raw.strip():
+                yield number, parse_line(raw)
+        except ValueError as error:
+            raise BadInputError(f"{show(path)}:{number} {error}", next_step) from None
 
 
 def read_json(path: str | Path, next_step: str = RERUN) -> dict[str, Any]:
@@ -102,21 +158,13 @@ def parse_line(raw: bytes) -> dict[str, Any]:
     return row
 
 
-def _scan(path: str | Path) -> tuple[list[tuple[int, dict[str, Any]]], list[Fault]]:
-    """Rows with their line numbers, and the lines that are none."""
-    numbered: list[tuple[int, dict[str, Any]]] = []
-    faults: list[Fault] = []
+def _lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file with their numbers (from 1); BadInputError if it cannot be read."""
     try:
         with open(path, "rb") as file:
-            for number, raw in enumerate(file, 1):
-                try:
-                    if raw.strip():
-                        numbered.append((number, parse_line(raw)))
-                except ValueError as error:
-                    faults.append(Fault(number, raw, str(error)))
+            yield from enumerate(file, 1)
     except OSError as error:
         raise BadInputError(f"cannot read {show(path)}: {error.strerror}", "check the path") from None
-    return numbered, faults
 
 
 def _repair(path: Path, faults: list[Fault]) -> None:

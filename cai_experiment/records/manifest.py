@@ -38,6 +38,7 @@ MAY_CHANGE = {
     "data_dir": "the folder's place, not its content",
     "checkpoint_dir": "the folder's place, not its content",
     "report_to": "where metrics are shown",
+    "guard": "judges finished pairs; what it says stands in the journal, and two guards in one run are refused apart",
     # the user's words for a model; what they were resolved to stands under `models`, and that is compared
     "model": "compared as resolved",
     "generator": "compared as resolved",
@@ -66,6 +67,7 @@ class Session:
 class Manifest:
     """One manifest.json. The first four fields decide the rows; the rest tells where and how they were made.
 
+    `extended` holds the targets that the run had before it was given a larger one. `guard` is what judged the pairs.
     `models` maps a role ("generator", "critic") to the engine's `describe()`, which holds the probe's result too.
     `constitution` is {"file", "sha256"}. `tokens`, `wall_seconds` and `cost_dollars` are sums over all sessions of
     the run, `counts` is the newest state (accepted, rejected, ...). Lengths of time are in seconds.
@@ -78,6 +80,8 @@ class Manifest:
     git_revision: str = field(default_factory=lambda: git_revision())
     libraries: dict[str, str] = field(default_factory=lambda: library_versions())
     sessions: int = 1
+    extended: list[int] = field(default_factory=list)
+    guard: dict[str, Any] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
     wall_seconds: float = 0.0
@@ -120,8 +124,11 @@ def open_manifest(path: str | Path, new: Manifest) -> Manifest:
     if Path(path).exists():
         old = Manifest.read(path)
         check_same_settings(old, new, show(path))
-        sums = {name: getattr(old, name) for name in ("counts", "tokens", "wall_seconds", "cost_dollars")}
-        new = dataclasses.replace(new, sessions=old.sessions + 1, **sums)
+        kept = {name: getattr(old, name) for name in ("guard", "counts", "tokens", "wall_seconds", "cost_dollars")}
+        extended = list(old.extended)
+        if _grew("pairs", old.settings.get("pairs"), new.settings.get("pairs")):
+            extended += [old.settings["pairs"]] * (old.settings["pairs"] != new.settings["pairs"])
+        new = dataclasses.replace(new, sessions=old.sessions + 1, extended=extended, **kept)
     new.write(path)
     return new
 

@@ -14,12 +14,14 @@ import os
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Mapping
+from typing import Any, BinaryIO, Iterator, Mapping
 
 from cai_experiment.errors import BadInputError
 from cai_experiment.records.files import (
     encode_line,
     ends_whole,
+    mended_rows,
+    parse_line,
     read_examples,
     read_json,
     read_jsonl,
@@ -48,6 +50,7 @@ class Journal:
         """Nothing is opened yet: `rows()` reads (and repairs), the first `append` opens."""
         self.path = Path(path)
         self._file: int | None = None
+        self._reader: BinaryIO | None = None
         self._unsynced = 0
         self._synced_at = 0.0
 
@@ -57,8 +60,20 @@ class Journal:
         A torn last line is cut, a bad line is moved to `<file>.bad`; both are named on stderr, and the caller,
         who does not find their rows, does their work again.
         """
+        return [row for _, row in self.located_rows()]
+
+    def located_rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """As `rows`, one at a time, each with the byte offset at which `row_at` finds it."""
         self.close()  # a repair may put a new file in the old one's place
-        return read_jsonl(self.path, repair=True) if self.path.exists() else []
+        if self.path.exists():
+            yield from mended_rows(self.path)
+
+    def row_at(self, offset: int) -> dict[str, Any]:
+        """The row that `located_rows` found at `offset`."""
+        if self._reader is None:
+            self._reader = open(self.path, "rb")  # noqa: SIM115 - closed by close()
+        self._reader.seek(offset)
+        return parse_line(self._reader.readline())
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Write one row as one line. Raises DiskError when there is no room; the file then ends before this line."""
@@ -81,7 +96,10 @@ class Journal:
             raise writing_error(self.path, error) from error
 
     def close(self) -> None:
-        """fsync and close; a later `append` opens again."""
+        """fsync and close; a later `append` or `row_at` opens again."""
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
         if self._file is None:
             return
         file, self._file = self._file, None

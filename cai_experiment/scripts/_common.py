@@ -114,14 +114,29 @@ def add_generation_flags(parser: argparse.ArgumentParser) -> None:
     """The further flags of every script that makes pairs."""
     group = parser.add_argument_group("generation")
     group.add_argument("--count", type=positive_int, metavar="N", help="pairs to reach (default: the milestone's)")
-    group.add_argument("--instructions", type=Path, metavar="FILE", help="use these (.txt .jsonl .json .csv) once each")
-    group.add_argument("--field", help="the field of FILE that holds the instruction")
+    group.add_argument("--add", type=positive_int, metavar="N", help="extend a finished run by N pairs")
     group.add_argument("--rounds", type=positive_int, metavar="N", help="critique and revision rounds a pair")
     group.add_argument("--principles", choices=("targeted", "random"), default="targeted",
                        help="the most violated principle by the critic's verdicts, or one by the seed")
     group.add_argument("--generator", metavar="MODEL", help="answers and revises (default: --model)")
     group.add_argument("--critic", metavar="MODEL", help="critiques and judges (default: --model)")
-    group.add_argument("--engine", choices=("auto", "hf", "generate", "unsloth"), default="auto")
+    group = parser.add_argument_group("instructions (default: written by the model)")
+    group.add_argument("--instructions", type=Path, metavar="FILE", help="use these (.txt .jsonl .json .csv) once each")
+    group.add_argument("--field", help="the field of FILE that holds the instruction")
+    group.add_argument("--mix", metavar="self:0.5,FILE:0.3,FILE:0.2",
+                       help="written by the model and from files, by shares")
+    group.add_argument("--exclude", type=Path, action="append", default=[], metavar="FILE",
+                       help="an evaluation set: what stands in it, or near it, is refused (repeatable)")
+    group = parser.add_argument_group("engine")
+    group.add_argument("--engine", choices=("auto", "hf", "vllm", "unsloth", "server", "generate"), default="auto",
+                       help="auto prints which and why")
+    group.add_argument("--server", metavar="URL", help="an OpenAI-compatible endpoint; its key: CAI_API_KEY")
+    group.add_argument("--server-concurrency", type=positive_int, default=64, metavar="N",
+                       help="requests at a time, at most")
+    group.add_argument("--deadline", type=float, default=600.0, metavar="SECONDS", help="for one request to the server")
+    group.add_argument("--ray", metavar="ADDRESS|local",
+                       help="actors of a Ray cluster, one engine each (docs/SCALING.md)")
+    group.add_argument("--ray-actors", type=positive_int, metavar="N", help="(default: what is free)")
 
 
 def default_price() -> float:

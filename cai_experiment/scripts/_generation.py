@@ -3,93 +3,110 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cai_experiment.constitution.principles import load_constitution
-from cai_experiment.milestones import MILESTONES, Milestone
+from cai_experiment.errors import BadInputError
+from cai_experiment.milestones import MAX_TOKENS_ANSWER, MAX_TOKENS_CRITIQUE, Milestone
 from cai_experiment.observe.content_logger import ContentLogger
 from cai_experiment.observe.progress import Progress
 from cai_experiment.pipeline.gate import CANNOT_SKIP, REASONS, GateSettings
 from cai_experiment.pipeline.runner import run_pipeline
 from cai_experiment.pipeline.settings import RunResult, RunSettings
-from cai_experiment.pipeline.sources import load_instructions
 from cai_experiment.pipeline.stages import StageSettings
-from cai_experiment.records.manifest import Manifest
 from cai_experiment.records.store import RunFolder
-from cai_experiment.scripts._common import add_generation_flags, base_parser
+from cai_experiment.scripts._common import add_generation_flags, base_parser, positive_int
+from cai_experiment.scripts._inputs import earlier, evaluation_set, mix_of, rows_of, speaks_of_world, target
 
 if TYPE_CHECKING:
     from cai_experiment.engines.load import LoadSettings
 
-DRAWS_PER_PAIR = 3  # the house plan: at most three times as many instructions as pairs
+WITH_TRAINING = ("single", "batch")  # milestones whose script trains as well
+GUARDED = "full"  # the milestone whose pairs a guard reads unless it is told not to
 
 
 def generation_parser(doc: str | None, milestone: str) -> argparse.ArgumentParser:
     """The flags of a script that makes pairs, the gate's thresholds among them."""
     parser = base_parser(doc, milestone)
     add_generation_flags(parser)
-    defaults = GateSettings()
-    group = parser.add_argument_group("gate")
-    group.add_argument(
-        "--max-similarity",
-        type=float,
-        default=defaults.max_similarity,
-        metavar="SHARE",
-        help="of words in the same order; above it a revision is near-identical",
+    _add_gate_flags(parser)
+    group = parser.add_argument_group("guard")
+    group.add_argument("--guard", metavar="MODEL|auto", default="auto" if milestone == GUARDED else None,
+                       help="a second model that reads question and chosen answer; unsafe pairs are rejected "
+                            f"(default: {'auto' if milestone == GUARDED else 'none'})")  # fmt: skip
+    group.add_argument("--no-guard", dest="guard", action="store_const", const=None, help="recorded in the manifest")
+    parser.set_defaults(trains_after=milestone in WITH_TRAINING)
+    return parser
+
+
+def _add_gate_flags(parser: argparse.ArgumentParser) -> None:
+    defaults, group = GateSettings(), parser.add_argument_group("gate")
+
+    def add(flag: str, kind: Any, default: float, metavar: str, help: str) -> None:
+        group.add_argument(flag, type=kind, default=default, metavar=metavar, help=f"{help} (default: {default:g})")
+
+    add("--max-similarity", float, defaults.max_similarity, "SHARE",
+        "of words in the same order; above it a revision is near-identical")  # fmt: skip
+    add("--min-length-ratio", float, defaults.min_length_ratio, "RATIO",
+        "characters of the revision over those of the first answer")  # fmt: skip
+    add("--max-length-ratio", float, defaults.max_length_ratio, "RATIO", "as --min-length-ratio")
+    add("--max-refusal-words", int, defaults.max_refusal_words, "N",
+        "a refusal with more words goes on to help, and may pass")  # fmt: skip
+    add("--min-judge-margin", float, defaults.min_judge_margin, "NATS",
+        "of log-odds; a weaker verdict counts as undecided")  # fmt: skip
+    add(
+        "--max-tokens-answer", positive_int, MAX_TOKENS_ANSWER, "N", "an answer or revision that takes more is too long"
     )
-    group.add_argument(
-        "--min-length-ratio",
-        type=float,
-        default=defaults.min_length_ratio,
-        metavar="RATIO",
-        help="characters of the revision over those of the first answer",
-    )
-    group.add_argument("--max-length-ratio", type=float, default=defaults.max_length_ratio, metavar="RATIO")
-    group.add_argument(
-        "--max-refusal-words",
-        type=int,
-        default=defaults.max_refusal_words,
-        metavar="N",
-        help="a refusal with more words goes on to help, and may pass",
-    )
+    add("--max-tokens-critique", positive_int, MAX_TOKENS_CRITIQUE, "N", "a critique that takes more is too long")
     group.add_argument(
         "--skip-gate",
         action="append",
         default=[],
         metavar="REASON",
         choices=sorted(set(REASONS) - CANNOT_SKIP),
-        help="do not reject for this reason (repeatable)",
+        help=f"do not reject for this reason (repeatable): {', '.join(sorted(set(REASONS) - CANNOT_SKIP))}",
     )
-    return parser  # fmt: skip
+    group.add_argument(
+        "--match-lengths",
+        action="store_true",
+        help="leave out up to 10 of every 50 pairs, so that chosen and rejected are of equal length on average",
+    )
 
 
 def run_settings(args: argparse.Namespace, milestone: Milestone) -> RunSettings:
-    """The settings that the flags ask for; reads the instruction file, if there is one.
+    """The settings that the flags ask for; reads the instruction files, if there are any.
 
     With `--instructions` every row is used once, or the first `--count` rows.
     """
-    pairs = args.count or milestone.pairs
-    max_draws = milestone.max_draws
-    if args.count is not None:
-        max_draws = max(DRAWS_PER_PAIR * args.count, MILESTONES["single"].max_draws)
+    pairs, max_draws = target(args, milestone)
+    mix, mix_name = mix_of(args)
     instructions, name = None, ""
     if args.instructions is not None:
-        rows = load_instructions(args.instructions, args.field)
-        digest = hashlib.sha256("\n".join(f"{row.id} {row.text}" for row in rows).encode()).hexdigest()
-        instructions, name = tuple(rows[: args.count]), f"{args.instructions.name} sha256:{digest}"
+        rows, name = rows_of(args.instructions, args.field)
+        asked = pairs if args.count or args.add else len(rows)
+        instructions = rows[:asked]
         pairs, max_draws = min(pairs, len(instructions)), len(instructions)
+    texts, names = evaluation_set(args)
     return RunSettings(
         pairs=pairs,
         max_draws=max_draws,
-        stages=StageSettings(args.rounds or milestone.rounds, args.principles, args.seed),
+        stages=StageSettings(
+            args.rounds or milestone.rounds, args.principles, args.seed,
+            max_tokens_answer=args.max_tokens_answer, max_tokens_critique=args.max_tokens_critique,
+        ),
         gate=GateSettings(
             args.max_similarity, args.min_length_ratio, args.max_length_ratio, args.max_refusal_words,
-            tuple(sorted(set(args.skip_gate))),
+            args.min_judge_margin, tuple(sorted(set(args.skip_gate))),
         ),
         instructions=instructions,
         instructions_name=name,
+        mix=mix,
+        mix_name=mix_name,
+        vary_length=not speaks_of_world(args),
+        evaluation_texts=texts,
+        evaluation_names=names,
+        match_lengths=args.match_lengths,
+        guard=args.guard or "",
         seed=args.seed,
         price_per_hour=args.price_per_hour,
     )  # fmt: skip
@@ -101,8 +118,25 @@ def load_settings(args: argparse.Namespace, model: str | None) -> LoadSettings:
 
     return LoadSettings(
         model=model, layout=args.format, quantization=args.quantization, batch_size=args.batch_size,
-        engine=args.engine, seed=args.seed, random_weights=args.random_weights,
+        engine="server" if args.server and args.engine == "auto" else args.engine, seed=args.seed,
+        random_weights=args.random_weights, trains_after=args.trains_after,
+        server_url=args.server, server_concurrency=args.server_concurrency, deadline=args.deadline,
     )  # fmt: skip
+
+
+def check_engine_flags(args: argparse.Namespace) -> None:
+    """Raise for engine flags that do not go together, before anything is loaded."""
+    if args.engine == "server" and not args.server:
+        raise BadInputError("--engine server needs an endpoint", "add --server http://127.0.0.1:8000/v1")
+    if args.server and args.engine not in ("auto", "server"):
+        raise BadInputError(f"--server and --engine {args.engine} do not go together", "leave one of them out")
+    if args.ray is None:
+        return
+    if args.trains_after:
+        raise BadInputError("--ray: this milestone trains the model that it loads", "use generate_mvp.py")
+    from cai_experiment.pipeline.distributed import check_address
+
+    check_address(args.ray)
 
 
 def load_engines(args: argparse.Namespace) -> tuple[Any, Any]:
@@ -110,12 +144,20 @@ def load_engines(args: argparse.Namespace) -> tuple[Any, Any]:
     from cai_experiment.engines.load import load_engine
 
     names = args.generator or args.model, args.critic or args.model
-    generator = load_engine(load_settings(args, names[0]))
+    settings = load_settings(args, names[0])
+    other = None if names[0] == names[1] else load_settings(args, names[1])
+    generator: Any
+    critic: Any
+    if args.ray is not None:
+        from cai_experiment.pipeline.distributed import ray_engines
+
+        generator, critic = ray_engines(args.ray, settings, other, args.ray_actors)
+    else:
+        generator = load_engine(settings)
+        critic = generator if other is None else load_engine(other)
     print(generator.first_line, flush=True)
-    if names[0] == names[1]:
-        return generator, generator
-    critic = load_engine(load_settings(args, names[1]))
-    print(f"critic: {critic.first_line}", flush=True)
+    if critic is not generator:
+        print(f"critic: {critic.first_line}", flush=True)
     return generator, critic
 
 
@@ -138,12 +180,6 @@ def generate(
         return run_pipeline(settings, folder, generator, critic, constitution, logger, progress)
 
 
-def earlier(path: Path) -> Manifest | None:
-    """The manifest of the sessions before, or None in a new folder."""
-    place = path / "manifest.json"
-    return Manifest.read(place) if place.exists() else None
-
-
 def summary(result: RunResult, settings: RunSettings) -> list[str]:
     """Lines for the terminal: how many instructions it took, and what was refused and why."""
     what = "rows of the file" if settings.instructions is not None else "instructions"
@@ -151,7 +187,15 @@ def summary(result: RunResult, settings: RunSettings) -> list[str]:
     if settings.instructions is None and not result.complete:
         lines.append(f"stopped at {result.drawn} instructions ({result.candidates} written) without reaching "
                      f"{settings.pairs} pairs")  # fmt: skip
+    for name, drawn in result.ran_out.items():
+        lines.append(f"{name} ran out after {drawn} instructions; the other sources took its share")
     for title, counts in (("rejected", result.reasons), ("instructions refused", result.refused)):
         if counts:
             lines.append(f"{title}: " + ", ".join(f"{reason} {count}" for reason, count in counts.items()))
     return lines
+
+
+def close_all(*engines: Any) -> None:
+    """Close each engine once."""
+    for engine in {id(engine): engine for engine in engines}.values():
+        engine.close()

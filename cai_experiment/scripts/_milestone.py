@@ -1,4 +1,4 @@
-"""The flow of milestones 0 to 2: load the model once, make pairs, train on them (0 and 1), report, say what is next."""
+"""The flow of milestones 0 to 3: make pairs, guard them (3), train on them (0 and 1), report, say what is next."""
 
 from __future__ import annotations
 
@@ -7,20 +7,34 @@ import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cai_experiment.constitution.principles import load_constitution
 from cai_experiment.errors import EXIT_NO_GO, EXIT_OK
 from cai_experiment.milestones import DATA_DIR, MILESTONES, Milestone
 from cai_experiment.models.hardware import detect
 from cai_experiment.models.presets import ModelChoice, resolve_model
-from cai_experiment.nano import is_nano
 from cai_experiment.pipeline.settings import RunSettings
-from cai_experiment.records.files import read_examples
+from cai_experiment.records.files import ExampleFile
+from cai_experiment.records.manifest import Manifest
 from cai_experiment.records.store import RunFolder
 from cai_experiment.scripts import _training
-from cai_experiment.scripts._beforehand import WITH_TRAINING, finished_report, plan_lines
-from cai_experiment.scripts._generation import generate, generation_parser, load_engines, run_settings, summary
+from cai_experiment.scripts._beforehand import finished_report, generation_ended, plan_lines
+from cai_experiment.scripts._generation import (
+    WITH_TRAINING,
+    check_engine_flags,
+    close_all,
+    generate,
+    generation_parser,
+    load_engines,
+    run_settings,
+    summary,
+)
+from cai_experiment.scripts._guarding import choose_guard, guard_pairs, said, shares
+from cai_experiment.scripts._inputs import speaks_of_world
+
+if TYPE_CHECKING:
+    from cai_experiment.pipeline.guarding import GuardCounts
 
 SHARED_FLAGS = ("run", "data_dir", "checkpoint_dir", "seed", "quantization", "format", "random_weights", "debug",
                   "price_per_hour", "verbosity", "constitution")  # fmt: skip
@@ -29,6 +43,7 @@ SHARED_FLAGS = ("run", "data_dir", "checkpoint_dir", "seed", "quantization", "fo
 def run_milestone(doc: str | None, name: str, argv: Sequence[str] | None) -> int:
     """Everything that a milestone's script does; gives its exit code: 0 go, 3 no-go."""
     args = generation_parser(doc, name).parse_args(argv)
+    check_engine_flags(args)
     milestone, settings = MILESTONES[name], run_settings(args, MILESTONES[name])
     constitution = load_constitution(args.constitution)  # a mistake here is named before a model is loaded
     choice = resolve_model(args.generator or args.model, detect())
@@ -42,7 +57,7 @@ def run_milestone(doc: str | None, name: str, argv: Sequence[str] | None) -> int
             with RunFolder(args.checkpoint_dir / args.run, fresh=True):
                 pass  # what was trained on the old pairs is moved aside with them
         with RunFolder(path, args.fresh) as folder:
-            report = make_report(args, milestone, settings, folder, choice)
+            report = make_report(args, milestone, settings, folder, choice, constitution.sha256)
     from cai_experiment.evaluation.screen import print_report
 
     print_report(report)
@@ -51,34 +66,76 @@ def run_milestone(doc: str | None, name: str, argv: Sequence[str] | None) -> int
 
 
 def make_report(
-    args: argparse.Namespace, milestone: Milestone, settings: RunSettings, folder: RunFolder, choice: ModelChoice
-) -> dict[str, Any]:
+    args: argparse.Namespace, milestone: Milestone, settings: RunSettings, folder: RunFolder, choice: ModelChoice,
+    constitution_sha256: str,
+) -> dict[str, Any]:  # fmt: skip
     """Make the pairs, evaluate them, train on them where the milestone does; write the report and give it."""
+    from cai_experiment.evaluation.dataset import describe_pairs
     from cai_experiment.evaluation.measure import EvaluationSettings, evaluate_generation
     from cai_experiment.evaluation.report import RunFacts, write_report
 
-    generator, critic = load_engines(args)
-    result = generate(args, settings, folder, generator, critic)
-    print(*summary(result, settings), sep="\n", flush=True)
-    accepted, rejected = (read_examples(folder.path / name) for name in ("pairs.jsonl", "rejected.jsonl"))
+    engines, counts = make_pairs(args, settings, folder, constitution_sha256)
+    manifest = Manifest.read(folder.path / "manifest.json")
+    accepted, rejected = (ExampleFile(folder.path / name) for name in ("pairs.jsonl", "rejected.jsonl"))
     started = time.monotonic()
-    truth = is_nano(choice.path_or_id) and args.random_weights is None
+    truth = speaks_of_world(args)
     scope = EvaluationSettings(milestone.name, truth, args.seed, verbosity=args.verbosity)
+    critic = engines[1] if engines else None
     evaluation = evaluate_generation(scope, accepted, rejected, settings.pairs, critic)
-    loaded = generator.describe()
+    loaded = manifest.models["generator"]
+    seconds, guard = {"generation": manifest.wall_seconds + time.monotonic() - started}, None
+    if counts is not None:
+        seconds["guard"] = manifest.guard["seconds"]
+        guard = {"name": manifest.guard["name"], "safe": counts.safe, "unparsed": counts.unparsed}
     facts = RunFacts(
         milestone, args.run, accepted, rejected,
         settings={name: loaded.get(name) for name in ("model", "engine", "quantization")} | settings.recorded(),
-        seconds={"generation": result.manifest.wall_seconds + time.monotonic() - started},
+        seconds=seconds,
         price_per_hour=args.price_per_hour,
         next_command=next_command(args, milestone),
+        dataset=describe_pairs(accepted, rejected, manifest, guard),
     )  # fmt: skip
     report = write_report(folder.path, evaluation, facts)
     if milestone.name in WITH_TRAINING and accepted:
-        if critic is not generator:
-            critic.close()  # its memory is training's now
-        report = train_on_pairs(args, milestone, folder.path, generator, choice, truth)
+        assert engines is not None
+        if engines[1] is not engines[0]:
+            engines[1].close()  # its memory is training's now
+        report = train_on_pairs(args, milestone, folder.path, engines[0], choice, truth)
+    elif engines:
+        close_all(*engines)
     return report
+
+
+def make_pairs(
+    args: argparse.Namespace, settings: RunSettings, folder: RunFolder, constitution_sha256: str
+) -> tuple[tuple[Any, Any] | None, GuardCounts | None]:
+    """Generate, have the guard read the pairs, and make up for the unsafe ones until enough pass both.
+
+    Gives the engines that are still open (the guard needs the generator's memory, so with a guard there are none,
+    unless it is the generator itself), and what the guard said of the pairs that passed the gate.
+    """
+    guard = choose_guard(args, folder.path)
+    made = guard is not None and generation_ended(args, settings, constitution_sha256)  # stopped while it was guarded
+    engines: tuple[Any, Any] | None = None
+    try:
+        while True:
+            if not made:
+                engines = engines or load_engines(args)
+                print(*summary(generate(args, settings, folder, *engines), settings), sep="\n", flush=True)
+            if guard is None:
+                return engines, None
+            if engines and not shares(guard, engines[0]):
+                close_all(*engines)
+                engines = None
+            counts = guard_pairs(args, folder, guard, engines[0] if engines else None)
+            print(said(counts), flush=True)
+            if not counts.unsafe:
+                return engines, counts
+            made = False
+    except BaseException:
+        if engines:
+            close_all(*engines)  # a signal must not leave a model's process behind
+        raise
 
 
 def train_on_pairs(

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,9 +20,11 @@ if not __package__:  # run as a file: import from this checkout, whatever the cu
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from cai_experiment.errors import EXIT_FAILURE, EXIT_OK
+from cai_experiment.models.disk import free_gb, hf_home
 from cai_experiment.models.hardware import Hardware, detect, driver_problem, on_pod
-from cai_experiment.models.memory import GB, weights_gb
+from cai_experiment.models.memory import weights_gb
 from cai_experiment.models.presets import NANO_DIR, ModelChoice, qlora_need_gb, resolve_model
+from cai_experiment.models.serving import auto_engine
 from cai_experiment.scripts._common import ROOT, base_parser, run_main
 
 OK, WARN, FAIL = "ok", "warn", "FAIL"
@@ -70,15 +72,15 @@ def disk_row(data_dir: Path, choice: ModelChoice) -> Row:
     need = float(OUTPUT_GB)
     if choice.preset is not None and not choice.preset.is_local and not is_downloaded(choice.path_or_id):
         need += weights_gb(choice.preset.architecture, "4bit")
-    place = next(path for path in (data_dir, *data_dir.resolve().parents) if path.exists())
-    free = shutil.disk_usage(place).free / GB
-    return Row("disk", f"{free:.0f} GB free at {place}; {need:.0f} GB needed", OK if free >= need else FAIL)
+    free = free_gb(data_dir)
+    return Row("disk", f"{free:.0f} GB free at {data_dir}; {need:.0f} GB needed", OK if free >= need else FAIL)
 
 
-def hf_home() -> Path:
-    """Where Hugging Face keeps downloads and the token (its own rule, without importing it)."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
-    return Path(os.environ.get("HF_HOME", cache / "huggingface")).expanduser()
+def engine_rows(choice: ModelChoice, hardware: Hardware) -> Iterator[Row]:
+    """The engine that `--engine auto` takes, and why: for one load that trains as well, and for generation alone."""
+    for what, trains_after in (("engine M0-1", True), ("engine M2-3", False)):
+        found = auto_engine(choice, hardware, None, trains_after, False, lambda name: find_spec(name) is not None)
+        yield Row(what, f"{found.engine}, {found.quantization}" + (f" ({found.why})" if found.why else ""))
 
 
 def is_downloaded(hub_id: str) -> bool:
@@ -139,7 +141,8 @@ def examine(data_dir: Path, model: str | None) -> list[Row]:
     hardware = detect()
     choice = resolve_model(model, hardware)
     memory = Row("memory", f"{hardware.ram_gb:g} GB RAM, {hardware.cores} cores")
-    rows = [python_row(), gpu_row(hardware), memory, *model_rows(choice, hardware)]
+    rows = [python_row(), gpu_row(hardware), memory, *model_rows(choice, hardware),
+            *engine_rows(choice, hardware)]  # fmt: skip
     return [*rows, disk_row(data_dir, choice), token_row(), *pod_rows(), *version_rows(hardware)]
 
 

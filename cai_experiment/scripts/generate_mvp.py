@@ -1,6 +1,7 @@
 """Milestone 2, first half: 100 pairs of two rounds each. train_dpo.py --milestone mvp is the second half.
 
-Run: python cai_experiment/scripts/generate_mvp.py         (the pod: with training 2-3 hours, $5.22)
+Run: python cai_experiment/scripts/generate_mvp.py              (the pod: with training 2-3 hours, $5.22)
+     python cai_experiment/scripts/generate_mvp.py --add 50     (extends the finished run)
 
 Writes cai_experiment/data/mvp/; the same command again resumes, and once finished shows the report. Exit code 0: go;
 3: a gate says no-go.

@@ -1,10 +1,13 @@
 """Soak: kill -9 a run at random moments, resume it each time, and compare its files with an unbroken run's.
 
-Run: python cai_experiment/scripts/kill_test.py                 (20 kills of a 40-pair run; some minutes on a CPU)
-     python cai_experiment/scripts/kill_test.py --kills 50 --count 10 --keep /tmp/soak
+Run: python cai_experiment/scripts/kill_test.py                           (20 kills of a 40-pair run on the model)
+     python cai_experiment/scripts/kill_test.py --cycles 50
+     python cai_experiment/scripts/kill_test.py --scripted --cycles 1000   (an engine of written words, no torch)
+     python cai_experiment/scripts/kill_test.py --cycles 50 --count 10 --keep /tmp/soak
 
-Every run is a fork of one parent that has imported the libraries but computed nothing, and dies of a real SIGKILL.
-Exit code 0: every byte is equal and no completion was made twice; 1: not so.
+A cycle is a kill and a resume. Every run is a fork of one parent that has imported the libraries but computed nothing,
+and dies of a real SIGKILL. Exit code 0: every byte is as in a run that nobody killed, no finished row was lost or made
+twice, and no more was asked again than was in flight; 1: not so.
 """
 
 from __future__ import annotations
@@ -12,7 +15,6 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import signal
 import sys
 import tempfile
 import time
@@ -27,94 +29,81 @@ from cai_experiment.milestones import MILESTONES
 from cai_experiment.records.store import Journal, RunFolder
 from cai_experiment.scripts._common import positive_int, run_main
 from cai_experiment.scripts._generation import generate, generation_parser, load_engines, run_settings
+from cai_experiment.scripts._kill_count import Logged, Session, Tally, lost_lines, read_session
+from cai_experiment.scripts._kill_runs import Job, run_and_kill, size, unbroken
 
 FILES = ("instructions.jsonl", "pairs.jsonl", "rejected.jsonl")
-Job = Callable[[Path], None]
+KILLS_A_RUN = 25  # about; then the run may end, is compared, and the next one begins
+PAIRS, SCRIPTED_PAIRS = 40, 10
 
 
-def fork(job: Job, folder: Path) -> int:
-    """Run `job(folder)` in a child with its output in `folder`.log; gives the child's process id."""
-    child = os.fork()
-    if child:
-        return child
-    code = EXIT_FAILURE
-    try:
-        log = os.open(folder.with_name(folder.name + ".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        job(folder)
-        code = EXIT_OK
-    finally:
-        os._exit(code)
-
-
-def unbroken(job: Job, folder: Path) -> None:
-    """One run without a kill; raises RuntimeError if it fails."""
-    if os.waitpid(fork(job, folder), 0)[1] != 0:
-        raise RuntimeError(f"a run that nobody killed failed; see {folder}.log")
-
-
-def run_and_kill(job: Job, folder: Path, lines: int, chance: random.Random) -> bool:
-    """Kill a run some time after it has written `lines` further journal lines; False if it ended before."""
-    journal, child = folder / "journal.jsonl", fork(job, folder)
-    goal = _lines(journal) + lines
-    while _lines(journal) < goal:
-        if os.waitpid(child, os.WNOHANG)[0]:
-            return False
-        time.sleep(0.02)
-    time.sleep(chance.random() * 0.2)  # the moment within a step is random too
-    os.kill(child, signal.SIGKILL)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
-
-
-def _lines(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0
+def asked_log(folder: Path) -> Path:
+    """Where the jobs of `main` write what their engines are asked."""
+    return folder.with_name(folder.name + ".asked")
 
 
 def faults(folder: Path, reference: Path) -> list[str]:
     """What differs between a resumed run and the unbroken one, and completions that were made twice."""
     found = [name for name in FILES if (folder / name).read_bytes() != (reference / name).read_bytes()]
-    ids = [row["id"] for row in Journal(folder / "journal.jsonl").rows()]
+    ids = [row["id"] for row in Journal(folder / "journal.jsonl").rows() if row.get("finish") in ("stop", "length")]
     return found + [f"{len(ids) - len(set(ids))} completions made twice"] * (len(ids) > len(set(ids)))
 
 
-def soak(job: Job, work: Path, kills: int, seed: int, say: Callable[[str], None]) -> list[str]:
-    """`kills` kills, over as many runs as that takes; gives what differed from an unbroken run."""
-    chance, done, number = random.Random(seed), 0, 0
+def soak(job: Job, work: Path, cycles: int, seed: int, say: Callable[[str], None]) -> list[str]:
+    """`cycles` kills and resumes, over as many runs as that takes; gives what is wrong."""
+    chance, tally, done, number = random.Random(seed), Tally(), 0, 0
     reference = work / "unbroken"
     unbroken(job, reference)
-    total = _lines(reference / "journal.jsonl")
-    say(f"unbroken run: {total} completions")
+    most = 2 * size(reference / "journal.jsonl") // min(cycles, KILLS_A_RUN)
     found: list[str] = []
-    while done < kills:
+    while done < cycles:
         number += 1
-        folder = work / f"run-{number}"
-        while done < kills and run_and_kill(job, folder, chance.randint(0, max(1, 2 * total // kills)), chance):
+        folder, sessions = work / f"run-{number}", []
+        while done < cycles:
+            since = size(asked_log(folder))
+            killed = run_and_kill(job, folder, chance.randint(0, most), 0.05 * chance.random())
+            sessions.append(read_session(asked_log(folder), since, folder / "journal.jsonl", killed))
+            if not killed:
+                break
             done += 1
-            say(f"kill {done} of {kills}: run {number} at {_lines(folder / 'journal.jsonl')} completions")
-        unbroken(job, folder)
-        found += [f"run {number}: {fault}" for fault in faults(folder, reference)]
+            if done % max(1, cycles // 20) == 0:
+                say(f"kill {done} of {cycles}: run {number} had {sessions[-1].lines} lines")
+        found += [f"run {number}: {fault}" for fault in _end(job, folder, reference, sessions, tally)]
+    say(f"{number} runs; {tally}")
     return found
+
+
+def _end(job: Job, folder: Path, reference: Path, sessions: list[Session], tally: Tally) -> list[str]:
+    """Let the run come to its end, and look for everything that could be wrong with it."""
+    since = size(asked_log(folder))
+    unbroken(job, folder)
+    journal = folder / "journal.jsonl"
+    sessions.append(read_session(asked_log(folder), since, journal, killed=False))
+    found = faults(folder, reference) + lost_lines(sessions, journal.read_bytes())
+    return found + tally.add(sessions, Journal(journal).rows())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Import what a run needs, fork and kill; gives the exit code."""
     parser = generation_parser(__doc__, "batch")
-    parser.add_argument("--kills", type=positive_int, default=20, metavar="N")
+    parser.add_argument("--cycles", type=positive_int, default=20, metavar="N", help="kills, each with its resume")
+    parser.add_argument("--scripted", action="store_true", help="an engine of written words, which imports no torch")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the runs here (default: a temporary folder)")
-    parser.set_defaults(count=40, verbosity=0)
+    parser.set_defaults(verbosity=0)
     args = parser.parse_args(argv)
+    args.count = args.count or (SCRIPTED_PAIRS if args.scripted else PAIRS)
     import datasketch  # noqa: F401 - imported once, for all children
-    import torch  # noqa: F401
-    import transformers  # noqa: F401
 
+    if not args.scripted:
+        import torch  # noqa: F401
+        import transformers  # noqa: F401
     with tempfile.TemporaryDirectory() as temporary:
         work = args.keep or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
-        found = soak(lambda folder: _job(args, folder), work, args.kills, args.seed, print)
-        print(*found, f"{args.kills} kills, {time.monotonic() - started:.0f} s: {'FAILED' if found else 'bytes equal'}",
-              sep="\n")  # fmt: skip
+        found = soak(lambda folder: _job(args, folder), work, args.cycles, args.seed, print)
+        print(*found, f"{args.cycles} cycles, {time.monotonic() - started:.0f} s: "
+              f"{'FAILED' if found else 'bytes equal, nothing lost or made twice'}", sep="\n")  # fmt: skip
     return EXIT_FAILURE if found else EXIT_OK
 
 
@@ -122,7 +111,13 @@ def _job(args: argparse.Namespace, path: Path) -> None:
     """One run, from loading the model on."""
     settings = run_settings(args, MILESTONES["batch"])
     with RunFolder(path) as folder:
-        generate(args, settings, folder, *load_engines(args))
+        if args.scripted:
+            from cai_experiment.scripts._scripted_engine import ScriptedEngine
+
+            engine = Logged(ScriptedEngine(os.getpid()), asked_log(path))  # another order in each process
+        else:
+            engine = Logged(load_engines(args)[0], asked_log(path))
+        generate(args, settings, folder, engine, engine)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,39 @@
+"""Where Hugging Face keeps what it downloads, how much of a model lies there, how much room is left. No torch."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from cai_experiment.models.memory import GB
+
+
+def hf_home() -> Path:
+    """Where Hugging Face keeps downloads and the token (its own rule, without importing it)."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+    return Path(os.environ.get("HF_HOME", cache / "huggingface")).expanduser()
+
+
+def hub_cache() -> Path:
+    """The folder of downloaded models: one `models--ORG--NAME` each."""
+    named = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
+    return Path(named).expanduser() if named else hf_home() / "hub"
+
+
+def downloaded_gb(hub_id: str) -> float:
+    """GB (10^9 bytes) of this model's files in the cache, half-finished downloads included: they are continued."""
+    blobs = hub_cache() / f"models--{hub_id.replace('/', '--')}" / "blobs"
+    return sum(file.stat().st_size for file in blobs.glob("*")) / GB
+
+
+def folder_gb(folder: Path) -> float:
+    """GB of the safetensors weights in a local model's folder."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors")) / GB
+
+
+def free_gb(place: Path) -> float:
+    """GB free where `place` is, or would be made."""
+    place = place.expanduser().resolve()
+    existing = next(path for path in (place, *place.parents) if path.exists())
+    return shutil.disk_usage(existing).free / GB

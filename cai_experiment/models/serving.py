@@ -1,0 +1,128 @@
+"""Which engine `--engine auto` takes on a machine, and why: arithmetic of memory and disk; nothing is loaded.
+
+On CUDA, where one load serves generation and DPO (milestones 0 and 1): Unsloth in 4 bit. For generation alone
+(milestones 2 and 3): vLLM with 16-bit weights where memory and disk allow, else Unsloth in 4 bit. Elsewhere: hf.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Callable, NamedTuple
+
+from cai_experiment.models.disk import downloaded_gb, folder_gb, free_gb, hub_cache
+from cai_experiment.models.hardware import Hardware
+from cai_experiment.models.memory import GB, Architecture, kv_bytes_per_token, weights_gb
+from cai_experiment.models.presets import ModelChoice
+
+VLLM_SHARE = 0.92  # of the GPU's memory: vLLM's own default
+VLLM_WORK_GB = 4.0  # activations of 8,192 tokens a step, logits, CUDA graphs (an estimate; vLLM measures its own)
+LIVE_ROW_TOKENS = 768  # keys and values that a row holds on average; the worked examples are shared by all rows
+LEAST_ROWS, MOST_ROWS = 8, 256  # fewer waste the GPU; more is what vLLM itself takes at most on an A100
+DISK_RESERVE = 1.05  # of a download: the cache's own files, and room to write while it comes in
+
+Installed = Callable[[str], bool]
+
+
+class EngineChoice(NamedTuple):
+    """The engine, the precision of its weights, and why, for the first line that a script prints."""
+
+    engine: str
+    quantization: str
+    why: str
+
+
+def auto_engine(
+    choice: ModelChoice, hardware: Hardware, quantization: str | None, trains_after: bool, random_weights: bool,
+    installed: Installed,
+) -> EngineChoice:  # fmt: skip
+    """What `--engine auto` means here. `quantization` None leaves it to the engine; every refusal has its figure."""
+    own = quantization or hardware.quantization
+    if hardware.kind != "cuda":
+        return EngineChoice("hf", own, "")
+    refused = ""
+    if not trains_after:
+        refused = vllm_refusal(choice, hardware, quantization, random_weights, installed)
+        if not refused:
+            served = quantization or "bf16"
+            return EngineChoice("vllm", served, _why_vllm(choice, hardware, served))
+        refused = f"vllm no: {refused}"
+    four_bit = own == "4bit" and not random_weights
+    if four_bit and installed("unsloth"):
+        return EngineChoice("unsloth", own, "; ".join(filter(None, ("4-bit on CUDA", refused))))
+    missing = "unsloth is not installed" if four_bit else ""
+    return EngineChoice("hf", own, "; ".join(filter(None, (missing, refused))))
+
+
+def vllm_refusal(
+    choice: ModelChoice, hardware: Hardware, quantization: str | None, random_weights: bool, installed: Installed
+) -> str:
+    """Why `auto` does not take vLLM, with the figures; "" if it does. GB are 10^9 bytes."""
+    if not installed("vllm"):
+        return "not installed"
+    if quantization in ("4bit", "8bit"):
+        return f"it serves 16-bit weights and quantised checkpoints, not {quantization} made while loading"
+    numbers = known_numbers(choice)
+    if numbers is None:
+        return f"the size of {choice.name} is not known before it is downloaded (--engine vllm tries it)"
+    weights = _weights(choice, numbers, quantization or "bf16", random_weights)
+    need = weights + VLLM_WORK_GB + LEAST_ROWS * LIVE_ROW_TOKENS * kv_bytes_per_token(numbers) / GB
+    have = usable_gb(numbers, hardware)
+    if need > have:
+        return f"{need:.0f} GB of GPU memory needed ({weights:.0f} of weights), {have:.0f} GB usable"
+    return "" if random_weights else disk_refusal(choice, quantization or "bf16")
+
+
+def disk_refusal(choice: ModelChoice, quantization: str) -> str:
+    """Why the disk does not hold the weights that vLLM would download, with the figures; "" if it does."""
+    numbers = known_numbers(choice)
+    if numbers is None or Path(choice.path_or_id).is_dir():
+        return ""
+    weights, place = weights_gb(numbers, quantization), hub_cache()
+    missing, free = DISK_RESERVE * weights - downloaded_gb(choice.path_or_id), free_gb(place)
+    if missing <= free:
+        return ""
+    return f"{free:.0f} GB free disk at {place}, {missing:.0f} GB needed for {weights:.0f} GB of weights"
+
+
+def _why_vllm(choice: ModelChoice, hardware: Hardware, quantization: str) -> str:
+    numbers = known_numbers(choice)
+    assert numbers is not None
+    parallel = tensor_parallel(numbers, hardware.gpus)
+    where = f"{usable_gb(numbers, hardware):.0f} GB usable" + (f" on {parallel} GPUs" if parallel > 1 else "")
+    return f"own process; {weights_gb(numbers, quantization):.0f} GB of weights, {where}"
+
+
+def _weights(choice: ModelChoice, numbers: Architecture, quantization: str, random_weights: bool) -> float:
+    """GB of weights: the files' own size where they are at hand (a quantised checkpoint is smaller)."""
+    folder = Path(choice.path_or_id)
+    own = folder_gb(folder) if folder.is_dir() and not random_weights else 0.0
+    return own or weights_gb(numbers, quantization)
+
+
+def known_numbers(choice: ModelChoice) -> Architecture | None:
+    """The model's architecture, or None for a hub id that no preset describes."""
+    if choice.preset is not None:
+        return choice.preset.architecture
+    folder = Path(choice.path_or_id)
+    return Architecture.from_config(folder) if folder.is_dir() else None
+
+
+def tensor_parallel(numbers: Architecture | None, gpus: int) -> int:
+    """Over how many of `gpus` alike vLLM splits the layers: the most that divide its heads; 1 if these are unknown."""
+    if numbers is None:
+        return 1
+    return max(n for n in range(1, gpus + 1) if numbers.heads % n == 0 and numbers.kv_heads % n == 0)
+
+
+def usable_gb(numbers: Architecture | None, hardware: Hardware) -> float:
+    """GB that vLLM may use over all GPUs that it splits the model over (`vram_gb` is in GiB)."""
+    return VLLM_SHARE * hardware.vram_gb * 2**30 / GB * tensor_parallel(numbers, hardware.gpus)
+
+
+def vllm_rows(numbers: Architecture | None, hardware: Hardware, weights: float) -> int:
+    """How many rows vLLM keeps at work: what its memory holds beside `weights` GB; LEAST_ROWS..MOST_ROWS."""
+    if numbers is None:
+        return MOST_ROWS // 4
+    room = usable_gb(numbers, hardware) - weights - VLLM_WORK_GB
+    rows = int(room * GB / (LIVE_ROW_TOKENS * kv_bytes_per_token(numbers)))
+    return max(LEAST_ROWS, min(MOST_ROWS, rows))

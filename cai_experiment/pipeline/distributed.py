@@ -1,0 +1,217 @@
+"""Beyond one process: `--ray local` or `--ray HOST:PORT` gives the pipeline an engine made of Ray actors.
+
+The runner stays here with its journal, the only memory: rows go out as they finish, a run resumes by id, a lost actor's
+prompts are asked again, and the files hold the same bytes as a run on one machine. Plain actors, not Ray Data, whose
+unit is a block of rows: a task that took its block through all stages would hand out nothing to be journalled before
+its end, and when its actor is lost Ray Data runs the whole block again (max_task_retries=-1); one stage per operator
+would take each transcript away from the cache that holds it. And its input is a data set, while here the number of
+instructions follows from how many passed the gate.
+
+An open Ray port is remote code execution. So: token authentication always on, private addresses only, a cluster that
+answers without a token refused, a local one bound to 127.0.0.1, no dashboard, no usage statistics.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+import re
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cai_experiment.errors import BadInputError, EngineError
+from cai_experiment.milestones import PACKAGE
+from cai_experiment.models.hardware import detect
+from cai_experiment.models.presets import resolve_model
+
+if TYPE_CHECKING:
+    from cai_experiment.engines.load import LoadSettings
+    from cai_experiment.engines.ray import RayEngine
+
+LOCAL = "local"
+INSTALL = 'python -m pip install "ray==2.60.*"'
+ACTOR_BYTES = 2 * 2**30  # of memory for an actor without a GPU: Python, torch and the shipped model take about 1 GB
+STORE_BYTES = 100_000_000  # prompts and completions are small and go with the calls; Ray asks for 75 MB at least
+ANSWER_SECONDS = 5.0
+FREED_SECONDS = 10.0  # Ray tells a little late that a closed engine's cores and GPUs are free again
+# Succeeds only where a stranger is served: without a token, the cluster's own key-value store.
+STRANGER = "import sys; from ray._raylet import GcsClient; GcsClient(sys.argv[1]).internal_kv_keys(b'', None, 5)"
+
+
+def ray_engines(
+    address: str, generator: LoadSettings, critic: LoadSettings | None = None, actors: int | None = None
+) -> tuple[RayEngine, RayEngine]:
+    """(generator, critic) over Ray actors: the same engine twice without `critic`, else half of the actors each.
+
+    `actors` is the number of them all; None takes a free GPU each, or a free CPU core each where the model is the
+    shipped one or no machine has a GPU. Connects to `address` if Ray is not connected yet; loads the models. Raises
+    BadInputError, EngineError (see `connect`), and whatever loading raises on an actor's machine.
+    """
+    from cai_experiment.engines.load import load_engine
+    from cai_experiment.engines.ray import RayEngine
+
+    if generator.engine == "server":
+        raise BadInputError("--ray and --engine server do not go together",
+                            "leave --ray away: one process keeps a server busy")  # fmt: skip
+    connect(address)
+    speakers = [_on_its_device(settings) for settings in (generator, critic) if settings is not None]
+    total = _count(speakers[0], actors)
+    if total < len(speakers):
+        raise EngineError("--generator and --critic are two models and only one actor fits",
+                          "use one model, or a cluster with two GPUs")  # fmt: skip
+    engines = []
+    for settings, share in zip(speakers, (total - total // 2, total // 2) if critic else (total,), strict=True):
+        engines.append(RayEngine(partial(load_engine, settings), share, _resources(settings)))
+    return engines[0], engines[-1]
+
+
+# ---------------------------------------------------------------- the cluster
+
+
+def check_address(address: str) -> None:
+    """Check what can be known without Ray: that it is installed, and that `address` is private and has a token.
+
+    Raises BadInputError for an address that is neither "local" nor HOST:PORT, unknown, public or without a token
+    (RAY_AUTH_TOKEN, or the file that RAY_AUTH_TOKEN_PATH names); EngineError if Ray is not installed.
+    """
+    if find_spec("ray") is None:
+        raise EngineError(f"--ray {address}: Ray is not installed", INSTALL)
+    if address == LOCAL:
+        return
+    host, _ = _parts(address)
+    try:
+        found = ipaddress.ip_address(socket.gethostbyname(host))
+    except OSError:
+        raise BadInputError(f"--ray {address}: unknown host {host}", "give the head's private address") from None
+    if found.is_global:
+        raise BadInputError(f"--ray {address}: {found} is a public address, and a Ray port there is an open door",
+                            "use the head's private address (docs/SCALING.md)")  # fmt: skip
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if not os.environ.get("RAY_AUTH_TOKEN") and not (path and Path(path).is_file() and Path(path).stat().st_size):
+        raise BadInputError(f"--ray {address}: no token in RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH",
+                            "export the one that the cluster was started with (docs/SCALING.md)")  # fmt: skip
+
+
+def connect(address: str) -> None:
+    """Connect this process to the cluster at `address`, or start one on this machine for "local"; once a process.
+
+    A local cluster ends with this process. The package travels to the actors, so all run this code. Raises what
+    `check_address` raises, and EngineError if nothing answers, the token is wrong, or the cluster asks for none.
+    """
+    check_address(address)
+    os.environ.update(RAY_AUTH_MODE="token", RAY_USAGE_STATS_ENABLED="0")
+    if address == LOCAL:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # in memory only; Ray would write a file
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # on any system: bind to 127.0.0.1
+    else:
+        _refuse_open(address)
+    import ray
+
+    if ray.is_initialized():
+        return
+    code: dict[str, Any] = {"py_modules": [str(PACKAGE)], "excludes": ["data/", "checkpoints/", "__pycache__/"]}
+    own: dict[str, Any] = {"num_cpus": detect().cores, "include_dashboard": False, "object_store_memory": STORE_BYTES}
+    try:
+        with _own_signals():
+            ray.init(address=address, runtime_env=code, log_to_driver=False, logging_level=logging.ERROR,
+                     **(own if address == LOCAL else {}))  # fmt: skip
+    except Exception as error:  # Ray raises every kind, bare Exception too
+        why = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise EngineError(f"--ray {address}: {why[:200]}", "see docs/SCALING.md") from error
+
+
+def is_open(address: str) -> bool:
+    """True if the Ray head at HOST:PORT serves somebody without a token; asked in a process of its own."""
+    stranger = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    command = [sys.executable, "-c", STRANGER, address]
+    try:
+        asked = subprocess.run(command, env={**stranger, "RAY_AUTH_MODE": "disabled"}, capture_output=True, timeout=60)
+    except subprocess.TimeoutExpired:
+        return False
+    return asked.returncode == 0
+
+
+def _refuse_open(address: str) -> None:
+    try:
+        socket.create_connection(_parts(address), timeout=ANSWER_SECONDS).close()
+    except OSError as error:
+        raise EngineError(f"--ray {address}: nothing answers there ({error.strerror or error})",
+                          "start the head with ray start --head (docs/SCALING.md)") from None  # fmt: skip
+    if is_open(address):
+        raise EngineError(f"--ray {address}: this cluster takes commands from anybody, without a token",
+                          "ray stop; then start it with RAY_AUTH_MODE=token (docs/SCALING.md)")  # fmt: skip
+
+
+def _parts(address: str) -> tuple[str, int]:
+    match = re.fullmatch(r"([\w.-]+):(\d{1,5})", address)
+    if match is None:
+        raise BadInputError(f"--ray {address}: neither local nor HOST:PORT", "for example --ray 10.0.0.2:6379")
+    return match[1], int(match[2])
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Ray puts its own SIGTERM handler in place of the script's, which ends a run resumably; put that back."""
+    before, heard = signal.getsignal(signal.SIGTERM), False
+    try:
+        yield
+    except SystemExit as stop:
+        heard = stop.code == signal.SIGTERM  # by Ray's
+        if not heard:
+            raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if heard:
+        signal.raise_signal(signal.SIGTERM)
+
+
+# ---------------------------------------------------------------- what runs where
+
+
+def _on_its_device(settings: LoadSettings) -> LoadSettings:
+    """The model under the name that this machine resolves it to; on the CPU if it ships with us or no GPU is there."""
+    import ray
+
+    choice = resolve_model(settings.random_weights or settings.model, detect())
+    shipped = choice.preset is not None and choice.preset.is_local
+    on_cpu = settings.device == "cpu" or shipped or ray.cluster_resources().get("GPU", 0) < 1
+    return replace(settings, model=choice.path_or_id if choice.preset is None else choice.name,
+                   device="cpu" if on_cpu else settings.device)  # fmt: skip
+
+
+def _resources(settings: LoadSettings) -> dict[str, float]:
+    """What Ray sets aside for an actor: one core (it sets one torch thread with that) and, off the CPU, one GPU."""
+    return {"num_cpus": 1, "num_gpus": 0 if settings.device == "cpu" else 1}
+
+
+def _count(settings: LoadSettings, wanted: int | None) -> int:
+    """How many actors; raises EngineError if `wanted`, or even one, do not fit into what is free."""
+    until = time.monotonic() + FREED_SECONDS
+    while (fit := _free(settings.device == "cpu")) < max(1, wanted or 1):
+        if time.monotonic() > until:
+            kind = "CPU cores (and 2 GB of memory each)" if settings.device == "cpu" else "GPUs"
+            raise EngineError(f"--ray: the cluster has {fit} free {kind}, {wanted or 1} needed",
+                              "see what holds them with: ray status")  # fmt: skip
+        time.sleep(0.2)
+    return wanted or fit
+
+
+def _free(on_cpu: bool) -> int:
+    """Actors that fit into what nobody holds now."""
+    import ray
+
+    free = ray.available_resources()
+    second = free.get("memory", 0) / ACTOR_BYTES if on_cpu else free.get("GPU", 0)
+    return int(min(free.get("CPU", 0), second))

@@ -1,0 +1,74 @@
+"""What earlier sessions of a run left in its journal: completions by prompt id, failures, the guard's verdicts.
+
+A resumed run starts every example anew and asks here before it asks a model. Completions stay in the file until they
+are asked for, so a resume needs 16 bytes of memory a line.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, Mapping
+
+from cai_experiment.engines.base import Completion
+from cai_experiment.engines.guard import GuardVerdict
+from cai_experiment.pipeline.guarding import Verdicts, read_verdicts, verdict_key
+from cai_experiment.pipeline.stages import exceeds_context
+from cai_experiment.records.index import RowIndex
+from cai_experiment.records.schema import Example
+from cai_experiment.records.store import Journal
+
+ATTEMPTS = 3  # the first and at most two more for a prompt on which the engine failed
+# Kinds of lines that follow failures without a completion in between: the run came to its end all the same, so they
+# count; or it stopped there, and a later session goes on.
+END, RESUMED = "end", "resumed"
+
+
+class Replies:
+    """Reads the journal once, mending it; then answers by prompt id.
+
+    A prompt on which the engine failed ATTEMPTS times keeps its error, so that a later session cannot change what was
+    rejected for it. A failure counts only if something was completed after it: those of a broken engine do not.
+    `failures` holds how often the others failed.
+    """
+
+    def __init__(self, journal: Journal) -> None:
+        self.failures: Counter[str] = Counter()
+        self._index = RowIndex(journal)
+        self._unsafe: Verdicts = {}
+        uncounted: list[tuple[str, int]] = []  # failures that nothing has followed yet
+        for offset, row in journal.located_rows():
+            if row.get("finish") == "error" and not exceeds_context(_completion(row)):
+                uncounted.append((row["id"], offset))
+                continue
+            for id, place in uncounted if row.get("kind") != RESUMED else ():
+                self._failed(id, place)
+            uncounted.clear()
+            if "finish" in row:
+                self._index.add(row["id"], offset)
+            else:
+                self._unsafe |= {key: one for key, one in read_verdicts([row]).items() if one.safe is False}
+
+        self.ends_in_failures = bool(uncounted)
+
+    def _failed(self, id: str, offset: int) -> None:
+        self.failures[id] += 1
+        if self.failures[id] >= ATTEMPTS:
+            self._index.add(id, offset)
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def get(self, id: str) -> Completion | None:
+        """The completion of this prompt, or its last failure; None if it is to be asked."""
+        row = self._index.row(id)
+        return None if row is None else _completion(row)
+
+    def unsafe(self, example: Example) -> GuardVerdict | None:
+        """The guard's verdict on the example's pair if it called it unsafe, else None."""
+        return self._unsafe.get(verdict_key(example.id, example.instruction, example.revised_answer))
+
+
+def _completion(row: Mapping[str, Any]) -> Completion:
+    """The completion in a journal row; fields that this version does not know are left out."""
+    known = {name: row[name] for name in Completion.__slots__ if name in row}
+    return Completion(**known | {"logprobs": tuple(row.get("logprobs", ()))})

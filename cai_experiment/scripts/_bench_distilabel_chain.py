@@ -1,0 +1,137 @@
+"""The same chain on distilabel, run by bench.py in distilabel's own environment:
+
+    python cai_experiment/scripts/_bench_distilabel_chain.py settings.json
+
+A distilabel Pipeline of one Task a half of the chain, each in its own process with its own TransformersLLM, as it
+does. Its inner pipeline speaks for one row at a time as shipped; here it gets batches, so that distilabel is shown at
+its best. It gives no log-probabilities, so a verdict is one greedy token. Writes {"rows", "tokens", "seconds"}, loading
+excluded.
+"""
+
+# no `from __future__ import annotations`: distilabel reads the annotations of `process`
+
+import json
+import sys
+import time
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from distilabel.models.llms import TransformersLLM
+from distilabel.pipeline import Pipeline
+from distilabel.steps import LoadDataFromDicts, StepInput
+from distilabel.steps.tasks import Task
+from distilabel.typing import StepOutput
+
+from cai_experiment.engines.base import Completion, Prompt
+from cai_experiment.pipeline.instruct import Instruction
+from cai_experiment.scripts._bench_chain import batches, instructions_for, lockstep, stage_settings
+
+FIRST_HALF = 4  # stages: answer, verdicts, critique, revision; the rest is the second round
+BATCH = 16
+
+
+class BatchedLLM(TransformersLLM):
+    """distilabel's own LLM, with its inner transformers pipeline speaking for BATCH rows at a time."""
+
+    def load(self) -> None:
+        """Load as ever, then raise the batch."""
+        super().load()
+        self._pipeline._batch_size = BATCH
+        self._pipeline.tokenizer.padding_side = "left"
+
+
+class Half(Task):
+    """Stages of the chain for a batch of rows; what earlier stages said travels along as JSON in "replies"."""
+
+    stages: int | None = None  # how far, None: to the end
+    seed: int = 0
+    principles: str = "targeted"
+    times: str = ""  # file for the begin and end of each batch
+
+    @property
+    def inputs(self) -> list[str]:
+        """What a row needs."""
+        return ["id", "instruction", "replies"]
+
+    @property
+    def outputs(self) -> list[str]:
+        """What a row gets."""
+        return ["replies"]
+
+    def format_input(self, input: dict) -> list[dict[str, str]]:
+        """A conversation in OpenAI's form."""
+        return [{"role": turn.role, "content": turn.text} for turn in input["turns"]]
+
+    def format_output(self, output: str | None, input: dict | None = None) -> dict[str, str | None]:
+        """The text."""
+        return {"generation": output}
+
+    def process(self, inputs: StepInput) -> StepOutput:
+        """All stages of this half for one batch."""
+        began = time.time()
+        known = [{one["id"]: Completion(**one) for one in json.loads(row["replies"])} for row in inputs]
+        said = {id: completion for row in known for id, completion in row.items()}
+
+        def complete(prompts: list[Prompt]) -> list[Completion]:
+            missing = [prompt for prompt in prompts if prompt.id not in said]
+            said.update({c.id: c for batch in batches(missing, len(missing)) for c in self._ask(batch)})
+            return [said[prompt.id] for prompt in prompts]
+
+        rows = [Instruction(row["id"], row["instruction"], "bench") for row in inputs]
+        lockstep(rows, stage_settings(self.seed, self.principles), complete, self.stages)
+        for row in inputs:
+            mine = [c for id, c in said.items() if id.startswith(row["id"] + "/")]
+            row["replies"] = json.dumps([{name: getattr(c, name) for name in Completion.__slots__} for c in mine])
+        with open(self.times, "a", encoding="utf-8") as file:
+            file.write(f"{began} {time.time()}\n")
+        yield inputs
+
+    def _ask(self, batch: list[Prompt]) -> list[Completion]:
+        sampling, weigh = batch[0].sampling, bool(batch[0].options)
+        spoken = sampling.temperature > 0 and not weigh
+        outputs = self.llm.generate_outputs(
+            inputs=[self.format_input({"turns": prompt.turns}) for prompt in batch],
+            max_new_tokens=sampling.max_tokens,
+            temperature=sampling.temperature if spoken else 1.0,
+            do_sample=spoken,
+            repetition_penalty=1.0,
+        )
+        texts = [(output["generations"][0] or "").strip() for output in outputs]
+        if weigh:
+            return [_verdict(prompt, text) for prompt, text in zip(batch, texts, strict=True)]
+        return [self._spoken(prompt, text) for prompt, text in zip(batch, texts, strict=True)]
+
+    def _spoken(self, prompt: Prompt, text: str) -> Completion:
+        size = len(self.llm._pipeline.tokenizer.encode(text, add_special_tokens=False)) + 1  # and the end token
+        most = prompt.sampling.max_tokens
+        return Completion(prompt.id, text, "stop" if size <= most else "length", completion_tokens=min(size, most))
+
+
+def _verdict(prompt: Prompt, text: str) -> Completion:
+    """Certain of the option that the text begins with; of none, if it begins with none."""
+    logs = tuple(-0.1 if text.startswith(option) else -2.4 for option in prompt.options)
+    return Completion(prompt.id, "", "stop", logprobs=logs)
+
+
+def main() -> None:
+    """Build the pipeline, run it, and write what it took."""
+    settings = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    rows = [{"id": row.id, "instruction": row.text, "replies": "[]"}
+            for row in instructions_for(settings["rows"], settings["seed"])]  # fmt: skip
+    shared = {"seed": settings["seed"], "principles": settings["principles"], "times": settings["times"]}
+    with Pipeline(name="chain", cache_dir=settings["cache"]) as pipeline:
+        load = LoadDataFromDicts(data=rows)
+        first = Half(name="first", llm=BatchedLLM(model=settings["model"]), stages=FIRST_HALF, **shared)
+        second = Half(name="second", llm=BatchedLLM(model=settings["model"]), **shared)
+        load >> first >> second
+    done = pipeline.run(use_cache=False)["default"]["train"]
+    replies = [reply for row in done for reply in json.loads(row["replies"])]
+    times = [float(word) for word in Path(settings["times"]).read_text(encoding="utf-8").split()]
+    result = {"rows": len(done), "tokens": sum(reply["completion_tokens"] for reply in replies),
+              "seconds": max(times) - min(times)}  # fmt: skip
+    Path(settings["result"]).write_text(json.dumps(result), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""Suite generation with --gpu: speed and memory of the chain on a card, against the card's bandwidth and FLOP limits.
+
+With --random-weights the architecture is a preset's own and the words are noise, so every completion runs to its last
+token and plain words of the same number of tokens stand in its place in the conversation. Those are computed
+anew, where a real model's own words lie in the cache already: the figure is on the careful side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from cai_experiment.engines.base import Completion, Prompt
+from cai_experiment.errors import BadInputError
+from cai_experiment.models.hardware import Hardware, detect, gpu_speed
+from cai_experiment.models.memory import GB, Architecture, kv_bytes_per_token, weights_gb
+from cai_experiment.models.plan import ANSWER_TOKENS, CRITIQUE_TOKENS
+from cai_experiment.models.presets import ModelPreset, numbers_of
+from cai_experiment.scripts._bench_chain import instructions_for, stage_settings
+from cai_experiment.scripts._bench_figures import Figure, Say
+from cai_experiment.scripts._bench_generation import Chain
+from cai_experiment.scripts._bench_watch import Passes, Recorded, watched_passes
+
+if TYPE_CHECKING:
+    from cai_experiment.engines.load import Plan
+
+ROWS_A_SLOT = 2
+TINY_ROWS, TINY_TOKENS, TINY_CONTEXT = 2, 8, 1536
+FILLER = "and so it goes on with one plain word after the other until the last of them is said "
+
+
+@dataclass
+class Worded:
+    """An engine of random weights whose completions read as words: as many tokens as it spoke."""
+
+    engine: Any
+
+    def __post_init__(self) -> None:
+        self.name, self.first_line, self.renderer = self.engine.name, self.engine.first_line, self.engine.renderer
+        self._filler = self.renderer.encode(FILLER * 40, False)
+
+    def describe(self) -> dict[str, object]:
+        """The engine's own."""
+        return self.engine.describe()
+
+    def stream(self, prompts: Iterable[Prompt | None]) -> Iterator[Completion]:
+        """As the engine does it, with other words."""
+        for completion in self.engine.stream(prompts):
+            words = self.renderer.tokenizer.decode(self._filler[: completion.completion_tokens])
+            yield replace(completion, text=words, finish="stop") if completion.completion_tokens else completion
+
+
+def on_card(args: argparse.Namespace, say: Say) -> list[Figure]:
+    """Tokens a second, peak memory, and the shares of what the card's data sheet allows."""
+    hardware = detect()
+    if hardware.kind != "cuda" and not args.tiny:
+        raise BadInputError("--gpu: this machine has no CUDA GPU", "add --tiny for a dry run on the CPU")
+    engine, plan = _load(args, hardware)
+    say(engine.first_line)
+    rows = args.rows or (TINY_ROWS if args.tiny else ROWS_A_SLOT * engine.slots)
+    stages = stage_settings(args.seed, args.principles)
+    if args.random_weights:
+        answer, critique = (TINY_TOKENS, TINY_TOKENS) if args.tiny else (ANSWER_TOKENS, CRITIQUE_TOKENS)
+        stages = replace(stages, max_tokens_answer=answer, max_tokens_critique=critique)
+    chain = Chain(engine, instructions_for(rows, args.seed), stages, plan.choice.path_or_id)
+    runs = []
+    for number in range(args.repeats):
+        runs.append(_run(chain, bool(args.random_weights)))
+        say(f"round {number + 1} of {args.repeats}: {runs[-1].tokens_per_second:,.1f} tokens/s")
+    peak = _peak_gb(hardware)
+    engine.close()
+    middle = median(run.tokens_per_second for run in runs)
+    run = min(runs, key=lambda one: abs(one.tokens_per_second - middle))
+    return figures(run, numbers_of(plan.choice), plan.quantization, hardware, peak)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What one run of the chain took, and what it made the card read and compute."""
+
+    seconds: float
+    spoken: int  # completion tokens
+    computed: int  # prompt tokens that no cache held
+    weighed: int  # prompts with options: each needs the head once
+    passes: int
+    cached_tokens_read: int
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Useful tokens a second."""
+        return self.spoken / self.seconds
+
+
+def figures(run: Run, numbers: Architecture, quantization: str, hardware: Hardware, peak_gb: float) -> list[Figure]:
+    """A run held against the card: every pass reads all weights and the keys and values of its slots; a token costs
+    two operations a weight of the blocks, and of the head where one is drawn (attention itself is left out).
+    """
+    read = run.passes * weights_gb(numbers, quantization) * GB
+    read += run.cached_tokens_read * kv_bytes_per_token(numbers, quantization)
+    heads = numbers.vocab * numbers.hidden * (run.spoken + run.weighed)
+    flops = 2 * (numbers.linear_parameters * (run.spoken + run.computed) + heads)
+    arms = {"seconds": run.seconds, "completion_tokens": run.spoken, "computed_prompt_tokens": run.computed,
+            "passes": run.passes}  # fmt: skip
+    speed = gpu_speed(hardware.gpu_name)
+    have = hardware.vram_gb if hardware.kind == "cuda" else hardware.ram_gb
+    memory = Figure("peak_memory_gb", peak_gb, None, have, {"weights": weights_gb(numbers, quantization)})
+    if speed is None:
+        reason = f"no data sheet figures for {hardware.gpu_name or 'a CPU'}"
+        shares = [Figure(name, None, None, 1.0, reason=reason) for name in ("share_of_bandwidth", "share_of_flops")]
+        return [Figure("tokens_per_second", run.tokens_per_second, None, None, arms), memory, *shares]
+    bandwidth, peak_flops = speed[0] * GB, speed[1] * 1e12
+    best = run.spoken / max(read / bandwidth, flops / peak_flops)
+    return [
+        Figure("tokens_per_second", run.tokens_per_second, None, best, arms),
+        memory,
+        Figure("share_of_bandwidth", read / run.seconds / bandwidth, None, 1.0,
+               {"gb_per_second": read / run.seconds / GB, "card_gb_per_second": speed[0]}),
+        Figure("share_of_flops", flops / run.seconds / peak_flops, None, 1.0,
+               {"tflops": flops / run.seconds / 1e12, "card_tflops": speed[1]}),
+    ]  # fmt: skip
+
+
+def _run(chain: Chain, worded: bool) -> Run:
+    recorded = Recorded(chain.engine)
+    with watched_passes() as passes:
+        started = time.perf_counter()
+        chain.pipeline(Worded(recorded) if worded else recorded)
+        seconds = time.perf_counter() - started
+    return _as_run(seconds, recorded, passes)
+
+
+def _as_run(seconds: float, recorded: Recorded, passes: Passes) -> Run:
+    done = recorded.completions
+    return Run(
+        seconds, sum(c.completion_tokens for c in done), sum(c.computed_tokens for c in done),
+        sum(bool(c.logprobs) for c in done), passes.occupancy.passes, passes.cached_tokens_read,
+    )  # fmt: skip
+
+
+def _load(args: argparse.Namespace, hardware: Hardware) -> tuple[Any, Plan]:
+    """(engine hf, the plan it was loaded by); --tiny shrinks the preset of --random-weights."""
+    from cai_experiment.engines.hf import HFEngine
+    from cai_experiment.engines.load import LoadSettings, load_model, make_plan, make_renderer
+    from cai_experiment.engines.weights import keep_trainable
+
+    quantization = args.quantization or ("4bit" if args.random_weights else None)
+    settings = LoadSettings(
+        model=args.model, quantization=quantization, batch_size=args.batch_size, engine="hf", seed=args.seed,
+        random_weights=args.random_weights, tokenizer=args.tokenizer, max_length=TINY_CONTEXT if args.tiny else None,
+    )  # fmt: skip
+    plan = make_plan(settings, hardware)
+    if args.tiny:
+        if plan.choice.preset is None or not args.random_weights:
+            raise BadInputError("--tiny shrinks an architecture", "give its preset by --random-weights")
+        name = f"{plan.choice.name}, shrunk"
+        plan = replace(plan, choice=replace(plan.choice, name=name, preset=shrunk(plan.choice.preset)))
+    model, tokenizer, facts = load_model(plan, settings)
+    if plan.quantization == "4bit":
+        keep_trainable(model)  # on a CPU bitsandbytes would repack the weights, and round them anew
+    renderer = make_renderer(model, tokenizer, plan.choice, settings)
+    engine = HFEngine(model, tokenizer, renderer, args.batch_size, facts)
+    engine.first_line = plan.first_line
+    return engine, plan
+
+
+def shrunk(preset: ModelPreset) -> ModelPreset:
+    """The preset with two layers of a few narrow heads: the same code runs, in seconds on a CPU."""
+    numbers = preset.architecture
+    kv_heads = 2
+    heads = kv_heads * (numbers.heads // numbers.kv_heads)
+    hidden = 32 * heads  # a multiple of NF4's block of 64
+    small = Architecture(2, hidden, heads, kv_heads, 32, 2 * hidden, 512, numbers.tied)
+    return replace(preset, numbers=small)
+
+
+def _peak_gb(hardware: Hardware) -> float:
+    """The most memory that this process has held: on the card as torch allocated it, else resident."""
+    import torch
+
+    if hardware.kind == "cuda":
+        return torch.cuda.max_memory_allocated() / GB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GB

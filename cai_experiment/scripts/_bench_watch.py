@@ -1,0 +1,91 @@
+"""What is counted inside an engine while it works: prompts, completions, passes, slots at work. No clock."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from cai_experiment.engines.base import Completion, Prompt
+from cai_experiment.scripts._bench_figures import Occupancy, prefix_tree_size
+
+
+class Recorded:
+    """An engine that keeps every prompt and completion that passes through it."""
+
+    def __init__(self, engine: Any) -> None:
+        self.engine, self.name, self.first_line = engine, engine.name, engine.first_line
+        self.renderer = engine.renderer
+        self.prompts: list[Prompt] = []
+        self.completions: list[Completion] = []
+
+    def describe(self) -> dict[str, object]:
+        """The engine's own."""
+        return self.engine.describe()
+
+    def stream(self, prompts: Iterable[Prompt | None]) -> Iterator[Completion]:
+        """As the engine does it."""
+        with closing(self.engine.stream(self._noted(prompts))) as completions:
+            for completion in completions:
+                self.completions.append(completion)
+                yield completion
+
+    def _noted(self, prompts: Iterable[Prompt | None]) -> Iterator[Prompt | None]:
+        for prompt in prompts:
+            if prompt is not None:
+                self.prompts.append(prompt)
+            yield prompt
+
+
+@dataclass(slots=True)
+class Passes:
+    """What the passes of HFEngine's loop did."""
+
+    occupancy: Occupancy = field(default_factory=Occupancy)
+    cached_tokens_read: int = 0  # keys and values of the slots at work, summed over passes
+
+
+@contextmanager
+def watched_passes() -> Iterator[Passes]:
+    """Counts every pass of every HFEngine while the block lasts."""
+    from cai_experiment.engines.loop import Loop
+
+    step, seen = Loop.step, Passes()
+
+    def watched(loop: Loop) -> list[Completion]:
+        at_hand, spoken = int(loop.active.sum()) + len(loop.waiting), loop.spoken
+        done = step(loop)
+        worked = loop.spoken - spoken + sum(bool(completion.logprobs) for completion in done)
+        seen.occupancy.add(at_hand, len(loop.waiting), worked, loop.slots)
+        seen.cached_tokens_read += int(loop.ready[loop.active].sum()) + sum(
+            c.prompt_tokens + c.completion_tokens for c in done
+        )
+        return done
+
+    Loop.step = watched  # type: ignore[method-assign, assignment]
+    try:
+        yield seen
+    finally:
+        Loop.step = step  # type: ignore[method-assign]
+
+
+def computed_over_tree(recorded: Recorded) -> tuple[float, dict[str, float]]:
+    """(prompt tokens computed / distinct prefix-tree tokens of all prompts, its arms).
+
+    A completion enters the next prompt, and its keys and values are there already, so a run can stay below 1. The
+    stricter `not_spoken` counts only those tree tokens that the model did not speak itself just before.
+    """
+    renderer = recorded.renderer
+    failed = {c.id for c in recorded.completions if c.finish == "error"}
+    sound = {p.id: p for p in recorded.prompts if p.id not in failed}
+    limits = {id: 1 if p.options else p.sampling.max_tokens for id, p in sound.items()}
+    rows = {id: renderer.prompt_ids(p.turns, p.speak_as, max_tokens=limits[id]) for id, p in sound.items()}
+    spoken = [(c.id, list(renderer.encode(c.text.strip(), False))) for c in recorded.completions if c.text]
+    tree = prefix_tree_size(list(rows.values()))
+    grown = prefix_tree_size([*rows.values(), *(rows[id] + text for id, text in spoken)])
+    not_spoken = grown - sum(len(text) for _, text in spoken)  # spoken paths are disjoint: no prompt is asked twice
+    computed = sum(completion.computed_tokens for completion in recorded.completions)
+    return computed / tree, {
+        "computed_prompt_tokens": computed, "prefix_tree_tokens": tree, "prefix_tree_tokens_not_spoken": not_spoken,
+    }  # fmt: skip

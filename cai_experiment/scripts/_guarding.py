@@ -1,0 +1,102 @@
+"""The guard's part in a milestone: chosen and checked before the first token, run when the generator has left."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cai_experiment.engines.guard import GuardChoice, GuardSettings, GuardVerdict, check_guard, load_guard
+from cai_experiment.errors import BadInputError
+from cai_experiment.models.hardware import detect
+from cai_experiment.models.memory import weights_gb
+from cai_experiment.models.presets import resolve_model
+from cai_experiment.observe.progress import Progress
+from cai_experiment.pipeline.guarding import GuardCounts, guard_pass
+from cai_experiment.pipeline.length_matching import SURPLUS
+from cai_experiment.records.files import ExampleFile
+from cai_experiment.records.manifest import Manifest
+from cai_experiment.records.store import RunFolder
+from cai_experiment.scripts._inputs import earlier
+
+
+def choose_guard(args: argparse.Namespace, path: Path) -> GuardChoice | None:
+    """The guard that the flags ask for, sure to load; None without one. Prints its line.
+
+    "auto" keeps the guard that an earlier session used. Raises BadInputError if another one's verdicts stand in the
+    journal already, and what `check_guard` raises.
+    """
+    if args.guard is None:
+        return None
+    before = None if args.fresh else earlier(path)
+    used = "" if before is None else str(before.guard.get("name", ""))
+    wanted = used if used and args.guard == "auto" else args.guard
+    choice = check_guard(GuardSettings(wanted, args.generator or args.model, still_to_download(args)), detect())
+    if used and choice.name != used:
+        raise BadInputError(f"--guard {choice.name}: {used} has judged pairs of this run already",
+                            f"use --guard {used}, or --fresh")  # fmt: skip
+    print(choice.line, flush=True)
+    return choice
+
+
+def still_to_download(args: argparse.Namespace) -> float:
+    """GB that the generator's 16-bit weights will still take of the disk; 0 where its size is not known."""
+    from cai_experiment.models.disk import downloaded_gb
+
+    choice = resolve_model(args.generator or args.model, detect())
+    if args.random_weights or args.server or choice.preset is None or choice.preset.is_local:
+        return 0.0
+    return max(0.0, weights_gb(choice.preset.architecture, "bf16") - downloaded_gb(choice.path_or_id))
+
+
+def shares(choice: GuardChoice | None, generator: Any) -> bool:
+    """True if the guard speaks through the generator's engine (the shipped model), which then stays open."""
+    return choice is not None and choice.family == "nano" and generator.describe().get("model") == "nano"
+
+
+def guard_pairs(args: argparse.Namespace, folder: RunFolder, choice: GuardChoice, generator: Any | None) -> GuardCounts:
+    """Have the guard read every accepted pair of the run that it has not read yet; verdicts go into the journal."""
+    started = time.monotonic()
+    guard = load_guard(choice, detect(), generator)
+    try:
+        print(guard.first_line, flush=True)
+        with Progress(len(ExampleFile(folder.path / "pairs.jsonl")), "guarded", args.verbosity) as progress:
+            judged = itertools.count(1)
+
+            def seen(verdict: GuardVerdict) -> None:
+                progress.update(next(judged))
+
+            counts = guard_pass(_rows(folder.path), guard, folder.journal, seen)
+        facts = {"name": choice.name, **guard.describe()}
+    finally:
+        guard.close()
+    _note(folder.path, facts, time.monotonic() - started, args.price_per_hour)
+    return counts
+
+
+def _rows(path: Path) -> Iterator[tuple[str, str, str]]:
+    """(id, instruction, chosen) of every pair that passed the gate, also of those left out to match lengths."""
+    for name in ("pairs.jsonl", "rejected.jsonl"):
+        for example in ExampleFile(path / name):
+            if example.reject_reasons in ((), (SURPLUS,)):
+                yield example.id, example.instruction, example.revised_answer
+
+
+def _note(path: Path, facts: dict[str, Any], seconds: float, price_per_hour: float) -> None:
+    """Put the guard and its time into the manifest."""
+    place = path / "manifest.json"
+    before = Manifest.read(place)
+    spent = round(float(before.guard.get("seconds", 0.0)) + seconds, 3)
+    cost = round(before.cost_dollars + seconds / 3600 * price_per_hour, 6)
+    dataclasses.replace(before, guard={**facts, "seconds": spent}, cost_dollars=cost).write(place)
+
+
+def said(counts: GuardCounts) -> str:
+    """One line for the terminal."""
+    what = ", ".join(f"{category} {count}" for category, count in counts.categories.most_common())
+    return (f"guard: {counts.safe} safe, {counts.unsafe} unsafe{f' ({what})' if what else ''}, "
+            f"{counts.unparsed} unparsed")  # fmt: skip

@@ -1,0 +1,126 @@
+"""What a run starts from: how many pairs (--count, --add), which instructions (--mix, --exclude, --instructions)."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from cai_experiment.errors import BadInputError
+from cai_experiment.milestones import MILESTONES, Milestone
+from cai_experiment.models.hardware import detect
+from cai_experiment.models.presets import resolve_model
+from cai_experiment.nano import is_nano
+from cai_experiment.pipeline.instruct import SELF, Instruction
+from cai_experiment.pipeline.mix import Part, parse_mix
+from cai_experiment.pipeline.sources import load_instructions
+from cai_experiment.records.files import read_json, show
+from cai_experiment.records.manifest import Manifest
+
+DRAWS_PER_PAIR = 3  # the house plan: at most three times as many instructions as pairs
+
+
+def earlier(path: Path) -> Manifest | None:
+    """The manifest of the sessions before, or None in a new folder."""
+    place = path / "manifest.json"
+    return Manifest.read(place) if place.exists() else None
+
+
+# ---------------------------------------------------------------- how many
+
+
+def target(args: argparse.Namespace, milestone: Milestone) -> tuple[int, int]:
+    """(pairs to reach, instructions to draw at most). Raises BadInputError for an --add that has nothing to extend.
+
+    Without --count and --add a run keeps the target that it has, if that is larger than the milestone's.
+    """
+    path = args.data_dir / args.run
+    before = None if args.fresh else earlier(path)
+    had = 0 if before is None else int(before.settings.get("pairs", 0))
+    if args.add is not None:
+        count: int | None = _extended(args, path, before, had)
+    else:
+        count = had if args.count is None and args.instructions is None and had > milestone.pairs else args.count
+    if count is None:
+        return milestone.pairs, milestone.max_draws
+    return count, max(DRAWS_PER_PAIR * count, MILESTONES["single"].max_draws)
+
+
+def _extended(args: argparse.Namespace, path: Path, before: Manifest | None, had: int) -> int:
+    """The target of --add: N more than a finished run has; one that was interrupted while it was extended goes on."""
+    if args.count is not None:
+        raise BadInputError("--add and --count both say how many pairs", "use one of them")
+    if before is None:
+        raise BadInputError(f"--add {args.add}: {show(path)} holds no run", "make one first, without --add")
+    if _is_finished(path, had):
+        return had + args.add
+    if before.extended and had - before.extended[-1] == args.add:
+        return had
+    accepted = before.counts.get("accepted", 0)
+    raise BadInputError(f"--add {args.add}: the run in {show(path)} is not finished ({accepted} of {had} pairs)",
+                        "finish it with the same command without --add")  # fmt: skip
+
+
+def _is_finished(path: Path, pairs: int) -> bool:
+    """True if the folder's report is of a run with this target: the report is the last thing that is written."""
+    if not (path / "report.json").exists():
+        return False
+    settings = read_json(path / "report.json").get("settings", {})
+    return settings.get("generation", {}).get("pairs") == pairs
+
+
+# ---------------------------------------------------------------- which instructions
+
+
+def rows_of(path: Path, field: str | None) -> tuple[tuple[Instruction, ...], str]:
+    """(rows of an instruction file, its name and hash for the manifest)."""
+    rows = tuple(load_instructions(path, field))
+    return rows, f"{path.name} sha256:{_digest(f'{row.id} {row.text}' for row in rows)}"
+
+
+def mix_of(args: argparse.Namespace) -> tuple[tuple[Part, ...], str]:
+    """(the parts of --mix with their files read, what the manifest says of them); nothing without --mix."""
+    if args.mix is None:
+        return (), ""
+    if args.instructions is not None:
+        raise BadInputError("--mix and --instructions both say where instructions come from", "use one of them")
+    parts, said = [], []
+    for name, share in parse_mix(args.mix):
+        rows, shown = ((), SELF) if name == SELF else rows_of(Path(name), args.field)
+        parts.append(Part(name, share, rows))
+        said.append(f"{shown} {share:g}")
+    return tuple(parts), ", ".join(said)
+
+
+def evaluation_set(args: argparse.Namespace) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(texts that must not be trained on, names and hashes of their sets): --exclude, and the lab's own questions."""
+    texts, names = [], []
+    for path in args.exclude:
+        rows, shown = rows_of(path, None)
+        texts += [row.text for row in rows]
+        names.append(shown)
+    if speaks_of_world(args):
+        own = held_out(args.seed)
+        texts += own
+        names.append(f"held-out questions of the shipped model's world sha256:{_digest(own)}")
+    return tuple(texts), tuple(names)
+
+
+def held_out(seed: int) -> list[str]:
+    """The questions that the trained shipped model will be measured on."""
+    from cai_experiment.evaluation.measure import HELD_OUT
+    from cai_experiment.nano.world import held_out_questions
+
+    return held_out_questions(HELD_OUT, seed)
+
+
+def speaks_of_world(args: argparse.Namespace) -> bool:
+    """True if the generator is the shipped model, whose world has a truth, and which knows its own prompts only."""
+    name: Any = args.generator or args.model
+    return args.random_weights is None and is_nano(resolve_model(name, detect()).path_or_id)
+
+
+def _digest(texts: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(texts).encode("utf-8", "surrogatepass")).hexdigest()

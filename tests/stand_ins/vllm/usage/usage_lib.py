@@ -1,0 +1,5 @@
+from enum import StrEnum
+
+
+class UsageContext(StrEnum):
+    LLM_CLASS = "LLM_CLASS"

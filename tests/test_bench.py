@@ -1,0 +1,311 @@
+"""bench.py's counting with known answers, a tiny real run of each suite, and what kill_test.py counts."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cai_experiment.constitution.prompts import ask_for_answer
+from cai_experiment.engines.base import Completion, Prompt, Sampling
+from cai_experiment.errors import EXIT_NO_GO, EXIT_OK, BadInputError
+from cai_experiment.models.hardware import Hardware
+from cai_experiment.models.memory import weights_gb
+from cai_experiment.models.presets import PRESETS
+from cai_experiment.scripts import bench, kill_test
+from cai_experiment.scripts._bench_chain import batches, instructions_for, lockstep, stage_settings
+from cai_experiment.scripts._bench_figures import Figure, Occupancy, interleaved, prefix_tree_size
+from cai_experiment.scripts._bench_generation import Chain
+from cai_experiment.scripts._bench_gpu import Run, figures, shrunk
+from cai_experiment.scripts._bench_watch import Recorded, computed_over_tree
+from cai_experiment.scripts._kill_count import Session, Tally, lost_lines
+from cai_experiment.scripts._scripted_engine import ScriptedEngine, script
+
+GENERATION = ("speedup_vs_generate_batch16", "speedup_vs_generate_batch1", "speedup_vs_distilabel",
+              "prefill_over_prefix_tree", "pipeline_over_engine", "slot_occupancy")  # fmt: skip
+RECORDS = ("rows_per_second", "resume_scan_seconds_100k")
+
+
+# ---------------------------------------------------------------- counting
+
+
+@pytest.mark.parametrize(
+    ("rows", "size"),
+    [
+        ([], 0),
+        ([[]], 0),
+        ([[5, 6, 7]], 3),
+        ([[5, 6, 7], [5, 6, 7]], 3),
+        ([[1, 2, 3], [1, 2], [1, 2, 4, 5]], 5),  # 1, 1-2, 1-2-3, 1-2-4, 1-2-4-5
+        ([[1, 2], [2, 1]], 4),
+        ([[1], [256], [65536], [1, 256]], 4),  # ids whose bytes are prefixes of one another
+    ],
+)
+def test_prefix_tree(rows: list[list[int]], size: int) -> None:
+    assert prefix_tree_size(rows) == size
+
+
+def test_prefix_tree_against_a_set_of_prefixes() -> None:
+    chance = random.Random(3)
+    rows = [[chance.randrange(3) for _ in range(chance.randrange(9))] for _ in range(200)]
+    assert prefix_tree_size(rows) == len({tuple(row[:end]) for row in rows for end in range(1, len(row) + 1)})
+
+
+def test_occupancy_counts_only_passes_for_which_rows_waited() -> None:
+    full = Occupancy()
+    assert full.share is None and full.reason
+    full.add(at_hand=3, put_off=0, worked=3, slots=4)  # a slot is idle, but nothing waits
+    assert (full.passes, full.crowded, full.share) == (1, 0, None)
+    full.add(at_hand=9, put_off=5, worked=4, slots=4)
+    full.add(at_hand=4, put_off=0, worked=3, slots=4)
+    full.add(at_hand=3, put_off=1, worked=2, slots=4)  # one waits for a neighbour's prefix: it could have had a slot
+    assert (full.passes, full.crowded, full.offered, full.worked) == (4, 3, 11, 9)
+    assert full.share == pytest.approx(9 / 11)
+
+
+def test_medians_of_interleaved_rounds_begin_with_another_arm_each() -> None:
+    order: list[str] = []
+    given = {name: itertools.count(start) for name, start in (("a", 1), ("b", 10), ("c", 100))}
+
+    def arm(name: str) -> float:
+        order.append(name)
+        return float(next(given[name]))
+
+    arms = {name: lambda name=name: arm(name) for name in given}
+    assert interleaved(arms, 3, lambda line: None) == {"a": 2, "b": 11, "c": 101}
+    assert "".join(order) == "abcbcacab"
+
+
+def test_figures_are_met_by_their_own_side_and_never_without_a_value() -> None:
+    assert Figure("x", 4.0, 4.0, None).met
+    assert not Figure("x", 3.9, 4.0, None).met
+    assert Figure("x", 1.0, 1.05, None, at_most=True).met
+    assert not Figure("x", 1.1, 1.05, None, at_most=True).met
+    assert not Figure("x", None, 4.0, None, reason="no pip").met
+    assert Figure("x", 3.0, None, None).met  # no target: a figure to be read
+    row = Figure("x", None, 4.0, 9.0, {"ours": 2.0, "theirs": None}, reason="no pip").as_json()
+    assert row == {
+        "value": None,
+        "target": 4.0,
+        "limit": 9.0,
+        "arms": {"ours": 2.0, "theirs": None},
+        "reason": "no pip",
+    }
+
+
+def test_a_card_is_held_against_its_data_sheet() -> None:
+    numbers = PRESETS["qwen2.5-32b"].architecture
+    card = Hardware("this machine", "cuda", "NVIDIA A100-SXM4-80GB", 80, "4bit", 117, 16)
+    run = Run(seconds=10.0, spoken=1000, computed=4000, weighed=0, passes=100, cached_tokens_read=0)
+    found = {figure.name: figure for figure in figures(run, numbers, "4bit", card, 25.0)}
+    read = 100 * weights_gb(numbers, "4bit") / 10  # GB a second
+    assert found["share_of_bandwidth"].value == pytest.approx(read / 2039)
+    flops = 2 * (numbers.linear_parameters * 5000 + numbers.vocab * numbers.hidden * 1000) / 10
+    assert found["share_of_flops"].value == pytest.approx(flops / 312e12)
+    assert found["tokens_per_second"].value == 100
+    busiest = max(found["share_of_bandwidth"].value, found["share_of_flops"].value)
+    assert found["tokens_per_second"].limit == pytest.approx(100 / busiest)
+    assert (found["peak_memory_gb"].value, found["peak_memory_gb"].limit) == (25.0, 80)
+    unknown = figures(run, numbers, "4bit", dataclasses.replace(card, gpu_name="NVIDIA X1"), 25.0)
+    assert [figure.value for figure in unknown if "share" in figure.name] == [None, None]
+
+
+@pytest.mark.parametrize("key", [key for key, preset in PRESETS.items() if not preset.is_local])
+def test_a_shrunk_preset_keeps_its_shape_of_heads(key: str) -> None:
+    numbers, small = PRESETS[key].architecture, shrunk(PRESETS[key]).architecture
+    assert small.heads / small.kv_heads == numbers.heads / numbers.kv_heads
+    assert small.heads * small.head_size == small.hidden
+    assert small.tied == numbers.tied and small.parameters < 10_000_000
+
+
+# ---------------------------------------------------------------- the chain of the other arms
+
+
+def test_lockstep_asks_what_the_pipeline_asks() -> None:
+    rows, settings = instructions_for(6, 0), stage_settings(0, "random")
+    asked: list[list[Prompt]] = []
+
+    def complete(prompts: list[Prompt]) -> list[Completion]:
+        asked.append(prompts)
+        return [script(prompt) for prompt in reversed(prompts)]  # any order will do
+
+    tokens = lockstep(rows, settings, complete)
+    assert tokens == sum(script(prompt).completion_tokens for prompts in asked for prompt in prompts)
+    engine = ScriptedEngine()
+    chain = Chain(engine, rows, settings, "")
+    assert chain.pipeline() == tokens
+    assert engine.asked == {prompt.id: 1 for prompts in asked for prompt in prompts}
+    first: list[list[Prompt]] = []
+    lockstep(rows, settings, lambda prompts: first.append(prompts) or complete(prompts), stages=2)
+    assert first == asked[:2]
+
+
+def test_a_batch_holds_prompts_of_one_kind() -> None:
+    warm, cool = Sampling(0.7, 500), Sampling(0.3, 300)
+    prompts = [Prompt(str(i), (), "answer", cool if i % 3 == 0 else warm) for i in range(7)]
+    prompts.append(Prompt("v", (), "verdict", warm, options=("A", "B")))
+    ids = [[prompt.id for prompt in batch] for batch in batches(prompts, 2)]
+    assert ids == [["0", "3"], ["6"], ["1", "2"], ["4", "5"], ["v"]]
+
+
+def test_recorded_prefill_against_the_tree(tiny_model_dir: Path) -> None:
+    from cai_experiment.engines.load import LoadSettings, load_engine
+
+    engine = load_engine(LoadSettings(model=str(tiny_model_dir), layout="chat", engine="hf", batch_size=16))
+    recorded = Recorded(engine)
+    turns = ask_for_answer(instructions_for(1, 0)[0].text)
+    prompts = [Prompt(str(i), turns, "answer", Sampling(0.0, 4)) for i in range(3)]
+    assert len(list(recorded.stream(prompts))) == 3
+    size = len(engine.renderer.prompt_ids(prompts[0].turns, "answer", max_tokens=4))
+    value, arms = computed_over_tree(recorded)
+    # three times one prompt: one whole prefill, and each other row's last token, which gives its logits
+    assert arms["prefix_tree_tokens"] == size
+    assert arms["computed_prompt_tokens"] == size + 2
+    assert value == pytest.approx((size + 2) / size)
+    engine.close()
+
+
+# ---------------------------------------------------------------- the suites, for real and tiny
+
+
+def check_json(path: Path, names: tuple[str, ...]) -> dict[str, dict[str, object]]:
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert tuple(found) == names
+    for name, row in found.items():
+        assert {"value", "target", "limit", "arms"} <= row.keys() <= {"value", "target", "limit", "arms", "reason"}, (
+            name
+        )
+        assert row["arms"] and (row["value"] is not None) != ("reason" in row), name
+    return found
+
+
+def test_generation_suite(tmp_path: Path, nano_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "bench.json"
+    flags = ["--rows", "4", "--repeats", "1", "--principles", "random", "--batch-size", "16", "--no-distilabel"]
+    code = bench.main(["--suite", "generation", *flags, "--model", str(nano_dir), "--json", str(path)])
+    assert code == EXIT_NO_GO  # a figure that was not measured is no pass
+    found = check_json(path, GENERATION)
+    assert found["speedup_vs_distilabel"]["value"] is None
+    assert found["prefill_over_prefix_tree"]["value"] < 1.5
+    assert "pipeline_over_engine" in capsys.readouterr().out
+
+
+def test_generation_suite_on_a_card_runs_dry_without_one(tmp_path: Path) -> None:
+    path = tmp_path / "bench.json"
+    code = bench.main(["--suite", "generation", "--gpu", "--random-weights", "qwen2.5-32b", "--tiny", "--repeats", "1",
+                       "--rows", "1", "--principles", "random", "--json", str(path)])  # fmt: skip
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert (code, tuple(found)) == (
+        EXIT_OK,
+        ("tokens_per_second", "peak_memory_gb", "share_of_bandwidth", "share_of_flops"),
+    )
+    assert found["tokens_per_second"]["value"] > 0
+    # answer, and per round critique and revision, each to its last token: nothing was cut by random words
+    assert found["tokens_per_second"]["arms"]["completion_tokens"] == 5 * 8
+
+
+def test_records_suite(tmp_path: Path) -> None:
+    path = tmp_path / "bench.json"
+    bench.main(["--suite", "records", "--rows", "500", "--repeats", "1", "--json", str(path)])
+    check_json(path, RECORDS)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [(["--random-weights", "qwen2.5-32b"], "add --gpu"), (["--gpu", "--tiny"], "--random-weights")],
+)
+def test_flags_that_do_not_go_together(flags: list[str], words: str) -> None:
+    with pytest.raises(BadInputError, match=words):
+        bench.main(["--suite", "generation", *flags])
+
+
+def test_an_unknown_suite_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        bench.main(["--suite", "ensemble"])
+    assert stop.value.code == 2
+    assert "generation" in capsys.readouterr().err
+
+
+def test_distilabel_that_cannot_be_had_is_no_figure(tmp_path: Path) -> None:
+    from cai_experiment.scripts._bench_distilabel import Distilabel
+
+    (tmp_path / "file").touch()  # no environment can be made below a file
+    arm = Distilabel(tmp_path / "file" / "cache", "nowhere", 2, 1, stage_settings(0))
+    with pytest.raises(RuntimeError, match="no environment for distilabel"):
+        arm.tokens_per_second()
+
+
+# ---------------------------------------------------------------- what a kill costs
+
+
+def journal_of(*ids: str) -> list[dict[str, object]]:
+    return [{"id": id, "finish": "stop", "completion_tokens": 10} for id in ids]
+
+
+def session(asked: str, lines: int, killed: bool = True, slots: int = 4, digest: str = "") -> Session:
+    return Session(tuple(asked), slots, lines, digest, killed)
+
+
+def test_what_was_in_flight_may_be_asked_again() -> None:
+    tally = Tally()
+    sessions = [session("abc", 1), session("bcd", 2), session("cd", 4, killed=False)]
+    assert tally.add(sessions, journal_of("a", "b", "c", "d")) == []
+    assert (tally.kills, tally.in_flight, tally.redone) == (2, 4, 4)  # b c, then c d
+    assert (tally.tokens_in_flight, tally.tokens_redone, tally.most_in_flight) == (40, 40, 2)
+    assert "4 prompts (40 tokens) were asked again, of 4 (40 tokens) in flight at 2 kills" in str(tally)
+
+
+def test_what_was_finished_may_not_be_asked_again() -> None:
+    found = Tally().add([session("ab", 1), session("ab", 2, killed=False)], journal_of("a", "b"))
+    assert found == ["session 2 asked for a, which was finished", "a was asked again more often than it was in flight"]
+
+
+def test_a_kill_costs_no_more_than_the_engine_holds() -> None:
+    found = Tally().add([session("abc", 1, slots=1), session("bc", 3, killed=False)], journal_of("a", "b", "c"))
+    assert found == ["kill 1 cost 2 prompts, and the engine holds 1"]
+
+
+def test_finished_lines_stay_where_they_were() -> None:
+    lines = [b'{"id": "a"}\n', b'{"id": "b"}\n', b'{"id": "c"}\n']
+
+    def after(count: int, of: list[bytes]) -> Session:
+        return session("", count, digest=hashlib.sha256(b"".join(of[:count])).hexdigest())
+
+    whole = b"".join(lines)
+    assert lost_lines([after(2, lines), after(0, lines), after(3, lines)], whole) == []
+    other = [lines[0], b'{"id": "x"}\n', lines[2]]
+    assert lost_lines([after(1, lines), after(2, other), after(3, lines)], whole) == [
+        "session 2 had finished lines that are not in the journal any more"
+    ]
+    assert lost_lines([after(3, lines)], b"".join(lines[:2])) != []
+
+
+def test_ten_kills_of_a_scripted_run(tmp_path: Path) -> None:
+    """In a process of its own, as the script is used: it forks, and must not have imported torch."""
+    code = "import sys; from cai_experiment.scripts.kill_test import main; code = main(sys.argv[1:]); "
+    code += "print('torch' in sys.modules); raise SystemExit(code)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--scripted", "--cycles", "10", "--count", "4", "--keep", str(tmp_path)],
+        capture_output=True, text=True, cwd=Path(__file__).parents[1],
+    )  # fmt: skip
+    assert done.returncode == EXIT_OK, done.stdout + done.stderr
+    assert "at 10 kills" in done.stdout
+    assert "10 cycles" in done.stdout and "bytes equal, nothing lost or made twice" in done.stdout
+    assert done.stdout.splitlines()[-1] == "False"
+
+
+@pytest.mark.slow
+def test_ten_kills_of_the_shipped_model(tmp_path: Path, nano_dir: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, kill_test.__file__, "--cycles", "10", "--count", "10", "--keep", str(tmp_path)],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == EXIT_OK, done.stdout + done.stderr
+    assert "at 10 kills" in done.stdout

@@ -1,0 +1,381 @@
+"""Ray: two actors write the bytes of one process, a killed one costs no row, and nobody without the token is served."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import scripted_engine
+from scripted_engine import ScriptedEngine, script
+
+from cai_experiment.constitution.principles import load_constitution
+from cai_experiment.constitution.prompts import ask_for_answer
+from cai_experiment.engines.base import Completion, Engine, Prompt
+from cai_experiment.engines.ray_actor import Speaker
+from cai_experiment.errors import BadInputError, EngineError
+from cai_experiment.observe.content_logger import ContentLogger
+from cai_experiment.observe.progress import Progress
+from cai_experiment.pipeline.distributed import check_address, connect, is_open, ray_engines
+from cai_experiment.pipeline.runner import run_pipeline
+from cai_experiment.pipeline.settings import RunResult, RunSettings
+from cai_experiment.pipeline.stages import StageSettings
+from cai_experiment.records.files import read_jsonl
+from cai_experiment.records.store import RunFolder
+
+CONSTITUTION = load_constitution()
+FILES = ("instructions.jsonl", "pairs.jsonl", "rejected.jsonl")
+SETTINGS = RunSettings(pairs=20, max_draws=120, stages=StageSettings(rounds=2, principles="random"))
+WITH_RAY = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: --ray is not tried")
+TOKEN = "a-token-that-only-this-test-knows"
+
+
+def run(path: Path, engine: Engine, settings: RunSettings = SETTINGS) -> RunResult:
+    with (
+        RunFolder(path) as folder,
+        ContentLogger(0, path / "content_log.jsonl") as logger,
+        Progress(settings.pairs, verbosity=0) as progress,
+    ):
+        return run_pipeline(settings, folder, engine, engine, CONSTITUTION, logger, progress)
+
+
+def contents(path: Path) -> list[bytes]:
+    return [(path / name).read_bytes() for name in FILES]
+
+
+def prompts(count: int) -> list[Prompt]:
+    return [Prompt(f"{i:06d}/answer/0", ask_for_answer(f"How do I mend thing {i}?"), "answer") for i in range(count)]
+
+
+# ---------------------------------------------------------------- the actor, without Ray
+
+
+def take_all(speaker: Speaker, session: int, count: int) -> list[Completion]:
+    done: list[Completion] = []
+    while len(done) < count:
+        done += speaker.take(session)
+    return done
+
+
+def test_an_actor_gives_back_what_it_is_given_whenever_it_comes() -> None:
+    speaker = Speaker(ScriptedEngine)
+    asked = prompts(30)
+    speaker.put(1, asked[:11])
+    first = take_all(speaker, 1, 11)
+    speaker.put(1, asked[11:])  # the engine had nothing left, and waited
+    rest = take_all(speaker, 1, 19)
+    assert {c.id: c for c in first + rest} == {p.id: script(p) for p in asked}
+    speaker.close()
+
+
+def test_a_newer_session_drops_the_older_ones_work() -> None:
+    spoken, go_on = threading.Event(), threading.Event()
+
+    def slow(prompt: Prompt) -> Completion:
+        if prompt.id.startswith("000000"):
+            spoken.set()
+            assert go_on.wait(60)
+        return script(prompt)
+
+    speaker = Speaker(lambda: ScriptedEngine(speak=slow))
+    asked = prompts(9)
+    speaker.put(1, asked[:5])
+    assert spoken.wait(60)
+    speaker.put(2, asked[5:])
+    go_on.set()
+    assert {c.id for c in take_all(speaker, 2, 4)} == {p.id for p in asked[5:]}
+    speaker.put(1, asked[:1])  # a call that was late
+    assert speaker.take(1) == []
+    speaker.close()
+
+
+def test_an_engine_that_fails_says_so_in_every_call() -> None:
+    def fail(prompt: Prompt) -> Completion:
+        raise EngineError("the card fell off the bus")
+
+    speaker = Speaker(lambda: ScriptedEngine(speak=fail))
+    speaker.put(1, prompts(1))
+    for _ in range(2):
+        with pytest.raises(EngineError, match="fell off"):
+            speaker.take(1)
+
+
+def test_a_model_that_cannot_be_loaded_says_so() -> None:
+    def load() -> Engine:
+        raise BadInputError("model x: no such folder")
+
+    with pytest.raises(BadInputError, match="no such folder"):
+        Speaker(load).loaded()
+
+
+# ---------------------------------------------------------------- addresses
+
+
+@WITH_RAY
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("10.0.0.2", "neither local nor HOST:PORT"),
+        ("ray://10.0.0.2:10001", "neither local nor HOST:PORT"),
+        ("no-such-host.invalid:6379", "unknown host"),
+        ("8.8.8.8:6379", "public address"),
+        ("10.0.0.2:6379", "no token in RAY_AUTH_TOKEN"),
+    ],
+)
+def test_an_address_that_may_not_be_used_is_refused(
+    address: str, says: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    (tmp_path / "empty").touch()
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "empty"))
+    with pytest.raises(BadInputError, match=says) as caught:
+        check_address(address)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_ray_one_line_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(EngineError, match="pip install"):
+        check_address("local")
+
+
+# ---------------------------------------------------------------- actors
+
+
+def _connect() -> None:
+    """Start the cluster. Ray gives up if its parts need more than 30 s: no fault on a crowded machine."""
+    crowded = os.getloadavg()[0] > 3 * (os.cpu_count() or 1) and not os.environ.get("CI")
+    try:
+        connect("local")  # Ray reads its environment when it is first imported, here
+    except EngineError as error:
+        if crowded:
+            pytest.skip(f"this machine is too crowded to start Ray: {error}")
+        raise
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """One local cluster for this file; its head's address."""
+    if find_spec("ray") is None:
+        pytest.skip("Ray is not installed: --ray is not tried")
+    before = signal.getsignal(signal.SIGTERM)
+    os.environ["RAY_AUTH_TOKEN"] = TOKEN
+    _connect()
+    import ray
+
+    assert signal.getsignal(signal.SIGTERM) is before
+    ray.cloudpickle.register_pickle_by_value(scripted_engine)
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    yield ray.get_runtime_context().gcs_address
+    ray.shutdown()
+    del os.environ["RAY_AUTH_TOKEN"]
+
+
+@dataclasses.dataclass
+class Unhurried(ScriptedEngine):
+    """Scripted, a few milliseconds a completion, and deadly: `kills` names a prompt that ends its process."""
+
+    kills: str = ""
+    first_line: str = "scripted"
+
+    def stream(self, prompts: Iterable[Prompt | None]) -> Iterator[Completion]:
+        for completion in super().stream(prompts):
+            if completion.id == self.kills:
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(0.002)
+            yield completion
+
+    def describe(self) -> dict[str, object]:
+        return super().describe() | {"slots": self.slots}
+
+
+def ray_engine(make: Callable[[], Engine], actors: int = 2) -> Engine:
+    from cai_experiment.engines.ray import RayEngine
+
+    return RayEngine(make, actors, {"num_cpus": 0})
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("unbroken") / "run"
+    run(folder, ScriptedEngine())
+    return folder
+
+
+def test_two_actors_one_killed_write_the_bytes_of_one_process(tmp_path: Path, unbroken: Path, cluster: str) -> None:
+    engine = ray_engine(Unhurried)
+    victim = engine.processes[0].pid
+    assert victim not in (engine.processes[1].pid, os.getpid())
+    seen = iter(range(10**9))
+
+    class Killing(type(engine)):  # type: ignore[misc]
+        def stream(self, prompts: Iterable[Prompt | None]) -> Iterator[Completion]:
+            for completion in super().stream(prompts):
+                if next(seen) == 60:
+                    os.kill(victim, signal.SIGKILL)
+                yield completion
+
+    engine.__class__ = Killing
+    result = run(tmp_path / "run", engine)
+    assert result.complete
+    assert contents(tmp_path / "run") == contents(unbroken)
+    ids = [row["id"] for row in read_jsonl(tmp_path / "run" / "journal.jsonl")]
+    assert len(ids) == len(set(ids))
+    assert victim not in {one.pid for one in engine.processes}
+    assert result.manifest.models["generator"]["engine"] == "scripted"  # one process may resume it
+    engine.close()
+
+
+def test_a_prompt_that_kills_every_actor_is_recorded_and_stops_no_other(
+    tmp_path: Path, unbroken: Path, cluster: str
+) -> None:
+    engine = ray_engine(partial(Unhurried, kills="000003/answer/0"))
+    assert run(tmp_path / "run", engine).complete
+    engine.close()
+    rejected = {row["id"]: row for row in read_jsonl(tmp_path / "run" / "rejected.jsonl")}
+    assert rejected["000003"]["reject_reasons"] == ["engine_error"]
+    assert "died" in rejected["000003"]["meta"]["error"]
+    kept = {row["id"]: row for row in read_jsonl(tmp_path / "run" / "pairs.jsonl")}
+    before = {row["id"]: row for row in read_jsonl(unbroken / "pairs.jsonl") if row["id"] != "000003"}
+    assert {name: kept[name] for name in before} == before
+
+
+def test_a_conversation_stays_with_the_actor_that_holds_its_prefix(cluster: str) -> None:
+    def who(prompt: Prompt) -> Completion:
+        return Completion(prompt.id, str(os.getpid()), "stop")
+
+    engine = ray_engine(partial(Unhurried, speak=who))
+    first: dict[str, str] = {}
+
+    def feed() -> Iterator[Prompt | None]:
+        yield from prompts(10)
+        while len(first) < 10:
+            yield None
+        for prompt in reversed(prompts(10)):
+            yield dataclasses.replace(prompt, id=prompt.id + "/again", turns=(*prompt.turns, *prompt.turns))
+
+    done = engine.stream(feed())
+    first.update({c.id: c.text for c in islice(done, 10)})
+    assert len(set(first.values())) == 2  # both have work
+    assert {c.id.removesuffix("/again"): c.text for c in done} == first
+    engine.close()
+
+
+def test_loading_errors_come_as_the_line_that_they_are(cluster: str) -> None:
+    def load() -> Engine:
+        raise BadInputError("model x: no such folder", "give another")
+
+    with pytest.raises(BadInputError, match=r"^model x: no such folder; give another$"):
+        ray_engine(load, 1)
+
+
+def test_a_stranger_is_not_served_and_nothing_listens_outside(cluster: str) -> None:
+    import ray
+
+    assert cluster.startswith("127.0.0.1:")
+    assert not is_open(cluster)
+    listening = subprocess.run(["ss", "-Hltnp"], capture_output=True, text=True).stdout.splitlines()
+    session = ray._private.worker._global_node
+    pids = {str(info.process.pid) for infos in session.all_processes.values() for info in infos} | {str(os.getpid())}
+    ours = [line.split()[3] for line in listening if any(f"pid={pid}," in line for pid in pids)]
+    assert ours, "the head listens somewhere"
+    assert [place for place in ours if not place.startswith(("127.0.0.1:", "[::ffff:127.0.0.1]:", "[::1]:"))] == []
+    found = subprocess.run(["grep", "-rl", TOKEN, session.get_session_dir_path()], capture_output=True, text=True)
+    assert found.stdout == ""  # the token is in no file
+
+
+@pytest.mark.slow
+def test_the_shipped_model_on_two_actors_writes_the_bytes_of_one_process(
+    tmp_path: Path, nano_dir: Path, cluster: str
+) -> None:
+    from cai_experiment.engines.load import LoadSettings, load_engine
+
+    settings = dataclasses.replace(SETTINGS, pairs=3, max_draws=9)
+    alone = load_engine(LoadSettings("nano", device="cpu"))
+    run(tmp_path / "alone", alone, settings)
+    engine, critic = ray_engines("local", LoadSettings("nano"), actors=2)
+    assert engine is critic
+    run(tmp_path / "two", engine, settings)
+    assert contents(tmp_path / "two") == contents(tmp_path / "alone")
+    options = [prompt for prompt in prompts(4)]
+    assert engine.choose(options, ["A", "B"]) == alone.choose(options, ["A", "B"])
+    engine.close()
+
+
+# ---------------------------------------------------------------- a cluster that was started by hand
+
+
+@contextmanager
+def head(**environment: str) -> Iterator[str]:
+    """`ray start --head` as docs/SCALING.md has it; gives its address, and ends it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+        one.connect(("10.255.255.255", 1))  # sends nothing: it only chooses the address
+        host = one.getsockname()[0]
+    with socket.socket() as one:
+        one.bind(("", 0))
+        port = one.getsockname()[1]
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    ray = str(Path(sys.executable).with_name("ray"))
+    command = [ray, "start", "--head", f"--node-ip-address={host}", f"--port={port}", "--include-dashboard=false",
+               "--disable-usage-stats", "--num-cpus=2", "--object-store-memory=100000000", "--block"]  # fmt: skip
+    started = subprocess.Popen(command, env=plain | environment, stdout=subprocess.PIPE, text=True)
+    try:
+        assert started.stdout is not None
+        assert any("Ray runtime started" in line for line in started.stdout), "ray start failed"
+        yield f"{host}:{port}"
+    finally:
+        started.terminate()
+        started.wait(60)
+
+
+USE = """
+import sys
+sys.path[:0] = sys.argv[2:]
+from cai_experiment.engines.ray import RayEngine
+from cai_experiment.pipeline.distributed import connect
+from cai_experiment.scripts._scripted_engine import ScriptedEngine
+import test_distributed
+connect(sys.argv[1])
+engine = RayEngine(ScriptedEngine, 2, {"num_cpus": 1})
+print(len(list(engine.stream(test_distributed.prompts(50)))), engine.first_line)
+engine.close()
+"""
+
+
+@pytest.mark.slow
+@WITH_RAY
+def test_a_cluster_with_a_token_is_used_from_any_folder(tmp_path: Path) -> None:
+    with head(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN) as address:
+        assert not is_open(address)
+        command = [sys.executable, "-c", USE, address, str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+        for token, code, says in (
+            (TOKEN, 0, "50 scripted engine | 2 Ray actors on 1 machine"),
+            ("wrong", 1, "EngineError"),
+        ):
+            used = subprocess.run(command, cwd=tmp_path, env=os.environ | {"RAY_AUTH_TOKEN": token}, text=True,
+                                  capture_output=True)  # fmt: skip
+            assert (used.returncode, says in used.stdout + used.stderr) == (code, True), used.stderr[-2000:]
+
+
+@pytest.mark.slow
+@WITH_RAY
+def test_an_open_cluster_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
+    with head(RAY_AUTH_MODE="disabled") as address:
+        assert is_open(address)
+        with pytest.raises(EngineError, match="takes commands from anybody"):
+            connect(address)
+    with pytest.raises(EngineError, match="nothing answers there"):
+        connect(address)
