@@ -196,7 +196,7 @@ def check_pairs(folder: Path, count: int) -> None:
         }  # fmt: skip
 
 
-# The weights are interim (see their model card): they quote a flaw in other words too often. Strict: better ones end it.
+# The weights are interim (see their model card): they quote flaws in other words too often. Strict: better ones end it.
 NOT_VERBATIM_YET = pytest.mark.xfail(reason="interim weights: 0.58 of M1's critiques are right", strict=True)
 
 
