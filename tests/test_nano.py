@@ -121,7 +121,7 @@ def test_training_resumes_to_the_same_weights(tmp_path: Path) -> None:
         "tokens": 256,
         "courses": (0, 8, 8, 16),
         "hidden": 32,
-        "layers": 1,
+        "layers": 2,
         "heads": 2,
         "kv_heads": 1,
         "intermediate": 32,

@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from cai_experiment.constitution.prompts import Turn
+from cai_experiment.constitution.principles import DEFAULT_CONSTITUTION, load_constitution
+from cai_experiment.constitution.prompts import Turn, ask_violated
 from cai_experiment.engines.base import Completion, Prompt, Sampling
 from cai_experiment.engines.server import ServerEngine
 from cai_experiment.engines.server_address import read_address, retry_after
@@ -638,7 +639,8 @@ def test_hf_and_server_say_and_weigh_the_same(behind: tuple[ModelBehind, Serving
         other = theirs[id]
         assert (other.text, other.finish, other.prompt_tokens) == (row.text, row.finish, row.prompt_tokens)
     assert sum(row.computed_tokens for row in theirs.values()) < sum(row.prompt_tokens for row in theirs.values())
-    asked = (Turn("answer", "So."), Turn("question", "A or B?"))
+    principle = load_constitution(DEFAULT_CONSTITUTION).principles[0]
+    asked = (Turn("answer", "Some book in some library will tell you."), ask_violated(principle))
     verdicts = [Prompt(p.id, (*p.turns[:1], *asked), "verdict") for p in prompts]
     weights = zip(here.choose(verdicts, ("A", "B")), engine.choose(verdicts, ("A", "B")), strict=True)
     likely = [(a, b) for a, b in weights if len(b) == 2]
