@@ -25,7 +25,10 @@ FLOORS = (  # the lowest first, as in docs/ARCHITECTURE.md
     ("scripts",),
 )
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
-HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "matplotlib", "scipy", "sklearn", "pandas", "statsmodels")
+HEAVY = (
+    "torch", "transformers", "trl", "peft", "datasets", "matplotlib", "scipy", "sklearn", "pandas", "statsmodels",
+    "ray",
+)  # fmt: skip
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if not {"data", "checkpoints"} & set(path.parts))
 SCRIPTS = sorted(path for path in (PACKAGE / "scripts").glob("*.py") if not path.name.startswith("_"))
 README = ROOT / "README.md"

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Iterable, Sequence
 
 import numpy as np
-import torch
 
 from cai_experiment.engines.base import Completion, Prompt
 from cai_experiment.engines.render import Renderer
@@ -76,6 +75,8 @@ def core_of(model: Any) -> Any:
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     """torch.OutOfMemoryError on a GPU; a plain RuntimeError of the allocator on a CPU."""
+    import torch
+
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
@@ -88,6 +89,8 @@ def memory_error(prompts: int) -> EngineError:
 
 def close_model(engine: Any) -> None:
     """Drop an engine's model and tokenizer and give the GPU's memory back."""
+    import torch
+
     engine.model = engine.tokenizer = None
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -195,6 +195,8 @@ def load_model(plan: Plan, settings: LoadSettings) -> tuple[Any, Any, dict[str, 
         raise
     except Exception as error:
         raise loading_error(plan.choice.name, error) from error
+    if plan.quantization == "4bit" and plan.engine != "unsloth":
+        keep_trainable(model)  # one load serves generation and DPO; and a CPU would repack the weights
     return model, tokenizer, _facts(plan, settings, model)
 
 
@@ -213,8 +215,6 @@ def _pretrained(place: str, plan: Plan) -> tuple[Any, Any]:
         use_safetensors=True,
         trust_remote_code=False,
     )
-    if plan.quantization == "4bit":
-        keep_trainable(model)  # one load serves generation and DPO
     return model.eval(), tokenizer
 
 

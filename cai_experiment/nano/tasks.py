@@ -73,7 +73,7 @@ class Teacher:
         makers, weights = zip(*self.tasks, strict=True)
         maker = rng.choices(makers, weights)[0]
         turns = maker(rng)
-        if self.answer_weight and rng.random() < SHARE_BASE_LAYOUT:
+        if rng.random() < SHARE_BASE_LAYOUT:
             return base_pieces(
                 turns,
                 examples=rng.choice((0, 0, 0, 1, 2)) if turns[0][0].kind == "instruction" else 2,

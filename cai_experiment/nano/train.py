@@ -1,7 +1,6 @@
 """Trains the shipped model from nothing: a fixed number of steps, a fixed seed, resumable; CPU or GPU.
 
-Batches are drawn from the world by (seed, pool number), so a resumed run sees what an
-unbroken one would have seen.
+Batches are drawn from the world by (seed, pool number), so a resumed run sees what an unbroken one would have seen.
 """
 
 from __future__ import annotations

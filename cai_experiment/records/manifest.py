@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FRESH = "start afresh with --fresh (the old folder is moved, never deleted)"
 LIBRARIES = (
     "torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets", "tokenizers", "safetensors",
-    "huggingface-hub", "numpy", "unsloth", "unsloth-zoo", "vllm", "xformers", "triton",
+    "huggingface-hub", "numpy", "unsloth", "unsloth-zoo", "vllm", "xformers", "triton", "ray", "httpx",
 )  # fmt: skip
 
 # Settings that a resumed run may change: each with the reason why the finished rows stay right.

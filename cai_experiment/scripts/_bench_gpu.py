@@ -146,7 +146,6 @@ def _load(args: argparse.Namespace, hardware: Hardware) -> tuple[Any, Plan]:
     """(engine hf, the plan it was loaded by); --tiny shrinks the preset of --random-weights."""
     from cai_experiment.engines.hf import HFEngine
     from cai_experiment.engines.load import LoadSettings, load_model, make_plan, make_renderer
-    from cai_experiment.engines.weights import keep_trainable
 
     quantization = args.quantization or ("4bit" if args.random_weights else None)
     settings = LoadSettings(
@@ -160,8 +159,6 @@ def _load(args: argparse.Namespace, hardware: Hardware) -> tuple[Any, Plan]:
         name = f"{plan.choice.name}, shrunk"
         plan = replace(plan, choice=replace(plan.choice, name=name, preset=shrunk(plan.choice.preset)))
     model, tokenizer, facts = load_model(plan, settings)
-    if plan.quantization == "4bit":
-        keep_trainable(model)  # on a CPU bitsandbytes would repack the weights, and round them anew
     renderer = make_renderer(model, tokenizer, plan.choice, settings)
     engine = HFEngine(model, tokenizer, renderer, args.batch_size, facts)
     engine.first_line = plan.first_line

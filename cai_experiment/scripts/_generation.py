@@ -158,6 +158,11 @@ def load_engines(args: argparse.Namespace) -> tuple[Any, Any]:
     print(generator.first_line, flush=True)
     if critic is not generator:
         print(f"critic: {critic.first_line}", flush=True)
+    if not getattr(critic, "can_weigh", True):  # before the first token, not at the first verdict
+        raise BadInputError(
+            f"--server {args.server} gives no log-probabilities, and verdicts need them",
+            "judge with --critic on another engine, or serve with vLLM, SGLang or llama.cpp",
+        )
     return generator, critic
 
 
