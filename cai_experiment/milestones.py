@@ -46,4 +46,5 @@ TEMPERATURE_ANSWER = 0.7
 TEMPERATURE_CRITIQUE = 0.3
 MAX_TOKENS_ANSWER = 500
 MAX_TOKENS_CRITIQUE = 300
+SHORTLIST = 3  # principles that are judged in both orders at least, the likeliest violated
 MAX_TOKENS_INSTRUCTION = 120

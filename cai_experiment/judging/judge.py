@@ -62,7 +62,7 @@ def read_verdict(first: Completion, second: Completion) -> Verdict:
 
     "unparsed" if either has failed or holds no finite log-probability for each letter.
     """
-    one, other = _log_odds(first), _log_odds(second)
+    one, other = log_odds(first), log_odds(second)
     if one is None or other is None:
         return Verdict("unparsed", 0.0)
     yes_first, yes_second = one, -other
@@ -74,8 +74,8 @@ def read_verdict(first: Completion, second: Completion) -> Verdict:
     return Verdict("undecided", logit)
 
 
-def _log_odds(completion: Completion) -> float | None:
-    """log P(A) - log P(B), or None if the completion does not hold both."""
+def log_odds(completion: Completion) -> float | None:
+    """log P(A) - log P(B) in nats, or None if the completion does not hold both."""
     if completion.finish == "error" or len(completion.logprobs) != len(LETTERS):
         return None
     a, b = completion.logprobs

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cai_experiment.milestones import SHORTLIST
 from cai_experiment.models.hardware import Hardware, gpu_speed
 from cai_experiment.models.memory import (
     GB,
@@ -75,8 +76,8 @@ class Tokens:
         answer, critique = (NANO_ANSWER_TOKENS, NANO_CRITIQUE_TOKENS) if nano else (ANSWER_TOKENS, CRITIQUE_TOKENS)
         rounds, rows = work.rounds, work.pairs * DRAWS_PER_PAIR
         written = answer + rounds * (critique + answer)
-        weighings = sum(max(work.weighed - r, 1) for r in range(rounds))
-        verdicts = 2 * (weighings + 2 * rounds)  # each in both orders; meaningful? and better? once a round
+        weighed = [max(work.weighed - r, 1) for r in range(rounds)]
+        verdicts = sum(w + min(w, SHORTLIST) + 4 for w in weighed)  # meaningful? and better? in both orders
         turns = INSTRUCTION_PROMPT + rounds * (CRITIQUE_REQUEST + REVISION_REQUEST)
         before = (0 if choice.kind == "chat" else WORKED_EXAMPLES) + (written + turns) // 2  # tokens before a prompt
         spoken = 1 + 2 * rounds

@@ -2,12 +2,15 @@
 
     answer -> (verdicts -> critique -> meaningful? + revision -> verdict) x rounds
 
-All stages are one growing conversation, so each prompt continues the one before. A verdict is a branch of it. The
-machine knows nothing of engines, batches or files: sent the same completions, it always ends in the same draft.
+All stages are one growing conversation, so each prompt continues the one before. A verdict is a branch of it. Of many
+principles each is weighed in one order first, and in the other only where a "yes" is still possible: that needs both
+orders, so no violation is lost, and nearly half of the verdict prompts are saved. The machine knows nothing of
+engines, batches or files: sent the same completions, it always ends in the same draft.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass, field
 from typing import Generator, Literal, Sequence
@@ -15,10 +18,11 @@ from typing import Generator, Literal, Sequence
 from cai_experiment.constitution.principles import Principle
 from cai_experiment.constitution.prompts import Turn, abstains, ask_for_answer, ask_for_critique, ask_for_revision
 from cai_experiment.engines.base import Completion, Prompt, Sampling
-from cai_experiment.judging.judge import Verdict, meaningful_prompts, read_verdict, verdict_prompts
+from cai_experiment.judging.judge import Verdict, log_odds, meaningful_prompts, read_verdict, verdict_prompts
 from cai_experiment.milestones import (
     MAX_TOKENS_ANSWER,
     MAX_TOKENS_CRITIQUE,
+    SHORTLIST,
     TEMPERATURE_ANSWER,
     TEMPERATURE_CRITIQUE,
 )
@@ -55,7 +59,8 @@ class RoundDraft:
 
     principle: Principle
     verdict_before: Verdict
-    judged_before: dict[str, Verdict]  # by principle id: all that were asked about, of which `principle` was chosen
+    judged_before: dict[str, Verdict]  # by principle id: those asked about in both orders, `principle` among them
+    weighed_before: int = 0  # principles asked about in one order at least
     critique: str = ""
     abstained: bool = False
     meaningful: Verdict | None = None
@@ -102,6 +107,7 @@ class ExampleStages:
             random.Random(f"principles/{settings.seed}/{instruction.id}").shuffle(self._unused)
         self._turns: tuple[Turn, ...] = ask_for_answer(instruction.text)
         self._verdicts: dict[str, Verdict] = {}  # about the current answer, by principle id
+        self._first_orders: dict[str, Completion] = {}  # likewise, of the first of the two prompts
         self._revised = 0
 
     def steps(self) -> Steps:
@@ -120,7 +126,7 @@ class ExampleStages:
 
     def _round(self, number: int) -> Steps:
         principle = yield from self._choose_principle()
-        this = RoundDraft(principle, self._verdicts[principle.id], dict(self._verdicts))
+        this = RoundDraft(principle, self._verdicts[principle.id], dict(self._verdicts), len(self._first_orders))
         self.draft.rounds.append(this)
 
         self._turns += (ask_for_critique(principle),)
@@ -137,7 +143,7 @@ class ExampleStages:
         this.meaningful = read_verdict(asked[0], asked[1])
         this.revised_answer = self.draft.answer = asked[2].text.strip()
         self._turns += (Turn("revision", _whole(asked[2])),)
-        self._verdicts, self._revised = {}, number + 1
+        self._verdicts, self._first_orders, self._revised = {}, {}, number + 1
         yield from self._weigh([principle])
         this.verdict_after = self._verdicts[principle.id]
 
@@ -146,21 +152,30 @@ class ExampleStages:
         if self._settings.principles == "random":
             yield from self._weigh(self._unused[:1])
             return self._unused.pop(0)
-        yield from self._weigh(self._unused)
-        verdicts = [self._verdicts[p.id] for p in self._unused]
-        order = [(v.answer != "unparsed", v.logit, -i) for i, v in enumerate(verdicts)]  # ties: the first listed
-        return self._unused.pop(order.index(max(order)))
+        yield from self._weigh(self._unused, one_order=True)
+        yield from self._weigh(self._shortlist())
+        verdicts = [self._verdicts.get(p.id) for p in self._unused]
+        order = [(v.answer != "unparsed", v.logit, -i) for i, v in enumerate(verdicts) if v]  # ties: the first listed
+        return self._unused.pop(-max(order)[2])
 
-    def _weigh(self, principles: Sequence[Principle]) -> Steps:
-        """Have the critic judge the current answer by each of `principles` that it has not judged it by yet."""
-        missing = [p for p in principles if p.id not in self._verdicts]
+    def _shortlist(self) -> list[Principle]:
+        """The unused principles that may be violated by the first order, and at least the `SHORTLIST` likeliest."""
+        odds = {p.id: log_odds(self._first_orders[p.id]) for p in self._unused}
+        ranked = sorted(self._unused, key=lambda p: -math.inf if (o := odds[p.id]) is None else o, reverse=True)
+        return [p for i, p in enumerate(ranked) if i < SHORTLIST or (odds[p.id] or 0.0) > 0.0]
+
+    def _weigh(self, principles: Sequence[Principle], one_order: bool = False) -> Steps:
+        """Have the critic judge the current answer by each of `principles`, as far as it has not done so yet."""
         stem = f"{self.draft.instruction.id}/verdict/{self._revised}"
-        pairs = [verdict_prompts(f"{stem}/{p.id}", self._turns, p) for p in missing]
-        if not pairs:
+        pairs = {p.id: verdict_prompts(f"{stem}/{p.id}", self._turns, p) for p in principles}
+        firsts = [id for id in pairs if id not in self._first_orders]
+        seconds = [] if one_order else [id for id in pairs if id not in self._verdicts]
+        if not firsts and not seconds:
             return
-        asked = yield from self._ask([prompt for pair in pairs for prompt in pair])
-        for principle, first, second in zip(missing, asked[::2], asked[1::2], strict=True):
-            self._verdicts[principle.id] = read_verdict(first, second)
+        asked = yield from self._ask([pairs[id][0] for id in firsts] + [pairs[id][1] for id in seconds])
+        self._first_orders |= zip(firsts, asked, strict=False)
+        for id, completion in zip(seconds, asked[len(firsts) :], strict=True):
+            self._verdicts[id] = read_verdict(self._first_orders[id], completion)
 
     def _spoken(self, stage: str, number: int) -> Prompt:
         """The prompt for the next spoken turn of kind `stage`; its id keys its randomness."""

@@ -62,7 +62,7 @@ def _tell_round(
     example: Example, first: bool,
 ) -> list[float]:  # fmt: skip
     """Log one round; gives back the weighted scores of the answer before and after it, as far as it was judged."""
-    text, score = _evaluation(principles, draft.judged_before)
+    text, score = _evaluation(principles, draft.judged_before, draft.weighed_before)
     scores = [score]
     if first:
         logger.log_stage("INITIAL-EVALUATION", text, about)
@@ -77,14 +77,16 @@ def _tell_round(
     if draft.verdict_after is not None:
         # what was judged before and not asked again stands as it was: a revision leaves it alone
         after = draft.judged_before | {draft.principle.id: draft.verdict_after}
-        text, score = _evaluation(principles, after)
+        text, score = _evaluation(principles, after, draft.weighed_before)
         logger.log_stage("REVISION-EVALUATION", text, about)
         scores.append(score)
     return scores
 
 
-def _evaluation(principles: Sequence[Principle], verdicts: Mapping[str, Verdict]) -> tuple[str, float]:
+def _evaluation(
+    principles: Sequence[Principle], verdicts: Mapping[str, Verdict], weighed: int
+) -> tuple[str, float]:
     """The judge's findings as text, and the sum of the weights of the principles found violated."""
     violated = [p for p in principles if p.id in verdicts and verdicts[p.id].answer == "yes"]
     score = sum(p.weight for p in violated)
-    return evaluation([p.name for p in violated], score, len(verdicts)), score
+    return evaluation([p.name for p in violated], score, weighed), score
