@@ -508,21 +508,24 @@ def test_the_guard_reads_what_the_gate_let_through_when_the_generator_has_left(
     folder = tmp_path / "data" / "full"
     pairs, rejected = read_examples(folder / "pairs.jsonl"), read_examples(folder / "rejected.jsonl")
     unsafe = [e for e in rejected if e.reject_reasons == ("guard_unsafe",)]
-    assert len(pairs) == 60 and unsafe and all(e.meta["guard"] == {"categories": ["S2"]} for e in unsafe)
+    unread = [e for e in rejected if e.reject_reasons == ("guard_unparsed",)]
+    assert len(pairs) == 60 and unsafe and unread and all(e.meta["guard"]["reply"] for e in unread)
+    assert all(e.meta["guard"] == {"categories": ["S2"]} for e in unsafe)
     rounds = len(loaded.guards)
     assert rounds > 1 and loaded.order == ["load", "close", "guard"] * rounds
     asked = sum((guard.asked for guard in loaded.guards), Counter[str]())
-    assert set(asked.values()) == {1} and asked.keys() == {e.id for e in (*pairs, *unsafe)}
+    assert set(asked.values()) == {1} and asked.keys() == {e.id for e in (*pairs, *unsafe, *unread)}
     assert all(guard.closed for guard in loaded.guards)
     report = json.loads((folder / "report.json").read_text())
-    unread = report["dataset"]["guard"]["unparsed"]
     assert report["dataset"]["guard"] == {
-        "name": "scripted-guard", "safe": 60 - unread, "unparsed": unread, "unsafe": len(unsafe),
+        "name": "scripted-guard", "safe": 60, "unparsed": len(unread), "unsafe": len(unsafe),
         "categories": [{"category": "S2", "words": "crime without violence", "count": len(unsafe)}],
     }  # fmt: skip
-    assert unread and report["counts"]["reasons"]["guard_unsafe"] == len(unsafe) and report["seconds"]["guard"] >= 0
+    reasons = report["counts"]["reasons"]
+    assert (reasons["guard_unsafe"], reasons["guard_unparsed"]) == (len(unsafe), len(unread))
+    assert report["seconds"]["guard"] >= 0
     said = capsys.readouterr().out
-    assert f"{len(unsafe)} unsafe and rejected (S2 crime without violence" in said
+    assert f"{len(unsafe)} unsafe (S2 crime without violence" in said
     assert report["settings"]["generation"]["guard"] == "auto"
     assert Manifest.read(folder / "manifest.json").guard["name"] == "scripted-guard"
 

@@ -15,7 +15,7 @@ from cai_experiment.records.schema import Example
 
 SELF = "self"
 NAMES = ("topic", "kind", "length")  # in the source of an instruction that the model wrote: "self:garden/fix/short"
-SURPLUS, UNSAFE = "length_surplus", "guard_unsafe"  # the gate's names
+SURPLUS, UNSAFE, UNPARSED = "length_surplus", "guard_unsafe", "guard_unparsed"  # the gate's names
 
 
 class _Tally:
@@ -28,7 +28,7 @@ class _Tally:
         self.ratios: list[float] = []  # of accepted pairs: log of chosen over rejected, in characters
         self.left_out: list[float] = []  # of pairs that --match-lengths left out
         self.categories = Counter[str]()
-        self.unsafe = 0
+        self.unsafe = self.unparsed = 0
 
     def add(self, example: Example) -> None:
         """Count one example."""
@@ -36,6 +36,7 @@ class _Tally:
             self.drawn.setdefault(name, Counter())[value] += 1
             if not example.reject_reasons:
                 self.accepted.setdefault(name, Counter())[value] += 1
+        self.unparsed += UNPARSED in example.reject_reasons
         if UNSAFE in example.reject_reasons:
             self.unsafe += 1
             self.categories.update(example.meta.get("guard", {}).get("categories", []))
@@ -52,7 +53,7 @@ class _Tally:
 def describe_pairs(
     accepted: Iterable[Example], rejected: Iterable[Example], manifest: Manifest, guard: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """The report's part on the data. `guard`: {"name", "safe", "unparsed"} of the last pass, None without a guard.
+    """The report's part on the data. `guard`: {"name", "safe"} of the last pass, None without a guard.
 
     "shares" maps source, topic, kind, length and principle to {value: {"drawn", "accepted", "share"}}, the share being
     that of the accepted pairs; "log_ratio" is the mean log length ratio of chosen over rejected, 0 where they match.
@@ -110,4 +111,4 @@ def _lengths(tally: _Tally) -> dict[str, Any]:
 def _guard(guard: Mapping[str, Any], tally: _Tally) -> dict[str, Any]:
     ordered = sorted(tally.categories.items(), key=lambda item: (-item[1], item[0]))
     table = [{"category": code, "words": CATEGORY_WORDS.get(code, code), "count": count} for code, count in ordered]
-    return {**guard, "unsafe": tally.unsafe, "categories": table}
+    return {**guard, "unsafe": tally.unsafe, "unparsed": tally.unparsed, "categories": table}

@@ -83,8 +83,8 @@ def lengths_text(lengths: Mapping[str, Any]) -> str:
 def guard_text(guard: Mapping[str, Any]) -> str:
     """What the guard said, by category."""
     unsafe = ", ".join(f"{row['category']} {row['words']} {row['count']}" for row in guard["categories"])
-    return (f"guard {guard['name']}: {guard['safe']:,} safe, {guard['unsafe']:,} unsafe and rejected"
-            f"{f' ({unsafe})' if unsafe else ''}, {guard['unparsed']:,} unparsed and kept")  # fmt: skip
+    return (f"guard {guard['name']}: {guard['safe']:,} safe, {guard['unsafe']:,} unsafe"
+            f"{f' ({unsafe})' if unsafe else ''} and {guard['unparsed']:,} unparsed, both rejected")  # fmt: skip
 
 
 def cost_text(cost: Mapping[str, float]) -> str:

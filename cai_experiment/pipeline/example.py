@@ -27,12 +27,15 @@ def weights_name(facts: Mapping[str, object]) -> str:
     return f"{facts['model']}@{str(version)[:12]}" if version else str(facts["model"])
 
 
-def turned_down(example: Example, unsafe: GuardVerdict | None) -> Example:
-    """The line with the guard's reason against it, where the guard called its accepted pair unsafe."""
-    if unsafe is None or example.reject_reasons:
+def turned_down(example: Example, verdict: GuardVerdict | None) -> Example:
+    """The line with the guard's reason against it, where its accepted pair is unsafe or the verdict cannot be read."""
+    if verdict is None or verdict.safe or example.reject_reasons:
         return example
-    meta = example.meta | {"guard": {"categories": list(unsafe.categories)}}
-    return replace(example, meta=meta, reject_reasons=("guard_unsafe",))
+    if verdict.safe is None:
+        reply = {"reply": verdict.raw} | ({"error": verdict.error} if verdict.error else {})
+        return replace(example, meta=example.meta | {"guard": reply}, reject_reasons=("guard_unparsed",))
+    found = {"categories": list(verdict.categories)}
+    return replace(example, meta=example.meta | {"guard": found}, reject_reasons=("guard_unsafe",))
 
 
 def to_example(draft: Draft, settings: GateSettings, origin: Origin) -> Example:

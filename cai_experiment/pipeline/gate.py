@@ -31,10 +31,11 @@ REASONS: dict[str, str] = {
     "judge_undecided": "the judge's two orders disagree, and no round is a clear repair",
     "judge_unparsed": "a verdict came without usable probabilities, and no round is a clear repair",
     "guard_unsafe": "the guard model calls the revision unsafe (category in meta.guard)",
+    "guard_unparsed": "the guard gave no verdict that can be read (its reply in meta.guard)",
     "length_surplus": "left out by --match-lengths, though it passed the gate",
 }  # fmt: skip
 NO_PAIR = frozenset({"empty", "prompt_too_long", "engine_error", "no_violation_found", "identical"})
-CANNOT_SKIP = NO_PAIR | {"guard_unsafe", "length_surplus"}  # these two have flags of their own
+CANNOT_SKIP = NO_PAIR | {"guard_unsafe", "guard_unparsed", "length_surplus"}  # these have flags of their own
 
 _ASSENT = r"(?:(?:sure(?: thing)?|certainly|of course|okay|ok|absolutely|alright|great)\b[\s,.!:-]*)"
 _HERE = r"(?:here(?:'s|’s| is| are)|below is|this is|the following is)"

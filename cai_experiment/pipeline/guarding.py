@@ -138,14 +138,14 @@ def to_line(row: Row, verdict: GuardVerdict) -> dict[str, Any]:
     return {**line, "raw": verdict.raw, **({"error": verdict.error} if verdict.error else {})}
 
 
-def read_verdicts(rows: Iterable[Mapping[str, Any]]) -> Verdicts:
-    """The verdicts among a journal's rows, by `verdict_key`; engine failures are left out, to be asked again."""
+def read_verdicts(rows: Iterable[Mapping[str, Any]], failures: bool = False) -> Verdicts:
+    """The verdicts among a journal's rows, by `verdict_key`; engine failures, to be asked again, if `failures`."""
     return {
         (row["id"], row["text"]): GuardVerdict(
             row["id"], row["safe"], tuple(row["categories"]), row["raw"], row.get("error", "")
         )
         for row in rows
-        if row.get("kind") == KIND and not is_failure(row.get("error", ""))
+        if row.get("kind") == KIND and (failures or not is_failure(row.get("error", "")))
     }
 
 

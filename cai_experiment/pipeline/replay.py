@@ -34,7 +34,7 @@ class Replies:
     def __init__(self, journal: Journal) -> None:
         self.failures: Counter[str] = Counter()
         self._index = RowIndex(journal)
-        self._unsafe: Verdicts = {}
+        self._turned_down: Verdicts = {}  # unsafe, or no verdict that can be read
         uncounted: list[tuple[str, int]] = []  # failures that nothing has followed yet
         for offset, row in journal.located_rows():
             if row.get("finish") == "error" and not exceeds_context(_completion(row)):
@@ -46,9 +46,16 @@ class Replies:
             if "finish" in row:
                 self._index.add(row["id"], offset)
             else:
-                self._unsafe |= {key: one for key, one in read_verdicts([row]).items() if one.safe is False}
+                self._take_verdict(row)
 
         self.ends_in_failures = bool(uncounted)
+
+    def _take_verdict(self, row: Mapping[str, Any]) -> None:
+        for key, verdict in read_verdicts([row], failures=True).items():
+            if verdict.safe:
+                self._turned_down.pop(key, None)  # an earlier session's guard had failed on it
+            else:
+                self._turned_down[key] = verdict
 
     def _failed(self, id: str, offset: int) -> None:
         self.failures[id] += 1
@@ -63,9 +70,9 @@ class Replies:
         row = self._index.row(id)
         return None if row is None else _completion(row)
 
-    def unsafe(self, example: Example) -> GuardVerdict | None:
-        """The guard's verdict on the example's pair if it called it unsafe, else None."""
-        return self._unsafe.get(verdict_key(example.id, example.instruction, example.revised_answer))
+    def turned_down(self, example: Example) -> GuardVerdict | None:
+        """The guard's verdict on the example's pair if it is not "safe", else None (also where it was not asked)."""
+        return self._turned_down.get(verdict_key(example.id, example.instruction, example.revised_answer))
 
 
 def _completion(row: Mapping[str, Any]) -> Completion:

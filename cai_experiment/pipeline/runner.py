@@ -31,8 +31,8 @@ from cai_experiment.records.manifest import Manifest, Session, open_manifest
 from cai_experiment.records.schema import Example
 from cai_experiment.records.store import RunFolder
 
-OPEN_EXAMPLES = 256  # more than any engine's batch, so no slot waits; and it bounds memory
-MOST_AHEAD = 2048  # examples begun and not written: one that takes for ever must not let the others pile up
+OPEN_EXAMPLES = 256  # more than one engine's batch, so no slot waits; and it bounds memory
+AHEAD = 8  # times as many may be begun and not written: one that takes for ever must not let the others pile up
 MAX_FAILURES = 30  # in a row, over all prompts: then it is the engine that is broken
 CANDIDATE = 10**9  # rank of instruction candidates in the queue: behind every example
 MANIFEST_SECONDS = 60.0
@@ -90,6 +90,8 @@ class _Run:
         every_row = settings.instructions is not None
         matcher = LengthMatcher() if settings.match_lengths else None
         self.outputs = Outputs(folder.path, None if every_row else settings.pairs, matcher)
+        widths = [getattr(engine, "width", 0) for engine in engines.values()]  # of many engines behind one seam
+        self.open_examples = max(OPEN_EXAMPLES, *(2 * width for width in widths))
         self.goal = settings.max_draws if every_row else settings.pairs  # what the bar counts to
         self.work_list = WorkList(settings)
         self.lanes = {id(engine): Lane(engine) for engine in engines.values()}
@@ -142,7 +144,7 @@ class _Run:
         end, so few are begun in vain. It moves no byte of the files, which end with the last wanted pair.
         """
         open_now = self.begun - self.finished
-        most = min(OPEN_EXAMPLES - open_now, MOST_AHEAD - (self.begun - self.outputs.taken))
+        most = min(self.open_examples - open_now, AHEAD * self.open_examples - (self.begun - self.outputs.taken))
         if self.outputs.wanted is None:
             return most
         share = (self.accepted + open_now + 1) / (self.begun + 1)
@@ -210,7 +212,7 @@ class _Run:
     def _finish(self, example: _Open) -> None:
         line = to_example(example.stages.draft, self.settings.gate, self.origin)
         if self.settings.guard:
-            line = turned_down(line, self.replies.unsafe(line))
+            line = turned_down(line, self.replies.turned_down(line))
         self.finished += 1
         self.accepted += not line.reject_reasons
         self.unwritten[example.index] = example

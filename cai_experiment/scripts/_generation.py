@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from cai_experiment.constitution.principles import load_constitution
 from cai_experiment.errors import BadInputError
 from cai_experiment.milestones import MAX_TOKENS_ANSWER, MAX_TOKENS_CRITIQUE, Milestone
+from cai_experiment.models.hardware import detect
 from cai_experiment.observe.content_logger import ContentLogger
 from cai_experiment.observe.progress import Progress
 from cai_experiment.pipeline.gate import CANNOT_SKIP, REASONS, GateSettings
@@ -141,8 +142,6 @@ def check_engine_flags(args: argparse.Namespace) -> None:
 
 def load_engines(args: argparse.Namespace) -> tuple[Any, Any]:
     """(generator, critic), one engine for both unless the flags name two models; prints each one's first line."""
-    from cai_experiment.engines.load import load_engine
-
     names = args.generator or args.model, args.critic or args.model
     settings = load_settings(args, names[0])
     other = None if names[0] == names[1] else load_settings(args, names[1])
@@ -152,18 +151,34 @@ def load_engines(args: argparse.Namespace) -> tuple[Any, Any]:
         from cai_experiment.pipeline.distributed import ray_engines
 
         generator, critic = ray_engines(args.ray, settings, other, args.ray_actors)
+        print(generator.first_line, *([] if other is None else [f"critic: {critic.first_line}"]), sep="\n", flush=True)
     else:
-        generator = load_engine(settings)
-        critic = generator if other is None else load_engine(other)
-    print(generator.first_line, flush=True)
-    if critic is not generator:
-        print(f"critic: {critic.first_line}", flush=True)
+        generator, critic = _load_here(settings, other)
     if not getattr(critic, "can_weigh", True):  # before the first token, not at the first verdict
         raise BadInputError(
             f"--server {args.server} gives no log-probabilities, and verdicts need them",
             "judge with --critic on another engine, or serve with vLLM, SGLang or llama.cpp",
         )
     return generator, critic
+
+
+def _load_here(settings: LoadSettings, other: LoadSettings | None) -> tuple[Any, Any]:
+    """Load one or two models in this process; says what it will be before minutes of loading, and what it became."""
+    from cai_experiment.engines.load import load_engine, make_plan
+
+    hardware = detect()
+    plans = [(one, make_plan(one, hardware)) for one in (settings, other) if one is not None]
+    if [plan.engine for _, plan in plans] == ["vllm", "vllm"]:
+        raise BadInputError("--generator and --critic would be two vLLMs, and each takes the whole GPU memory",
+                            "use --engine unsloth (4-bit), or one model for both")  # fmt: skip
+    engines = []
+    for role, (one, plan) in zip(("", "critic: "), plans, strict=False):
+        if plan.engine != "server":  # which asks the server what it serves
+            print(f"{role}{plan.first_line}", flush=True)
+        engines.append(engine := load_engine(one))
+        if engine.first_line != plan.first_line:
+            print(f"{role}{engine.first_line}", flush=True)
+    return engines[0], engines[-1]
 
 
 def generate(

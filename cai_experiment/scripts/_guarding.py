@@ -64,6 +64,8 @@ def guard_pairs(args: argparse.Namespace, folder: RunFolder, choice: GuardChoice
     guard = load_guard(choice, detect(), generator)
     try:
         print(guard.first_line, flush=True)
+        facts = {"name": choice.name, **guard.describe()}
+        _note(folder.path, facts, 0.0, args.price_per_hour)  # whose verdicts they are, also if the pass is killed
         with Progress(len(ExampleFile(folder.path / "pairs.jsonl")), "guarded", args.verbosity) as progress:
             judged = itertools.count(1)
 
@@ -71,7 +73,6 @@ def guard_pairs(args: argparse.Namespace, folder: RunFolder, choice: GuardChoice
                 progress.update(next(judged))
 
             counts = guard_pass(_rows(folder.path), guard, folder.journal, seen)
-        facts = {"name": choice.name, **guard.describe()}
     finally:
         guard.close()
     _note(folder.path, facts, time.monotonic() - started, args.price_per_hour)
@@ -99,4 +100,4 @@ def said(counts: GuardCounts) -> str:
     """One line for the terminal."""
     what = ", ".join(f"{category} {count}" for category, count in counts.categories.most_common())
     return (f"guard: {counts.safe} safe, {counts.unsafe} unsafe{f' ({what})' if what else ''}, "
-            f"{counts.unparsed} unparsed")  # fmt: skip
+            f"{counts.unparsed} unparsed (unsafe and unparsed pairs are rejected)")  # fmt: skip

@@ -86,7 +86,7 @@ def make_report(
     seconds, guard = {"generation": manifest.wall_seconds + time.monotonic() - started}, None
     if counts is not None:
         seconds["guard"] = manifest.guard["seconds"]
-        guard = {"name": manifest.guard["name"], "safe": counts.safe, "unparsed": counts.unparsed}
+        guard = {"name": manifest.guard["name"], "safe": counts.safe}
     facts = RunFacts(
         milestone, args.run, accepted, rejected,
         settings={name: loaded.get(name) for name in ("model", "engine", "quantization")} | settings.recorded(),
@@ -109,7 +109,7 @@ def make_report(
 def make_pairs(
     args: argparse.Namespace, settings: RunSettings, folder: RunFolder, constitution_sha256: str
 ) -> tuple[tuple[Any, Any] | None, GuardCounts | None]:
-    """Generate, have the guard read the pairs, and make up for the unsafe ones until enough pass both.
+    """Generate, have the guard read the pairs, and make up for those it turns down until enough pass both.
 
     Gives the engines that are still open (the guard needs the generator's memory, so with a guard there are none,
     unless it is the generator itself), and what the guard said of the pairs that passed the gate.
@@ -129,7 +129,7 @@ def make_pairs(
                 engines = None
             counts = guard_pairs(args, folder, guard, engines[0] if engines else None)
             print(said(counts), flush=True)
-            if not counts.unsafe:
+            if not counts.unsafe and not counts.unparsed:
                 return engines, counts
             made = False
     except BaseException:
