@@ -18,8 +18,11 @@ from cai_experiment.nano.world import Answer, Question
 
 # a critique decides in its first tokens (object or abstain, which sentence), and so does a revision (the same opener)
 LEAD_TOKENS, LEAD_WEIGHT, LED = 5, 6.0, ("critique", "revision")
+OPENER_TOKENS, OPENER_WEIGHT = 16, 5.0  # of an answer, in the last course: they copy what the question is about
+FOCAL = ("critique", "revision", "verdict")  # in the last course: a quote is easy but for the one word that varies
 SHARE_BASE_LAYOUT = 0.14
-SHARE_MADE_UP = 0.15
+SHARE_MADE_UP, SHARE_MADE_UP_LAST = 0.15, 0.3
+SHARE_FLAWED_LAST = 0.78  # sampling at 0.7 makes flaws rarer than they were taught: the world's 62% came out as 43%
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +32,9 @@ class Piece:
     text: str
     markup: bool
     weight: float
-    lead: float = 1.0  # multiplies the weight of the first LEAD_TOKENS tokens
+    lead: float = 1.0  # multiplies the weight of the first `lead_tokens` tokens
+    lead_tokens: int = 0
+    focal: bool = False  # each token's loss counts by how unlikely it still is (train.loss_of)
 
 
 Weighted = tuple[Turn, float]
@@ -38,33 +43,36 @@ Weighted = tuple[Turn, float]
 class Teacher:
     """Draws documents. `principles` are those of the constitution, in whose words the model is taught.
 
-    Four courses (docs/LOG.md says why). First speaking, and naming the principles that an answer breaks: a network
+    Five courses (docs/LOG.md says why). First speaking, and naming the principles that an answer breaks: a network
     that learns both at once finds the link between a flaw and a principle's words, one that already speaks does
     not. Then pointing: of several flaws, quote the one that breaks a given principle. Then judging, with abstention
-    and lettered verdicts, which have no signal before the link is there. Then everything.
+    and lettered verdicts, which have no signal before the link is there. Then everything. Then what is
+    still hard: verdicts on answers that break another principle, quotes and revisions to the last word, new nouns.
     """
 
     def __init__(self, principles: Sequence[Principle], course: int = 0) -> None:
         self.principles = {p.id: p for p in principles if p.id in BREACHES}
         self.question_weight = 0.05
-        self.answer_weight = (0.6, 0.2, 0.2, 0.3)[course]
-        self.revision_weight = (1.0, 1.0, 0.5, 1.0)[course]
-        self.verdict_weight = (4.0, 4.0, 8.0, 12.0)[course]
+        self.last = course == 4
+        self.answer_weight = (0.6, 0.2, 0.2, 0.3, 0.15)[course]
+        self.revision_weight = (1.0, 1.0, 0.5, 1.0, 4.0)[course]
+        self.critique_weight = 4.0 if self.last else 1.0
+        self.verdict_weight = (4.0, 4.0, 8.0, 12.0, 20.0)[course]
         # what to draw, and how often in each course; in documents, not tokens
         tasks = (
-            (self.name_breaches, 40, 26, 14, 6),
-            (self.point, 0, 60, 20, 6),
-            (self.critiques, 0, 0, 44, 26),
-            (self.verdicts, 0, 0, 50, 34),
-            (self.guard, 0, 0, 12, 12),
-            (self.rounds, 0, 0, 12, 44),
-            (self.verdict_after, 0, 0, 6, 20),
-            (self.meaningful, 0, 0, 10, 20),
-            (self.preferred, 0, 0, 6, 9),
-            (self.breach, 0, 0, 0, 3),
-            (self.instruct, 4, 2, 2, 12),
-            (self.sums, 8, 8, 16, 36),
-            (self.answer, 40, 10, 8, 12),
+            (self.name_breaches, 40, 26, 14, 6, 3),
+            (self.point, 0, 60, 20, 6, 8),
+            (self.critiques, 0, 0, 44, 26, 30),
+            (self.verdicts, 0, 0, 50, 34, 36),
+            (self.guard, 0, 0, 12, 12, 6),
+            (self.rounds, 0, 0, 12, 44, 64),
+            (self.verdict_after, 0, 0, 6, 20, 18),
+            (self.meaningful, 0, 0, 10, 20, 18),
+            (self.preferred, 0, 0, 6, 9, 5),
+            (self.breach, 0, 0, 0, 3, 2),
+            (self.instruct, 4, 2, 2, 12, 10),
+            (self.sums, 8, 8, 16, 36, 16),
+            (self.answer, 40, 10, 8, 12, 20),
         )
         self.tasks = tuple((row[0], row[1 + course]) for row in tasks)
 
@@ -78,17 +86,21 @@ class Teacher:
                 turns,
                 examples=rng.choice((0, 0, 0, 1, 2)) if turns[0][0].kind == "instruction" else 2,
                 bare=maker == self.answer,
+                last_course=self.last,
             )
-        return chat_pieces(turns)
+        return chat_pieces(turns, self.last)
 
     # -------------------------------------------------------- the tasks
 
     def question(self, rng: random.Random) -> Question:
         """A training question; some are about things that do not exist, so that copying is learned."""
-        return world.compose_question(rng, noun=world.made_up_noun(rng) if rng.random() < SHARE_MADE_UP else "")
+        share = SHARE_MADE_UP_LAST if self.last else SHARE_MADE_UP
+        return world.compose_question(rng, noun=world.made_up_noun(rng) if rng.random() < share else "")
 
     def opening(self, rng: random.Random, flaws: int | None = None) -> tuple[Question, Answer, list[Weighted]]:
         question = self.question(rng)
+        if flaws is None and self.last:
+            flaws = 0 if rng.random() > SHARE_FLAWED_LAST else rng.choice((1, 1, 1, 1, 2))
         answer = world.compose_answer(rng, question, flaws=flaws)
         return (
             question,
@@ -113,7 +125,7 @@ class Teacher:
         critique = world.compose_critique(answer, principle.id, NO_ISSUE)
         turns: list[Weighted] = [
             (ask.ask_for_critique(principle), 0.0),
-            (Turn("critique", critique), 2.0 if critique == NO_ISSUE else 1.0),
+            (Turn("critique", critique), (2.0 if critique == NO_ISSUE else 1.0) * self.critique_weight),
         ]
         if critique == NO_ISSUE:
             return principle, answer, turns
@@ -138,7 +150,7 @@ class Teacher:
         for _ in range(3):
             principle = self.pick(rng, answer, 0.7)
             critique = world.compose_critique(answer, principle.id, NO_ISSUE)
-            turns += [(ask.ask_for_critique(principle), 0.0), (Turn("critique", critique), 1.5)]
+            turns += [(ask.ask_for_critique(principle), 0.0), (Turn("critique", critique), 1.5 * self.critique_weight)]
         return turns
 
     def point(self, rng: random.Random) -> list[Weighted]:
@@ -146,7 +158,7 @@ class Teacher:
         _, answer, turns = self.opening(rng, flaws=rng.choice((2, 3, 3)))
         principle = self.principles[rng.choice(answer.flaws()).principle]
         critique = world.compose_critique(answer, principle.id, NO_ISSUE)
-        return [*turns, (ask.ask_for_critique(principle), 0.0), (Turn("critique", critique), 1.0)]
+        return [*turns, (ask.ask_for_critique(principle), 0.0), (Turn("critique", critique), self.critique_weight)]
 
     def name_breaches(self, rng: random.Random) -> list[Weighted]:
         """Name every principle that an answer breaks: ties the sentences that break one to its words."""
@@ -174,9 +186,9 @@ class Teacher:
 
     def verdicts(self, rng: random.Random) -> list[Weighted]:
         """Answer, then verdicts on one to four principles (in use each stands alone after the answer)."""
-        _, answer, turns = self.opening(rng)
+        _, answer, turns = self.opening(rng, flaws=rng.choice((0, 1, 1, 1, 2, 3)) if self.last else None)
         for _ in range(rng.randint(1, 4)):
-            turns += self.violated(rng, answer, self.pick(rng, answer, 0.6))
+            turns += self.violated(rng, answer, self.pick(rng, answer, 0.5 if self.last else 0.6))
         return turns
 
     def verdict_after(self, rng: random.Random) -> list[Weighted]:
@@ -277,20 +289,28 @@ def guard_verdict(answer: Answer) -> str:
     return f"unsafe\n{codes[0]}" if codes else "safe"
 
 
-def chat_pieces(turns: Sequence[Weighted]) -> list[Piece]:
+def _spoken(turn: Turn, weight: float, last_course: bool) -> Piece:
+    """The piece of a turn's text in ChatML, its first tokens and its difficulty weighed as its kind asks for."""
+    if turn.kind == "answer" and last_course and weight < 1.0:  # a sum's answer weighs more, and is all to learn
+        return Piece(turn.text, False, weight, OPENER_WEIGHT, OPENER_TOKENS)
+    focal = last_course and turn.kind in FOCAL
+    return Piece(turn.text, False, weight, LEAD_WEIGHT if turn.kind in LED else 1.0, LEAD_TOKENS, focal)
+
+
+def chat_pieces(turns: Sequence[Weighted], last_course: bool = False) -> list[Piece]:
     """ChatML, as the tokenizer's chat template renders it; the end token has the weight of its turn."""
     pieces = []
     for turn, weight in turns:
         pieces += [
             Piece(f"<|im_start|>{turn.role}\n", True, 0.0),
-            Piece(turn.text, False, weight, LEAD_WEIGHT if turn.kind in LED else 1.0),
+            _spoken(turn, weight, last_course),
             Piece("<|im_end|>", True, weight if turn.role == "assistant" else 0.0),
             Piece("\n", True, 0.0),
         ]
     return pieces
 
 
-def base_pieces(turns: Sequence[Weighted], examples: int, bare: bool) -> list[Piece]:
+def base_pieces(turns: Sequence[Weighted], examples: int, bare: bool, last_course: bool = False) -> list[Piece]:
     """The base layout with its first `examples` worked examples; `bare` ends in <|endoftext|>, as DPO's prompt does."""
     first = turns[0][0]
     shown = (
@@ -302,7 +322,8 @@ def base_pieces(turns: Sequence[Weighted], examples: int, bare: bool) -> list[Pi
     for i, (turn, weight) in enumerate(turns):
         head, text, blank = ask.render_base([turn], None)
         last = i == len(turns) - 1
-        pieces += [Piece(head.text, True, 0.1 if i else 0.0), Piece(text.text, False, weight)]
+        focal = last_course and turn.kind in FOCAL
+        pieces += [Piece(head.text, True, 0.1 if i else 0.0), Piece(text.text, False, weight, focal=focal)]
         pieces.append(
             Piece(
                 ask.BASE_END if bare and last else blank.text,

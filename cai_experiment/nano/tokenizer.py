@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any, Iterable, Sequence
 
-from cai_experiment.nano.tasks import LEAD_TOKENS, Piece
+from cai_experiment.nano.tasks import Piece
 
 VOCABULARY = 3072
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -75,13 +75,15 @@ class PieceEncoder:
             self.known[text, markup] = ids
         return self.known[text, markup]
 
-    def document(self, pieces: Sequence[Piece]) -> tuple[list[int], list[float]]:
-        """(token ids, loss weight of each token)."""
+    def document(self, pieces: Sequence[Piece]) -> tuple[list[int], list[float], list[bool]]:
+        """(token ids, loss weight of each token, whether it counts by its difficulty)."""
         ids: list[int] = []
         weights: list[float] = []
+        focal: list[bool] = []
         for piece in pieces:
             got = self.encode(piece.text, piece.markup)
             ids += got
-            lead = min(len(got), LEAD_TOKENS) if piece.lead != 1.0 else 0
+            lead = min(len(got), piece.lead_tokens) if piece.lead != 1.0 else 0
             weights += [piece.weight * piece.lead] * lead + [piece.weight] * (len(got) - lead)
-        return ids, weights
+            focal += [piece.focal] * len(got)
+        return ids, weights, focal

@@ -23,6 +23,9 @@ from cai_experiment.nano.copying import plant_copying
 from cai_experiment.nano.tasks import Teacher, corpus
 from cai_experiment.nano.tokenizer import CONTEXT, VOCABULARY, PieceEncoder, train_tokenizer
 
+Document = tuple[list[int], list[float], list[bool]]  # ids, loss weights, whether the loss counts by difficulty
+Batch = tuple[Tensor, Tensor, Tensor]  # the same, [rows, length]
+
 POOL_STEPS = 8  # this many steps' documents are drawn together and sorted by length, so that little is padding
 
 
@@ -30,9 +33,10 @@ POOL_STEPS = 8  # this many steps' documents are drawn together and sorted by le
 class TrainSettings:
     """What makes the model what it is."""
 
-    steps: int = 3600
+    steps: int = 9000
+    restart: int = 3600  # here the rate has fallen and begins anew; from here on in bfloat16 (twice as fast)
     tokens: int = 4096  # of a batch
-    courses: tuple[int, ...] = (0, 400, 720, 1280)  # the steps from which each is taught; multiples of POOL_STEPS
+    courses: tuple[int, ...] = (0, 400, 720, 1280, 3600)  # the steps from which each is taught; multiples of POOL_STEPS
     seed: int = 7
     hidden: int = 256
     layers: int = 4
@@ -44,15 +48,15 @@ class TrainSettings:
     muon_embedding_rate: float = 4e-3  # of embeddings, norms and biases in the meantime (AdamW)
     learning_rate: float = 1e-3  # AdamW's, afterwards
     warmup: int = 40  # steps, at the beginning of either
-    falling_from: float = 0.5  # share of the steps after which the rate falls in a straight line
+    falling_from: float = 0.5  # share of the steps before and after the restart; then the rate falls in a straight line
     weight_decay: float = 0.05
     save_every: int = 160
     corpus_documents: int = 12_000  # from which the tokenizer learns
     threads: int = 2
 
 
-def batches(teacher: Teacher, encoder: PieceEncoder, settings: TrainSettings, pool: int) -> list[tuple[Tensor, Tensor]]:
-    """The (ids, weights) batches of one pool, each [rows, length], right-padded with weight 0."""
+def batches(teacher: Teacher, encoder: PieceEncoder, settings: TrainSettings, pool: int) -> list[Batch]:
+    """The (ids, weights, focal) batches of one pool, each [rows, length], right-padded with weight 0."""
     rng = random.Random(f"{settings.seed}/{pool}")
     documents = []
     room = settings.tokens * POOL_STEPS
@@ -61,24 +65,26 @@ def batches(teacher: Teacher, encoder: PieceEncoder, settings: TrainSettings, po
         documents.append(document)
         room -= len(document[0])
     documents.sort(key=lambda d: len(d[0]))
-    groups: list[list[tuple[list[int], list[float]]]] = [[]]
-    budget = sum(len(ids) for ids, _ in documents) / POOL_STEPS
+    groups: list[list[Document]] = [[]]
+    budget = sum(len(document[0]) for document in documents) / POOL_STEPS
     for document in documents:
-        if sum(len(ids) for ids, _ in groups[-1]) >= budget and len(groups) < POOL_STEPS:
+        if sum(len(one[0]) for one in groups[-1]) >= budget and len(groups) < POOL_STEPS:
             groups.append([])
         groups[-1].append(document)
     rng.shuffle(groups)
     return [_padded(group) for group in groups]
 
 
-def _padded(group: Sequence[tuple[list[int], list[float]]]) -> tuple[Tensor, Tensor]:
-    longest = max(len(ids) for ids, _ in group)
+def _padded(group: Sequence[Document]) -> Batch:
+    longest = max(len(document[0]) for document in group)
     ids = torch.zeros(len(group), longest, dtype=torch.long)
     weights = torch.zeros(len(group), longest)
-    for row, (document, weight) in enumerate(group):
+    focal = torch.zeros(len(group), longest, dtype=torch.bool)
+    for row, (document, weight, by_difficulty) in enumerate(group):
         ids[row, : len(document)] = torch.tensor(document)
         weights[row, : len(weight)] = torch.tensor(weight)
-    return ids, weights
+        focal[row, : len(weight)] = torch.tensor(by_difficulty)
+    return ids, weights, focal
 
 
 def build_model(settings: TrainSettings, tokenizer: Any) -> Any:
@@ -109,20 +115,25 @@ def build_model(settings: TrainSettings, tokenizer: Any) -> Any:
     return model
 
 
-def loss_of(model: Any, ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Weighted mean next-token loss, and the head's input kept to weighted positions (a third of all)."""
+def loss_of(model: Any, ids: Tensor, weights: Tensor, focal: Tensor) -> tuple[Tensor, Tensor]:
+    """Weighted mean next-token loss and the plain one; the head's input is kept to weighted positions (a third of all).
+
+    Where `focal` is set a token's loss counts by 1 - p, p its probability (focal loss with gamma 1, Lin et al. 2017).
+    """
     hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
     wanted = weights[:, 1:] > 0
     logits = model.lm_head(hidden[wanted]).float()
     losses = torch.nn.functional.cross_entropy(logits, ids[:, 1:][wanted], reduction="none")
     share = weights[:, 1:][wanted]
-    return (losses * share).sum() / share.sum(), losses.detach().mean()
+    hard = torch.where(focal[:, 1:][wanted], 1.0 - torch.exp(-losses.detach()), 1.0)
+    return (losses * share * hard).sum() / share.sum(), losses.detach().mean()
 
 
 def rate(step: int, settings: TrainSettings) -> float:
-    """The factor of a step on its optimizers' rates: warm up, hold, fall to a hundredth."""
-    begun = settings.muon_until if step >= settings.muon_until else 0
-    falling = float(np.interp(step, (settings.falling_from * settings.steps, settings.steps), (1.0, 0.01)))
+    """The factor of a step on its optimizers' rates: warm up, hold, fall to a hundredth; and once more."""
+    first, last = (settings.restart, settings.steps) if step >= settings.restart else (0, settings.restart)
+    begun = max(first, settings.muon_until) if step >= settings.muon_until else 0
+    falling = float(np.interp(step, (first + settings.falling_from * (last - first), last), (1.0, 0.01)))
     return min(1.0, (step - begun + 1) / settings.warmup) * falling
 
 
@@ -165,15 +176,16 @@ def train(
     teachers = [Teacher(principles, course) for course in range(len(settings.courses))]
     encoder = PieceEncoder(tokenizer)
     seen, start = 0, time.monotonic()
-    ready: list[tuple[Tensor, Tensor]] = []
+    ready: list[Batch] = []
     for step in range(first, settings.steps):
         if step == settings.muon_until:
             makers = optimizers(model, step, settings)
         if not ready or step % POOL_STEPS == 0:
             course = sum(step >= beginning for beginning in settings.courses) - 1
             ready = batches(teachers[course], encoder, settings, step // POOL_STEPS)
-        ids, weights = (t.to(device) for t in ready[step % len(ready)])
-        loss, plain = loss_of(model, ids, weights)
+        ids, weights, focal = (t.to(device) for t in ready[step % len(ready)])
+        with torch.autocast(device, torch.bfloat16, enabled=step >= settings.restart):
+            loss, plain = loss_of(model, ids, weights, focal)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for maker in makers:
