@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from pathlib import Path
 
@@ -63,7 +64,7 @@ def test_unseen_phrasings_and_held_out_combinations_stay_out_of_the_training_tex
 
     unseen = [t.split("{")[0].strip() for b in BREACHES.values() for t in b.unseen]
     unseen = [t for t in unseen if len(t) > 12]
-    rng, courses = random.Random(3), [Teacher(PRINCIPLES, course) for course in range(4)]
+    rng, courses = random.Random(3), [Teacher(PRINCIPLES, course) for course in range(5)]
     for i in range(4500):
         text = " ".join(p.text for p in courses[i % len(courses)].document(rng) if not p.markup and p.weight > 0)
         assert not any(t in text for t in unseen)
@@ -119,7 +120,8 @@ def test_training_resumes_to_the_same_weights(tmp_path: Path) -> None:
 
     tiny = {
         "tokens": 256,
-        "courses": (0, 8, 8, 16),
+        "courses": (0, 8, 8, 16, 20),
+        "restart": 20,  # the broken run goes on in another precision and with another rate
         "hidden": 32,
         "layers": 2,
         "heads": 2,
@@ -140,6 +142,21 @@ def test_training_resumes_to_the_same_weights(tmp_path: Path) -> None:
     train(TrainSettings(steps=24, **tiny), PRINCIPLES, tmp_path / "broken", tmp_path / "w2", lambda line: None)
     whole, broken = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "broken"))
     assert all(torch.equal(whole[name], broken[name]) for name in whole)
+
+
+def test_a_focal_token_counts_by_how_unlikely_it_still_is() -> None:
+    from types import SimpleNamespace
+
+    from cai_experiment.nano.train import loss_of
+
+    logits = torch.tensor([[[0.0, 0.0], [math.log(3.0), 0.0], [0.0, 0.0]]])  # p of token 0: 1/2, then 3/4
+    model = SimpleNamespace(model=lambda **_: SimpleNamespace(last_hidden_state=logits), lm_head=lambda hidden: hidden)
+    ids, weights = torch.zeros(1, 3, dtype=torch.long), torch.tensor([[0.0, 1.0, 3.0]])
+    first, second = math.log(2.0), math.log(4 / 3)
+    plain, mean = loss_of(model, ids, weights, torch.zeros(1, 3, dtype=torch.bool))
+    assert plain.item() == pytest.approx((first + 3 * second) / 4) and mean.item() == pytest.approx((first + second) / 2)
+    focal, _ = loss_of(model, ids, weights, torch.tensor([[False, False, True]]))
+    assert focal.item() == pytest.approx((first + 3 * second / 4) / 4)
 
 
 def test_the_shipped_files_are_small_and_of_the_world(nano_dir: Path) -> None:
