@@ -121,7 +121,6 @@ def test_training_resumes_to_the_same_weights(tmp_path: Path) -> None:
     tiny = {
         "tokens": 256,
         "courses": (0, 8, 8, 16, 20),
-        "restart": 20,  # the broken run goes on in another precision and with another rate
         "hidden": 32,
         "layers": 2,
         "heads": 2,
@@ -154,7 +153,8 @@ def test_a_focal_token_counts_by_how_unlikely_it_still_is() -> None:
     ids, weights = torch.zeros(1, 3, dtype=torch.long), torch.tensor([[0.0, 1.0, 3.0]])
     first, second = math.log(2.0), math.log(4 / 3)
     plain, mean = loss_of(model, ids, weights, torch.zeros(1, 3, dtype=torch.bool))
-    assert plain.item() == pytest.approx((first + 3 * second) / 4) and mean.item() == pytest.approx((first + second) / 2)
+    assert plain.item() == pytest.approx((first + 3 * second) / 4)
+    assert mean.item() == pytest.approx((first + second) / 2)
     focal, _ = loss_of(model, ids, weights, torch.tensor([[False, False, True]]))
     assert focal.item() == pytest.approx((first + 3 * second / 4) / 4)
 

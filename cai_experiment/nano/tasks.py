@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Iterator, Sequence
 
 from cai_experiment.constitution import prompts as ask
@@ -60,6 +61,7 @@ class Teacher:
         self.verdict_weight = (4.0, 4.0, 8.0, 12.0, 20.0)[course]
         # what to draw, and how often in each course; in documents, not tokens
         tasks = (
+            (self.repeat, 40, 22, 24, 24, 16),
             (self.name_breaches, 40, 26, 14, 6, 3),
             (self.point, 0, 60, 20, 6, 8),
             (self.critiques, 0, 0, 44, 26, 30),
@@ -278,9 +280,30 @@ class Teacher:
             turns += [(Turn("instruction", question), 0.0), (Turn("answer", answer), 2.0)]
         return turns
 
+    def repeat(self, rng: random.Random) -> list[Weighted]:
+        """Words in no order, said again at once or behind a principle: keeps the initial weights' copying circuit.
+
+        Without such documents it is gone after 25 steps, and a quote then keeps a sentence's pattern but not its words.
+        """
+        count, words = rng.randint(4, 90), common_words()
+        some = [rng.choice(words) if rng.random() < 0.7 else world.made_up_noun(rng) for _ in range(count)]
+        said = " ".join(some)
+        if rng.random() < 0.5:
+            return [(Turn("question", f"Say this again: {said}"), 0.0), (Turn("answer", said), 1.0)]
+        between = ask.ask_for_critique(self.principles[rng.choice(tuple(self.principles))])
+        return [(Turn("question", said), 0.0), (Turn("answer", said), 1.0), (between, 0.0), (Turn("answer", said), 1.0)]
+
     def answer(self, rng: random.Random) -> list[Weighted]:
         """Nothing but a question and its answer."""
         return self.opening(rng)[2]
+
+
+@cache
+def common_words() -> tuple[str, ...]:
+    """The words of the world's answers, without their punctuation."""
+    rng = random.Random("common words")
+    texts = (world.compose_answer(rng, world.compose_question(rng)).text for _ in range(3000))
+    return tuple(sorted({word.strip(".,") for text in texts for word in text.split()}))
 
 
 def guard_verdict(answer: Answer) -> str:
@@ -291,7 +314,7 @@ def guard_verdict(answer: Answer) -> str:
 
 def _spoken(turn: Turn, weight: float, last_course: bool) -> Piece:
     """The piece of a turn's text in ChatML, its first tokens and its difficulty weighed as its kind asks for."""
-    if turn.kind == "answer" and last_course and weight < 1.0:  # a sum's answer weighs more, and is all to learn
+    if turn.kind == "answer" and last_course and weight < 1.0:  # a sum's or a list's weighs more
         return Piece(turn.text, False, weight, OPENER_WEIGHT, OPENER_TOKENS)
     focal = last_course and turn.kind in FOCAL
     return Piece(turn.text, False, weight, LEAD_WEIGHT if turn.kind in LED else 1.0, LEAD_TOKENS, focal)
@@ -337,6 +360,7 @@ def base_pieces(turns: Sequence[Weighted], examples: int, bare: bool, last_cours
 def corpus(principles: Sequence[Principle], documents: int, seed: int) -> Iterator[str]:
     """Text for the tokenizer: documents of the world, and the worked examples often enough to be worth tokens."""
     rng, teacher = random.Random(f"corpus/{seed}"), Teacher(principles)
+    teacher.tasks = tuple(task for task in teacher.tasks if task[0] != teacher.repeat)  # its words stand in no order
     for i in range(documents):
         yield from (p.text for p in teacher.document(rng) if not p.markup)
         if i % 20 == 0:
