@@ -33,7 +33,7 @@ POOL_STEPS = 8  # this many steps' documents are drawn together and sorted by le
 class TrainSettings:
     """What makes the model what it is."""
 
-    steps: int = 4600
+    steps: int = 5600
     tokens: int = 4096  # of a batch
     courses: tuple[int, ...] = (0, 400, 720, 1280, 2000)  # the steps from which each is taught; multiples of POOL_STEPS
     seed: int = 7
