@@ -159,6 +159,7 @@ def test_a_full_disk_ends_in_one_line_and_loses_nothing(
         (["--constitution", "none.yaml"], "none.yaml"),
         (["--count", "0"], "0 is not 1 or more"),
         (["--skip-gate", "identical"], "identical"),
+        (["--skip-gate", "too_long"], "too_long"),
         (["--no-such-flag"], "--no-such-flag"),
     ],
 )

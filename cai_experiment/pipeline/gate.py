@@ -34,7 +34,7 @@ REASONS: dict[str, str] = {
     "guard_unparsed": "the guard gave no verdict that can be read (its reply in meta.guard)",
     "length_surplus": "left out by --match-lengths, though it passed the gate",
 }  # fmt: skip
-NO_PAIR = frozenset({"empty", "prompt_too_long", "engine_error", "no_violation_found", "identical"})
+NO_PAIR = frozenset({"empty", "too_long", "prompt_too_long", "engine_error", "no_violation_found", "identical"})
 CANNOT_SKIP = NO_PAIR | {"guard_unsafe", "guard_unparsed", "length_surplus"}  # these have flags of their own
 
 _ASSENT = r"(?:(?:sure(?: thing)?|certainly|of course|okay|ok|absolutely|alright|great)\b[\s,.!:-]*)"
