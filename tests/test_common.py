@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from cai_experiment.errors import BadInputError, DiskError, EngineError
-from cai_experiment.models.plan import Workload
 from cai_experiment.scripts import _common
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -100,9 +99,15 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _common.base_parser("doc").parse_args([]).price_per_hour == 1.74
 
 
-def test_plan_shows_the_model_the_need_and_the_budget(capsys) -> None:
-    args = _common.base_parser("doc", "mvp").parse_args(["--plan", "--model", "qwen2.5-0.5b"])
-    assert _common.show_plan(args, Workload(100, 2, 800), budget_hours=3) == 0
-    out = capsys.readouterr().out
-    assert out.startswith("model qwen2.5-0.5b (chat)")
-    assert "tokens" in out and "3 hours, $5.22" in out
+def test_hardware_is_for_a_plan_and_brings_its_price(capsys: pytest.CaptureFixture[str]) -> None:
+    def plan(*flags: str) -> float:
+        return _common.base_parser("doc", "mvp").parse_args(["--plan", *flags]).price_per_hour
+
+    assert plan("--hardware", "a100-80gb") == 1.74
+    assert plan("--hardware", "A100-80gb", "--price-per-hour", "0") == 0
+    with pytest.raises(BadInputError, match=r"--hardware a100 is unknown; use one of .*a100-80gb"):
+        plan("--hardware", "a100")
+    with pytest.raises(SystemExit) as stop:
+        _common.base_parser("doc", "mvp").parse_args(["--hardware", "a100-80gb"])
+    said = capsys.readouterr().err.strip()
+    assert stop.value.code == 2 and "\n" not in said and "--hardware a100-80gb is for --plan alone" in said

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from cai_experiment.errors import (
     EXIT_BAD_INPUT,
@@ -32,10 +32,6 @@ from cai_experiment.errors import (
     UserError,
 )
 from cai_experiment.milestones import CHECKPOINT_DIR, DATA_DIR, PACKAGE, POD_DOLLARS_PER_HOUR
-
-if TYPE_CHECKING:
-    from cai_experiment.models.plan import Workload
-    from cai_experiment.models.presets import ModelChoice
 
 ROOT = PACKAGE.parent
 QUANTIZATIONS = ("4bit", "8bit", "bf16", "fp32")
@@ -63,7 +59,17 @@ _use_project_python()  # here, before a script's other imports miss what only .v
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage block."""
+    """Says what is wrong in one line, without the usage block; checks --hardware and fills in the price."""
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """As argparse's; without --price-per-hour the price is that of --hardware, else of this machine."""
+        parsed = super().parse_args(args, namespace)
+        card = vars(parsed).get("hardware")
+        if card is not None and not parsed.plan:
+            self.error(f"--hardware {card} is for --plan alone; a run takes the machine that it is on: add --plan")
+        if vars(parsed).get("price_per_hour", 0.0) is None:
+            parsed.price_per_hour = default_price(card)
+        return parsed
 
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_BAD_INPUT, f"{self.prog}: {message}; see {self.prog} --help\n")
@@ -103,8 +109,9 @@ def base_parser(doc: str | None, milestone: str | None = None) -> argparse.Argum
     run = parser.add_argument_group("run")
     run.add_argument("--seed", type=int, default=0)
     run.add_argument("--plan", action="store_true", help="show memory, tokens, hours and dollars; run nothing")
-    run.add_argument("--price-per-hour", type=dollars, default=default_price(), metavar="DOLLARS",
-                     help=f"for the cost shown (default: {POD_DOLLARS_PER_HOUR} on a pod, else 0)")
+    run.add_argument("--hardware", metavar="NAME", help="with --plan: plan for this machine, e.g. a100-80gb")
+    run.add_argument("--price-per-hour", type=dollars, metavar="DOLLARS",
+                     help=f"for the cost shown (default: {POD_DOLLARS_PER_HOUR} on a pod, that of --hardware, else 0)")
     run.add_argument("-v", "--verbosity", type=int, choices=range(4), default=1, metavar="0..3", help="(default: 1)")
     run.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
@@ -139,33 +146,16 @@ def add_generation_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--ray-actors", type=positive_int, metavar="N", help="(default: what is free)")
 
 
-def default_price() -> float:
-    """Dollars an hour: the spec's on a RunPod pod, else 0 (your own machine)."""
-    from cai_experiment.models.hardware import on_pod
+def default_price(card: str | None) -> float:
+    """Dollars an hour: the list price of the --hardware `card`, the spec's on a RunPod pod, else 0 (your own machine).
 
+    Raises BadInputError for an unknown card.
+    """
+    from cai_experiment.models.hardware import on_pod, profile
+
+    if card is not None:
+        return profile(card).dollars_per_hour or 0.0
     return POD_DOLLARS_PER_HOUR if on_pod() else 0.0
-
-
-def say_choice(choice: ModelChoice, engine: str, quantization: str) -> None:
-    """Print the first line of a script: model, engine, quantisation and why."""
-    kind = f" ({choice.kind})" if choice.kind else ""
-    print(f"model {choice.name}{kind} | engine {engine} | {quantization} | {choice.reason}", flush=True)
-
-
-def show_plan(args: argparse.Namespace, work: Workload, budget_hours: float | None = None) -> int:
-    """Answer --plan: print the model, memory, tokens, hours and dollars of `work` beside its budget; return EXIT_OK."""
-    from cai_experiment.models.hardware import detect
-    from cai_experiment.models.plan import plan
-    from cai_experiment.models.presets import resolve_model
-
-    hardware = detect()
-    choice = resolve_model(args.model, hardware)
-    quantization = args.quantization or hardware.quantization
-    say_choice(choice, "none (a plan)", quantization)
-    print("\n".join(plan(choice, hardware, quantization, work, args.price_per_hour).lines()))
-    if budget_hours is not None:
-        print(f"budget      {budget_hours:g} hours, ${budget_hours * POD_DOLLARS_PER_HOUR:.2f} on one A100 80 GB")
-    return EXIT_OK
 
 
 # ---------------------------------------------------------------- ending properly
