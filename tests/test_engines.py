@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -514,26 +512,3 @@ def test_signatures_of_transformers() -> None:
     assert config.quantization_method() == "nf4"
     wanted = {"model", "modules_to_not_convert", "quantization_config"}
     assert wanted <= set(inspect.signature(replace_with_bnb_linear).parameters)
-
-
-def test_signatures_of_unsloth() -> None:
-    """Read from its source: importing unsloth needs a GPU."""
-    found = find_spec("unsloth")
-    if found is None or found.origin is None:
-        pytest.skip("unsloth is not installed here; setup_runpod.sh installs it on a machine with a GPU")
-    models = Path(found.origin).parent / "models"
-    classes = {
-        node.name: node for name in ("loader.py", "llama.py")
-        for node in ast.parse((models / name).read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)
-    }  # fmt: skip
-
-    def arguments(class_name: str, method: str) -> set[str]:
-        (node,) = (n for n in classes[class_name].body if isinstance(n, ast.FunctionDef) and n.name == method)
-        return {argument.arg for argument in node.args.args}
-
-    wanted = {"model_name", "dtype", "load_in_4bit", "max_seq_length"}
-    assert wanted <= arguments("FastLanguageModel", "from_pretrained")
-    assert "model" in arguments("FastLlamaModel", "for_inference") & arguments("FastLlamaModel", "for_training")
-    mapper = (models / "mapper.py").read_text(encoding="utf-8")
-    entry = mapper.split('"unsloth/Qwen2.5-32B-bnb-4bit"')[1].split(")")[0]
-    assert '"Qwen/Qwen2.5-32B"' in entry

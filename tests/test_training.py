@@ -709,21 +709,6 @@ def test_calls_to_trl_peft_and_transformers_match_the_installed_versions() -> No
         assert f'"{name}"' in source
 
 
-def test_calls_to_unsloth_match_the_installed_version() -> None:
-    """Read from its source: importing it needs a GPU."""
-    import ast
-
-    found = importlib.util.find_spec("unsloth")
-    if found is None or not found.submodule_search_locations:
-        pytest.skip("unsloth is not installed (requirements-cpu.txt has none)")
-    path = Path(found.submodule_search_locations[0]) / "models" / "llama.py"
-    functions = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
-    names = {argument.arg for node in functions if node.name == "get_peft_model" for argument in node.args.args}
-    assert {"r", "target_modules", "lora_alpha", "lora_dropout", "bias", "use_gradient_checkpointing", "random_state",
-            "max_seq_length"} <= names  # fmt: skip
-    assert {"for_training", "for_inference"} <= {node.name for node in functions}
-
-
 def test_importing_the_settings_leaves_torch_alone() -> None:
     import subprocess
     import sys
