@@ -91,9 +91,19 @@ def dollars(text: str) -> float:
     return value
 
 
-def base_parser(doc: str | None, milestone: str | None = None) -> argparse.ArgumentParser:
-    """A parser with the flags of every script; `doc` is the script's docstring, `milestone` the default of --run."""
+def plain_parser(doc: str | None) -> argparse.ArgumentParser:
+    """A parser with --debug alone, for a script that works on no run; `doc` is the script's docstring."""
     parser = _Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    return parser
+
+
+def base_parser(doc: str | None, milestone: str | None = None, plans: bool = True) -> argparse.ArgumentParser:
+    """A parser with the flags of every script that works on a run; `milestone` is the default of --run.
+
+    `plans`: the script has a --plan to show.
+    """
+    parser = plain_parser(doc)
     files = parser.add_argument_group("files")
     files.add_argument("--run", metavar="NAME", default=milestone, help=f"this run's folder (default: {milestone})")
     files.add_argument("--data-dir", type=Path, default=DATA_DIR, help="where runs are kept: DATA_DIR/NAME")
@@ -108,12 +118,12 @@ def base_parser(doc: str | None, milestone: str | None = None) -> argparse.Argum
     model.add_argument("--random-weights", metavar="PRESET", help="its architecture, random weights: a test run")
     run = parser.add_argument_group("run")
     run.add_argument("--seed", type=int, default=0)
-    run.add_argument("--plan", action="store_true", help="show memory, tokens, hours and dollars; run nothing")
-    run.add_argument("--hardware", metavar="NAME", help="with --plan: plan for this machine, e.g. a100-80gb")
+    if plans:
+        run.add_argument("--plan", action="store_true", help="show memory, tokens, hours and dollars; run nothing")
+        run.add_argument("--hardware", metavar="NAME", help="with --plan: plan for this machine, e.g. a100-80gb")
     run.add_argument("--price-per-hour", type=dollars, metavar="DOLLARS",
                      help=f"for the cost shown (default: {POD_DOLLARS_PER_HOUR} on a pod, that of --hardware, else 0)")
     run.add_argument("-v", "--verbosity", type=int, choices=range(4), default=1, metavar="0..3", help="(default: 1)")
-    run.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
 
 

@@ -26,9 +26,9 @@ WITH_TRAINING = ("single", "batch")  # milestones whose script trains as well
 GUARDED = "full"  # the milestone whose pairs a guard reads unless it is told not to
 
 
-def generation_parser(doc: str | None, milestone: str) -> argparse.ArgumentParser:
-    """The flags of a script that makes pairs, the gate's thresholds among them."""
-    parser = base_parser(doc, milestone)
+def generation_parser(doc: str | None, milestone: str, plans: bool = True) -> argparse.ArgumentParser:
+    """The flags of a script that makes pairs, the gate's thresholds among them; `plans`: and those of --plan."""
+    parser = base_parser(doc, milestone, plans)
     add_generation_flags(parser)
     _add_gate_flags(parser)
     group = parser.add_argument_group("guard")

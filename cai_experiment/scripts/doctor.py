@@ -164,7 +164,7 @@ def show(rows: Sequence[Row]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Read the flags, examine the machine, say what to do."""
-    args = base_parser(__doc__).parse_args(argv)
+    args = base_parser(__doc__, plans=False).parse_args(argv)
     rows = examine(args.data_dir, args.model)
     show(rows)
     failed = [row.what for row in rows if row.state == FAIL]
