@@ -33,15 +33,18 @@ class EngineChoice(NamedTuple):
 
 def auto_engine(
     choice: ModelChoice, hardware: Hardware, quantization: str | None, trains_after: bool, random_weights: bool,
-    installed: Installed,
+    installed: Installed, here: bool = True,
 ) -> EngineChoice:  # fmt: skip
-    """What `--engine auto` means here. `quantization` None leaves it to the engine; every refusal has its figure."""
+    """What `--engine auto` means here, or (`here` False) on a machine whose disk nobody has seen yet.
+
+    `quantization` None leaves it to the engine; every refusal has its figure.
+    """
     own = quantization or hardware.quantization
     if hardware.kind != "cuda":
         return EngineChoice("hf", own, "")
     refused = ""
     if not trains_after:
-        refused = vllm_refusal(choice, hardware, quantization, random_weights, installed)
+        refused = vllm_refusal(choice, hardware, quantization, random_weights, installed, here)
         if not refused:
             served = quantization or "bf16"
             return EngineChoice("vllm", served, _why_vllm(choice, hardware, served))
@@ -54,9 +57,10 @@ def auto_engine(
 
 
 def vllm_refusal(
-    choice: ModelChoice, hardware: Hardware, quantization: str | None, random_weights: bool, installed: Installed
-) -> str:
-    """Why `auto` does not take vLLM, with the figures; "" if it does. GB are 10^9 bytes."""
+    choice: ModelChoice, hardware: Hardware, quantization: str | None, random_weights: bool, installed: Installed,
+    here: bool = True,
+) -> str:  # fmt: skip
+    """Why `auto` does not take vLLM, with the figures; "" if it does. GB are 10^9 bytes. `here`: look at the disk."""
     if not installed("vllm"):
         return "not installed"
     if quantization in ("4bit", "8bit"):
@@ -69,7 +73,7 @@ def vllm_refusal(
     have = usable_gb(numbers, hardware)
     if need > have:
         return f"{need:.0f} GB of GPU memory needed ({weights:.0f} of weights), {have:.0f} GB usable"
-    return "" if random_weights else disk_refusal(choice, quantization or "bf16")
+    return "" if random_weights or not here else disk_refusal(choice, quantization or "bf16")
 
 
 def disk_refusal(choice: ModelChoice, quantization: str) -> str:
