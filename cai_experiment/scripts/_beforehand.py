@@ -10,13 +10,13 @@ from typing import Any
 from cai_experiment.constitution.principles import load_constitution
 from cai_experiment.milestones import Milestone
 from cai_experiment.models.hardware import detect
-from cai_experiment.models.presets import resolve_model
+from cai_experiment.models.presets import ModelChoice
 from cai_experiment.pipeline.length_matching import BLOCK, KEEP
 from cai_experiment.pipeline.settings import RunSettings
 from cai_experiment.records.files import ExampleFile, ends_whole
 from cai_experiment.records.manifest import Manifest
 from cai_experiment.scripts._generation import WITH_TRAINING
-from cai_experiment.scripts._inputs import earlier
+from cai_experiment.scripts._inputs import chosen_model, earlier
 
 PAIRS_A_STEP = 8  # DPO's effective batch
 
@@ -57,7 +57,8 @@ def finished_report(
     if (reported.get("pairs"), reported.get("guard")) != (settings.pairs, settings.guard or "none"):
         return None  # of the run before it was extended, or guarded
     parts = {gate.get("part") for gate in report["gates"]}
-    untrained = milestone.name in WITH_TRAINING and report["counts"]["accepted"] and "training" not in parts
+    trains = milestone.name in WITH_TRAINING and (report["counts"]["accepted"] or args.random_weights)
+    untrained = trains and "training" not in parts
     return None if untrained else report
 
 

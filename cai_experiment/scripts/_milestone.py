@@ -13,7 +13,7 @@ from cai_experiment.constitution.principles import load_constitution
 from cai_experiment.errors import EXIT_NO_GO, EXIT_OK
 from cai_experiment.milestones import DATA_DIR, MILESTONES, Milestone
 from cai_experiment.models.hardware import detect
-from cai_experiment.models.presets import ModelChoice, resolve_model
+from cai_experiment.models.presets import ModelChoice
 from cai_experiment.pipeline.settings import RunSettings
 from cai_experiment.records.files import ExampleFile
 from cai_experiment.records.manifest import Manifest
@@ -31,7 +31,7 @@ from cai_experiment.scripts._generation import (
     summary,
 )
 from cai_experiment.scripts._guarding import choose_guard, guard_pairs, said, shares
-from cai_experiment.scripts._inputs import speaks_of_world
+from cai_experiment.scripts._inputs import chosen_model, speaks_of_world
 
 if TYPE_CHECKING:
     from cai_experiment.pipeline.guarding import GuardCounts
@@ -46,7 +46,7 @@ def run_milestone(doc: str | None, name: str, argv: Sequence[str] | None) -> int
     check_engine_flags(args)
     milestone, settings = MILESTONES[name], run_settings(args, MILESTONES[name])
     constitution = load_constitution(args.constitution)  # a mistake here is named before a model is loaded
-    choice = resolve_model(args.generator or args.model, detect())
+    choice = chosen_model(args, detect())
     if args.plan:
         print(*plan_lines(args, milestone, settings), sep="\n")
         return EXIT_OK
@@ -91,12 +91,13 @@ def make_report(
         milestone, args.run, accepted, rejected,
         settings={name: loaded.get(name) for name in ("model", "engine", "quantization")} | settings.recorded(),
         seconds=seconds,
+        peak_gpu_gb={"generation": _training.peak_gpu_gb()},
         price_per_hour=args.price_per_hour,
         next_command=next_command(args, milestone),
         dataset=describe_pairs(accepted, rejected, manifest, guard),
     )  # fmt: skip
     report = write_report(folder.path, evaluation, facts)
-    if milestone.name in WITH_TRAINING and accepted:
+    if milestone.name in WITH_TRAINING and (accepted or args.random_weights):
         assert engines is not None
         if engines[1] is not engines[0]:
             engines[1].close()  # its memory is training's now
@@ -144,12 +145,11 @@ def train_on_pairs(
     """DPO on the run's own pairs with the model that made them; adds the training part to the report and gives it."""
     from cai_experiment.scripts import train_dpo
     from cai_experiment.training import dpo
-    from cai_experiment.training.data import read_pairs
 
     flags = train_dpo.parser().parse_args(["--milestone", milestone.name])
     for name in SHARED_FLAGS:
         setattr(flags, name, getattr(args, name))
-    pairs, started = read_pairs(folder / "pairs.jsonl"), time.monotonic()
+    pairs, started = _training.own_pairs(args, milestone, folder), time.monotonic()
     settings = _training.training_settings(flags, pairs, len(pairs), choice, detect())
     with RunFolder(settings.output_dir):
         model, tokenizer = engine.release_for_training()

@@ -25,6 +25,7 @@ from cai_experiment.milestones import MILESTONES, Milestone
 from cai_experiment.models.hardware import detect
 from cai_experiment.models.presets import ModelChoice, resolve_model
 from cai_experiment.nano import is_nano
+from cai_experiment.records.files import show
 from cai_experiment.records.store import RunFolder
 from cai_experiment.scripts import _training
 from cai_experiment.scripts._common import base_parser, dollars, positive_int, run_main
@@ -77,6 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.milestone is None and args.pairs is None:
         raise BadInputError("neither --milestone nor --pairs is given", "e.g. --milestone batch")
     args.run = args.run or args.milestone or args.pairs.stem
+    if args.resume is not None:
+        check_resume(args)
     everything = read_pairs(args.pairs or args.data_dir / args.run / "pairs.jsonl")
     milestone = milestone_of(args.milestone, len(everything))
     share = 0.0 if milestone.name in OWN_PAIRS else HELD_OUT_SHARE
@@ -94,6 +97,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = shlex.join(["python", "cai_experiment/scripts/train_dpo.py", *(sys.argv[1:] if argv is None else argv)])
     with RunFolder(settings.output_dir, args.fresh), RunFolder(args.data_dir / args.run):
         return train_and_report(args, milestone, settings, held_out, choice, command.replace(" --fresh", ""))
+
+
+def check_resume(args: argparse.Namespace) -> None:
+    """Raise BadInputError for a --resume that cannot be followed; nothing is loaded for it."""
+    folder = args.checkpoint_dir / args.run
+    if args.fresh and folder.resolve() in args.resume.resolve().parents:
+        message = f"--fresh moves {show(folder)} away, and --resume names a checkpoint in it"
+        raise BadInputError(message, "leave one of the two out")
+    dpo.check_resume(args.resume, folder)
 
 
 def train_and_report(

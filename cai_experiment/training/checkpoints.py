@@ -135,6 +135,11 @@ def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
     return None, skipped
 
 
+def any_in(folder: Path) -> bool:
+    """True if `folder` holds a checkpoint, whole or damaged."""
+    return bool(_numbered(folder))
+
+
 def named(path: Path, required: Iterable[str] = TRAINING_FILES) -> Path:
     """A checkpoint that the user named: itself if it verifies, else BadInputError (exit code 2)."""
     next_step = "leave --resume out to use the newest whole one"
