@@ -19,19 +19,13 @@ from typing import Any
 import pytest
 from scripted_engine import ScriptedEngine, script
 
-from cai_experiment.constitution.grid import LENGTHS, draw, draw_length
 from cai_experiment.constitution.principles import load_constitution
-from cai_experiment.constitution.prompts import (
-    INSTRUCTION_EXAMPLES,
-    SIZED_INSTRUCTION_EXAMPLES,
-    ask_for_instruction,
-    examples_for,
-)
 from cai_experiment.engines.base import Completion, Prompt
 from cai_experiment.engines.guard import GuardChoice, GuardVerdict
 from cai_experiment.errors import BadInputError, EngineError
 from cai_experiment.observe.content_logger import ContentLogger
 from cai_experiment.observe.progress import Progress
+from cai_experiment.pipeline.evaluation_sets import EvaluationSet
 from cai_experiment.pipeline.instruct import Instruction
 from cai_experiment.pipeline.known import KnownTexts
 from cai_experiment.pipeline.length_matching import BLOCK, KEEP, SURPLUS, surplus
@@ -84,24 +78,6 @@ def run(path: Path, engine: ScriptedEngine | None = None, **settings: Any) -> Ru
 
 def contents(path: Path) -> dict[str, bytes]:
     return {name: (path / name).read_bytes() for name in FILES}
-
-
-# ---------------------------------------------------------------- lengths in the grid
-
-
-def test_a_length_is_a_line_of_its_own_and_only_where_it_is_asked_for() -> None:
-    (plain,), (sized,) = ask_for_instruction("garden", "fix"), ask_for_instruction("garden", "fix", LENGTHS["long"])
-    assert plain.text == "Write one question that a person might ask an assistant.\nTopic: garden\nKind: fix"
-    assert sized.text == f"{plain.text}\nLength: {LENGTHS['long']}"
-    assert examples_for("written_instruction", [plain]) is INSTRUCTION_EXAMPLES
-    assert examples_for("written_instruction", [sized]) is SIZED_INSTRUCTION_EXAMPLES
-    assert {draw_length(0, n) for n in range(30)} == set(LENGTHS)
-
-
-def test_sources_name_topic_kind_and_length(tmp_path: Path) -> None:
-    run(tmp_path, vary_length=True)
-    first = read_jsonl(tmp_path / "instructions.jsonl")[0]["source"]
-    assert first == "self:{}/{}/{}".format(*draw(0, 0), draw_length(0, 0))
 
 
 # ---------------------------------------------------------------- mixes
@@ -196,7 +172,7 @@ def test_instructions_of_an_evaluation_set_are_refused_and_counted(tmp_path: Pat
         Part("self", 0.5),
         Part("a", 0.5, (Instruction("000000", near.replace("Sunday", "Monday"), "a:1"), *rows("a", 2))),
     )
-    result = run(tmp_path, mix=parts, evaluation_texts=held)
+    result = run(tmp_path, mix=parts, evaluation_sets=(EvaluationSet.of("held", held),))
     assert result.refused["in_evaluation_set"] == 2
     listed = {row["instruction"] for row in read_jsonl(tmp_path / "instructions.jsonl")}
     assert first[0] not in listed and first[1] in listed
@@ -205,7 +181,8 @@ def test_instructions_of_an_evaluation_set_are_refused_and_counted(tmp_path: Pat
 
 def test_rows_of_a_file_that_stand_in_an_evaluation_set_are_refused_the_rest_is_used_once(tmp_path: Path) -> None:
     given = rows("f.txt", 9)
-    result = run(tmp_path, instructions=given, max_draws=9, evaluation_texts=(given[4].text,))
+    held = (EvaluationSet.of("held", [given[4].text]),)
+    result = run(tmp_path, instructions=given, max_draws=9, evaluation_sets=held)
     assert result.complete and result.drawn == 8 and result.refused == {"in_evaluation_set": 1}
     assert [row["id"] for row in read_jsonl(tmp_path / "instructions.jsonl")] == [
         r.id for n, r in enumerate(given) if n != 4
@@ -219,7 +196,7 @@ def test_public_evaluation_sets_refuse_their_own_rows(shared_data: Path) -> None
     mine = rows("mine", 5)
     parts = (Part("x", 1.0, (*behaviours[::10], *questions[::10], *mine)),)
     held = tuple(row.text for row in (*behaviours, *questions))
-    work = WorkList(RunSettings(pairs=1, max_draws=500, mix=parts, evaluation_texts=held))
+    work = WorkList(RunSettings(pairs=1, max_draws=500, mix=parts, evaluation_sets=(EvaluationSet.of("held", held),)))
     found = [work.next() for _ in range(6)]
     assert {one.text for one in found if one} == {row.text for row in mine} and found[5] is None
     assert work.refused == {"in_evaluation_set": 48}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from cai_experiment.constitution.broad_grid import BROAD
+from cai_experiment.constitution.grid import HOUSEHOLD
 from cai_experiment.constitution.principles import load_constitution
 from cai_experiment.errors import BadInputError
 from cai_experiment.milestones import MAX_TOKENS_ANSWER, MAX_TOKENS_CRITIQUE, Milestone
@@ -17,7 +19,7 @@ from cai_experiment.pipeline.settings import RunResult, RunSettings
 from cai_experiment.pipeline.stages import StageSettings
 from cai_experiment.records.store import RunFolder
 from cai_experiment.scripts._common import add_generation_flags, base_parser, positive_int
-from cai_experiment.scripts._inputs import earlier, evaluation_set, mix_of, rows_of, speaks_of_world, target
+from cai_experiment.scripts._inputs import earlier, evaluation_sets, mix_of, rows_of, speaks_of_world, target
 
 if TYPE_CHECKING:
     from cai_experiment.engines.load import LoadSettings
@@ -87,7 +89,6 @@ def run_settings(args: argparse.Namespace, milestone: Milestone) -> RunSettings:
         asked = pairs if args.count or args.add else len(rows)
         instructions = rows[:asked]
         pairs, max_draws = min(pairs, len(instructions)), len(instructions)
-    texts, names = evaluation_set(args)
     return RunSettings(
         pairs=pairs,
         max_draws=max_draws,
@@ -103,9 +104,8 @@ def run_settings(args: argparse.Namespace, milestone: Milestone) -> RunSettings:
         instructions_name=name,
         mix=mix,
         mix_name=mix_name,
-        vary_length=not speaks_of_world(args),
-        evaluation_texts=texts,
-        evaluation_names=names,
+        grid=HOUSEHOLD if speaks_of_world(args) else BROAD,
+        evaluation_sets=evaluation_sets(args),
         match_lengths=args.match_lengths,
         guard=args.guard or "",
         seed=args.seed,

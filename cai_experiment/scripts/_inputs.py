@@ -13,6 +13,7 @@ from cai_experiment.milestones import MILESTONES, Milestone
 from cai_experiment.models.hardware import detect
 from cai_experiment.models.presets import resolve_model
 from cai_experiment.nano import is_nano
+from cai_experiment.pipeline.evaluation_sets import EvaluationSet, read_evaluation_set, shipped_sets
 from cai_experiment.pipeline.instruct import SELF, Instruction
 from cai_experiment.pipeline.mix import Part, parse_mix
 from cai_experiment.pipeline.sources import load_instructions
@@ -94,18 +95,16 @@ def mix_of(args: argparse.Namespace) -> tuple[tuple[Part, ...], str]:
     return tuple(parts), ", ".join(said)
 
 
-def evaluation_set(args: argparse.Namespace) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(texts that must not be trained on, names and hashes of their sets): --exclude, and the lab's own questions."""
-    texts, names = [], []
-    for path in args.exclude:
-        rows, shown = rows_of(path, None)
-        texts += [row.text for row in rows]
-        names.append(shown)
+def evaluation_sets(args: argparse.Namespace) -> tuple[EvaluationSet, ...]:
+    """What must not be trained on: the sets shipped as hashes, those of --exclude, and the lab's own questions.
+
+    Those shipped do not hold against --instructions, whose rows the user asked for one by one.
+    """
+    sets = [] if args.instructions is not None else [*shipped_sets()]
+    sets += [read_evaluation_set(path) for path in args.exclude]
     if speaks_of_world(args):
-        own = held_out(args.seed)
-        texts += own
-        names.append(f"held-out questions of the shipped model's world sha256:{_digest(own)}")
-    return tuple(texts), tuple(names)
+        sets.append(EvaluationSet.of("held-out questions of the shipped model's world", held_out(args.seed)))
+    return tuple(sets)
 
 
 def held_out(seed: int) -> list[str]:
