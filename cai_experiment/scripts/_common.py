@@ -15,9 +15,10 @@ import errno
 import os
 import signal
 import sys
+import threading
+import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -27,7 +28,6 @@ from cai_experiment.errors import (
     EXIT_CTRL_C,
     EXIT_FAILURE,
     EXIT_HANGUP,
-    EXIT_OK,
     EXIT_TERMINATED,
     UserError,
 )
@@ -98,6 +98,14 @@ def plain_parser(doc: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def seconds(text: str) -> float:
+    """argparse type: a length of time above 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0")
+    return value
+
+
 def base_parser(doc: str | None, milestone: str | None = None, plans: bool = True) -> argparse.ArgumentParser:
     """A parser with the flags of every script that works on a run; `milestone` is the default of --run.
 
@@ -150,7 +158,9 @@ def add_generation_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--server", metavar="URL", help="an OpenAI-compatible endpoint; its key: CAI_API_KEY")
     group.add_argument("--server-concurrency", type=positive_int, default=64, metavar="N",
                        help="requests at a time, at most")
-    group.add_argument("--deadline", type=float, default=600.0, metavar="SECONDS", help="for one request to the server")
+    group.add_argument("--deadline", type=seconds, default=600.0, metavar="SECONDS",
+                       help="for one request to the server; of a vLLM or Ray actor that answers nothing, until it is "
+                            "started again")  # fmt: skip
     group.add_argument("--ray", metavar="ADDRESS|local",
                        help="actors of a Ray cluster, one engine each (docs/SCALING.md)")
     group.add_argument("--ray-actors", type=positive_int, metavar="N", help="(default: what is free)")
@@ -171,6 +181,10 @@ def default_price(card: str | None) -> float:
 # ---------------------------------------------------------------- ending properly
 
 
+INTERRUPTED = "interrupted; everything finished so far is kept; the same command resumes"
+SECONDS_TO_END = 8.0  # of the 10 that a signal may take
+
+
 class Signalled(KeyboardInterrupt):
     """SIGTERM or SIGHUP arrived. A KeyboardInterrupt, so that no library's `except Exception` swallows it."""
 
@@ -179,23 +193,54 @@ class Signalled(KeyboardInterrupt):
         self.exit_code = exit_code
 
 
-@contextmanager
-def _signals_interrupt() -> Iterator[None]:
-    """Within it, SIGTERM and SIGHUP raise Signalled; a hang-up that nohup ignores stays ignored."""
-    codes = {signal.SIGTERM: EXIT_TERMINATED, signal.SIGHUP: EXIT_HANGUP}
+class _Signals:
+    """Within it, SIGTERM and SIGHUP raise Signalled; a hang-up that nohup ignores stays ignored.
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise Signalled(codes[signal.Signals(number)])
+    From the first signal on (Ctrl-C is one) the process has SECONDS_TO_END, its exit included: a download's threads are
+    waited for by their pool and again by Python, for minutes. Journal and checkpoints are whole at any instant. The
+    watch hears of a signal by Python's wake-up pipe, since the main thread may be within a library's C code.
+    """
 
-    before: dict[signal.Signals, Any] = {number: signal.getsignal(number) for number in codes}
-    caught = [number for number in codes if before[number] != signal.SIG_IGN]
-    for number in caught:
-        signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
+    CODES = {signal.SIGTERM: EXIT_TERMINATED, signal.SIGHUP: EXIT_HANGUP, signal.SIGINT: EXIT_CTRL_C}
+
+    def __init__(self) -> None:
+        self.said = False  # the line of an interrupted run
+
+    def __enter__(self) -> None:
+        handlers: dict[signal.Signals, Any] = {number: signal.getsignal(number) for number in self.CODES}
+        caught = [number for number in self.CODES if number != signal.SIGINT and handlers[number] != signal.SIG_IGN]
+        self._before = {number: handlers[number] for number in caught}
         for number in caught:
-            signal.signal(number, before[number])
+            signal.signal(number, self._interrupt)
+        self._heard, self._tell = os.pipe()
+        os.set_blocking(self._tell, False)
+        self._wakeup = signal.set_wakeup_fd(self._tell, warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def __exit__(self, *raised: object) -> None:
+        signal.set_wakeup_fd(self._wakeup)
+        os.close(self._tell)  # ends the watch, unless there was a signal
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        raise Signalled(self.CODES[signal.Signals(number)])
+
+    def _watch(self) -> None:
+        with open(self._heard, "rb", buffering=0) as pipe:
+            codes = (self.CODES.get(signal.Signals(byte[0])) for byte in iter(lambda: pipe.read(1), b""))
+            code = next(filter(None, codes), None)
+        if code is None:
+            return
+        time.sleep(SECONDS_TO_END)
+        try:
+            if not self.said:
+                os.write(2, f"{INTERRUPTED}\n".encode())  # sys.stderr may be locked by a thread that hangs
+        finally:
+            os._exit(code)
+
+
+os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # a worker's signal is none of its parent's
 
 
 def run_main(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:
@@ -204,13 +249,14 @@ def run_main(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | 
     With --debug the traceback is printed too. Also sets HF_HOME to the pod's volume, before a library reads it.
     """
     debug = "--debug" in (sys.argv[1:] if argv is None else argv)
+    signals = _Signals()
     _keep_downloads_on_the_volume()
     try:
-        with _signals_interrupt():
+        with signals:
             return main(argv)
     except KeyboardInterrupt as stop:
-        return _end("interrupted; everything finished so far is kept; the same command resumes",
-                    getattr(stop, "exit_code", EXIT_CTRL_C), debug)
+        signals.said = True
+        return _end(INTERRUPTED, getattr(stop, "exit_code", EXIT_CTRL_C), debug)
     except BrokenPipeError:  # `script | head`: the reader has gone, so nothing more can be said
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return EXIT_FAILURE
