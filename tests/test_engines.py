@@ -450,7 +450,7 @@ def test_hub_errors_become_one_line_each() -> None:
 
     found: list[UserError] = [loading_error("a/b", wrapped(kind)) for kind in (GatedRepoError, RepositoryNotFoundError)]
     found.append(loading_error("a/b", ValueError("first\nsecond")))
-    expected = ("gated.*HF_TOKEN", "no such model", "cannot be loaded: ValueError: first$")
+    expected = ("gated.*HF_TOKEN", "no such model", "cannot be loaded: ValueError: first; .*doctor.py")
     for error, words in zip(found, expected, strict=True):
         assert isinstance(error, UserError) and "\n" not in str(error)
         with pytest.raises(UserError, match=words):

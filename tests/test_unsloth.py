@@ -7,6 +7,7 @@ To record another version: python tests/test_unsloth.py FOLDER_OF_UNSLOTH > test
 from __future__ import annotations
 
 import ast
+import errno
 import inspect
 import json
 import os
@@ -18,6 +19,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+
+from cai_experiment.errors import DiskError, EngineError
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = Path(__file__).with_name("unsloth_arguments.json")
@@ -138,6 +141,60 @@ def test_loading_asks_for_what_the_spec_asks_and_writes_nothing_into_the_current
         "cache": str(tmp_path / "huggingface" / "unsloth_compiled_cache"),
     }  # fmt: skip
     assert os.environ["UNSLOTH_DISABLE_STATISTICS"] == "1"
+
+
+# ---------------------------------------------------------------- the disk, before and during a download
+
+
+@pytest.mark.parametrize(
+    ("engine", "free", "downloaded", "words"),
+    [
+        ("unsloth", 12.0, {}, r"qwen2.5-32b: 12 GB free disk at .*, 20 GB needed for 19 GB of weights; make room"),
+        ("unsloth", 12.0, {"unsloth--Qwen2.5-32B-bnb-4bit": 10}, ""),  # goes on with what is there
+        ("unsloth", 0.5, {"unsloth--Qwen2.5-32B-bnb-4bit": 19}, ""),  # is there
+        ("hf", 30.0, {"unsloth--Qwen2.5-32B-bnb-4bit": 19}, r"30 GB free disk at .*, 69 GB needed for 66 GB"),
+        ("hf", 30.0, {"Qwen--Qwen2.5-32B": 40}, ""),
+    ],
+)
+def test_a_disk_too_small_is_refused_before_the_download(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, engine: str, free: float, downloaded: dict[str, int], words: str
+) -> None:
+    from cai_experiment.engines import load
+    from cai_experiment.models import serving
+    from cai_experiment.models.hardware import PROFILES
+
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    monkeypatch.setattr(serving, "free_gb", lambda place: free)
+    monkeypatch.setattr(load, "find_spec", lambda name: True)
+    for name, gigabytes in downloaded.items():
+        blobs = tmp_path / "hub" / f"models--{name}" / "blobs"
+        blobs.mkdir(parents=True)
+        with (blobs / "part").open("wb") as file:
+            file.truncate(gigabytes * 10**9)  # sparse
+    began = RuntimeError("the download began")
+
+    def begin(*_: Any) -> None:
+        raise began
+
+    monkeypatch.setattr("cai_experiment.engines.unsloth.load", begin)
+    monkeypatch.setattr(load, "_pretrained", begin)
+    settings = load.LoadSettings(engine=engine, quantization="4bit")
+    plan = load.make_plan(settings, PROFILES["runpod_a100_80gb"])
+    with pytest.raises(DiskError if words else EngineError, match=words or "the download began; python .*doctor.py"):
+        load.load_model(plan, settings)
+
+
+def test_a_disk_that_fills_up_during_the_download_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from cai_experiment.engines.weights import loading_error
+
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    wrapped = OSError("Can't load the model")
+    wrapped.__cause__ = OSError(errno.ENOSPC, "No space left on device", "blobs/x.incomplete")
+    for error in (wrapped, RuntimeError("Data processing error: No space left on device (os error 28)")):
+        found = loading_error("a/b", error)
+        assert isinstance(found, DiskError) and found.exit_code == 1
+        assert f"--model a/b: the disk is full, and the download is not whole; make room at {tmp_path}" in str(found)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Callable, NamedTuple
 
-from cai_experiment.models.disk import downloaded_gb, folder_gb, free_gb, hub_cache
+from cai_experiment.models.disk import downloaded_4bit_gb, downloaded_gb, folder_gb, free_gb, hub_cache
 from cai_experiment.models.hardware import Hardware
 from cai_experiment.models.memory import GB, Architecture, kv_bytes_per_token, weights_gb
 from cai_experiment.models.presets import ModelChoice
@@ -19,6 +19,7 @@ VLLM_WORK_GB = 4.0  # activations of 8,192 tokens a step, logits, CUDA graphs (a
 LIVE_ROW_TOKENS = 768  # keys and values that a row holds on average; the worked examples are shared by all rows
 LEAST_ROWS, MOST_ROWS = 8, 256  # fewer waste the GPU; more is what vLLM itself takes at most on an A100
 DISK_RESERVE = 1.05  # of a download: the cache's own files, and room to write while it comes in
+DOWNLOADED = 0.95  # of the size that we reckon: the rest is the error of the reckoning
 
 Installed = Callable[[str], bool]
 
@@ -77,13 +78,17 @@ def vllm_refusal(
 
 
 def disk_refusal(choice: ModelChoice, quantization: str) -> str:
-    """Why the disk does not hold the weights that vLLM would download, with the figures; "" if it does."""
+    """Why the disk does not hold the weights that are still to be downloaded, with the figures; "" if it does.
+
+    `quantization` is that of the files on the hub: "bf16", or "4bit" for those that Unsloth fetches.
+    """
     numbers = known_numbers(choice)
     if numbers is None or Path(choice.path_or_id).is_dir():
         return ""
     weights, place = weights_gb(numbers, quantization), hub_cache()
-    missing, free = DISK_RESERVE * weights - downloaded_gb(choice.path_or_id), free_gb(place)
-    if missing <= free:
+    have = (downloaded_4bit_gb if quantization == "4bit" else downloaded_gb)(choice.path_or_id)
+    missing, free = DISK_RESERVE * weights - have, free_gb(place)
+    if have >= DOWNLOADED * weights or missing <= free:
         return ""
     return f"{free:.0f} GB free disk at {place}, {missing:.0f} GB needed for {weights:.0f} GB of weights"
 
