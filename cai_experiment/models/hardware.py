@@ -71,8 +71,8 @@ PROFILES: dict[str, Hardware] = {
 }  # fmt: skip
 PROFILES["runpod_a100_80gb"] = replace(PROFILES["a100-80gb"], name="runpod_a100_80gb")  # its name in the first plans
 
-# GPU name (a regular expression) -> (memory bandwidth in GB/s, dense bf16 or fp16 TFLOP/s), from the makers' data sheets;
-# the first that fits counts
+# GPU name (a regular expression; the first that fits) -> (memory bandwidth in GB/s, dense bf16 or fp16 TFLOP/s), from
+# the makers' data sheets; for estimates
 GPU_SPEED: dict[str, tuple[float, float]] = {
     r"A100-\w+-40GB": (1555, 312),
     "A100": (2039, 312),

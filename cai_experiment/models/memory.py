@@ -104,9 +104,9 @@ def adapter_parameters(numbers: Architecture, rank: int = LORA_RANK) -> int:
 def training_vram_gb(numbers: Architecture, quantization: str, length: int = 1024, pairs: int = 1) -> float:
     """GB that LoRA DPO needs at `pairs` pairs a micro-batch, each row `length` tokens, with gradient checkpointing.
 
-    Weights, adapters with Adam's moments, each block's input, one block recomputed, and the logits of both rows. So for
-    Qwen2.5-32B in NF4, one pair of 2 x 2,048 tokens: 19.2 + 4.3 + 2.7 + 2.0 + 8.0 = 36 GB, and 49 GB of 2 x 4,096. That is
-    Unsloth's; PEFT turns what is not quantised to float32 (3 GB more) and keeps each block's input so (2.7 GB more).
+    Weights, adapters with Adam's moments, each block's input, one block recomputed, and the logits of both rows. For
+    Qwen2.5-32B in NF4 and one pair of 2 x 2,048 tokens: 19.2 + 4.3 + 2.7 + 2.0 + 8.0 = 36 GB; of 2 x 4,096: 49 GB. Not
+    counted: PEFT without Unsloth turns what is not quantised into float32 (3 GB), and each block's input with it.
     """
     adapters = adapter_parameters(numbers) * ADAM_BYTES
     tokens = 2 * pairs * length

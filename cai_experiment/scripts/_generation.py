@@ -131,13 +131,16 @@ def check_engine_flags(args: argparse.Namespace) -> None:
         raise BadInputError("--engine server needs an endpoint", "add --server http://127.0.0.1:8000/v1")
     if args.server and args.engine not in ("auto", "server"):
         raise BadInputError(f"--server and --engine {args.engine} do not go together", "leave one of them out")
+    if args.server and args.trains_after:
+        raise BadInputError("--server: this milestone trains the model that it loads", "use generate_mvp.py")
     if args.ray is None:
         return
     if args.trains_after:
         raise BadInputError("--ray: this milestone trains the model that it loads", "use generate_mvp.py")
     from cai_experiment.pipeline.distributed import check_address
 
-    check_address(args.ray)
+    if not args.plan:  # which may be of another machine's cluster
+        check_address(args.ray)
 
 
 def load_engines(args: argparse.Namespace) -> tuple[Any, Any]:
@@ -157,7 +160,7 @@ def load_engines(args: argparse.Namespace) -> tuple[Any, Any]:
     if not getattr(critic, "can_weigh", True):  # before the first token, not at the first verdict
         raise BadInputError(
             f"--server {args.server} gives no log-probabilities, and verdicts need them",
-            "judge with --critic on another engine, or serve with vLLM, SGLang or llama.cpp",
+            "name a --critic there that gives them, or serve with vLLM, SGLang or llama.cpp",
         )
     return generator, critic
 

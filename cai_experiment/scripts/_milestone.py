@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cai_experiment.constitution.principles import load_constitution
+from cai_experiment.engines.load import ELSEWHERE
 from cai_experiment.errors import EXIT_NO_GO, EXIT_OK
-from cai_experiment.milestones import DATA_DIR, MILESTONES, Milestone
+from cai_experiment.milestones import MILESTONES, Milestone
 from cai_experiment.models.hardware import detect
 from cai_experiment.models.presets import ModelChoice
 from cai_experiment.pipeline.settings import RunSettings
@@ -19,7 +19,8 @@ from cai_experiment.records.files import ExampleFile
 from cai_experiment.records.manifest import Manifest
 from cai_experiment.records.store import RunFolder
 from cai_experiment.scripts import _training
-from cai_experiment.scripts._beforehand import finished_report, generation_ended, plan_lines
+from cai_experiment.scripts._beforehand import finished_report, generation_ended
+from cai_experiment.scripts._following import next_command
 from cai_experiment.scripts._generation import (
     WITH_TRAINING,
     check_engine_flags,
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from cai_experiment.pipeline.guarding import GuardCounts
 
 SHARED_FLAGS = ("run", "data_dir", "checkpoint_dir", "seed", "quantization", "format", "random_weights", "debug",
-                  "price_per_hour", "verbosity", "constitution")  # fmt: skip
+                "price_per_hour", "verbosity", "constitution", "model", "generator", "critic")  # fmt: skip
 
 
 def run_milestone(doc: str | None, name: str, argv: Sequence[str] | None) -> int:
@@ -48,7 +49,9 @@ def run_milestone(doc: str | None, name: str, argv: Sequence[str] | None) -> int
     constitution = load_constitution(args.constitution)  # a mistake here is named before a model is loaded
     choice = chosen_model(args, detect())
     if args.plan:
-        print(*plan_lines(args, milestone, settings), sep="\n")
+        from cai_experiment.scripts._plan import milestone_lines
+
+        print(*milestone_lines(args, milestone, settings), sep="\n")
         return EXIT_OK
     path = args.data_dir / args.run
     report = None if args.fresh else finished_report(args, milestone, settings, constitution.sha256)
@@ -93,7 +96,7 @@ def make_report(
         seconds=seconds,
         peak_gpu_gb={"generation": _training.peak_gpu_gb()},
         price_per_hour=args.price_per_hour,
-        next_command=next_command(args, milestone),
+        next_command=next_command(args, milestone, milestone.next_command, loaded.get("engine") in ELSEWHERE),
         dataset=describe_pairs(accepted, rejected, manifest, guard),
     )  # fmt: skip
     report = write_report(folder.path, evaluation, facts)
@@ -159,12 +162,3 @@ def train_on_pairs(
         report = _training.evaluate_and_report(flags, milestone, settings, [], trained, engine, truth, seconds)
         (settings.output_dir / train_dpo.EVALUATED).touch()
     return report
-
-
-def next_command(args: argparse.Namespace, milestone: Milestone) -> str:
-    """The command that follows a go. Training reads this run's folder, so it is told of it."""
-    command = milestone.next_command.split()
-    if milestone.name not in WITH_TRAINING:
-        command += [] if args.run == milestone.name else ["--run", args.run]
-        command += [] if args.data_dir == DATA_DIR else ["--data-dir", str(args.data_dir)]
-    return shlex.join(command)

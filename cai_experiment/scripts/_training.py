@@ -15,6 +15,7 @@ from cai_experiment.models.hardware import Hardware
 from cai_experiment.models.presets import PRESETS, ModelChoice
 from cai_experiment.records.files import read_examples
 from cai_experiment.records.schema import Example
+from cai_experiment.scripts._following import next_command
 from cai_experiment.training.data import Pair, read_pairs
 from cai_experiment.training.dpo import (
     SPEC_LEARNING_RATE,
@@ -22,7 +23,6 @@ from cai_experiment.training.dpo import (
     TrainResult,
     check_flags,
     steps_for,
-    total_steps,
 )
 from cai_experiment.training.plumbing import is_plumbing, label, plumbing_pairs
 
@@ -57,15 +57,6 @@ def training_settings(
     )  # fmt: skip
     check_flags(settings)  # before a model is loaded for them
     return settings
-
-
-def show_plan(args: argparse.Namespace, settings: DPOSettings, choice: ModelChoice, hardware: Hardware) -> None:
-    """Print memory, tokens, hours and dollars of the training."""
-    from cai_experiment.models.plan import Workload, plan
-
-    work = Workload(0, 0, total_steps(settings, len(settings.pairs)) * settings.effective_batch)
-    quantization = args.quantization or hardware.quantization
-    print(*plan(choice, hardware, quantization, work, args.price_per_hour).lines(), sep="\n")
 
 
 def load_settings(args: argparse.Namespace) -> LoadSettings:
@@ -152,7 +143,7 @@ def evaluate_and_report(
         seconds={"training": training_seconds, "evaluation": time.monotonic() - started},
         peak_gpu_gb={"training": peak},
         price_per_hour=args.price_per_hour,
-        next_command=AFTER_TRAINING.get(milestone.name, milestone.next_command),
+        next_command=next_command(args, milestone, AFTER_TRAINING.get(milestone.name, milestone.next_command)),
         history=trained.history,
     )  # fmt: skip
     return write_report(folder, evaluation, facts)

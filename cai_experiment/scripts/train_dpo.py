@@ -22,13 +22,13 @@ if not __package__:  # run as a file: import from this checkout, whatever the cu
 
 from cai_experiment.errors import EXIT_NO_GO, EXIT_OK, BadInputError
 from cai_experiment.milestones import MILESTONES, Milestone
-from cai_experiment.models.hardware import detect
 from cai_experiment.models.presets import ModelChoice, resolve_model
 from cai_experiment.nano import is_nano
 from cai_experiment.records.files import show
 from cai_experiment.records.store import RunFolder
-from cai_experiment.scripts import _training
+from cai_experiment.scripts import _plan, _training
 from cai_experiment.scripts._common import base_parser, dollars, positive_int, run_main
+from cai_experiment.scripts._following import take_generator
 from cai_experiment.training import dpo
 from cai_experiment.training.data import HELD_OUT_SHARE, Pair, read_pairs, split_by_instruction
 
@@ -80,11 +80,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.run = args.run or args.milestone or args.pairs.stem
     if args.resume is not None:
         check_resume(args)
-    everything = read_pairs(args.pairs or args.data_dir / args.run / "pairs.jsonl")
+    everything = pairs_of(args)
     milestone = milestone_of(args.milestone, len(everything))
     share = 0.0 if milestone.name in OWN_PAIRS else HELD_OUT_SHARE
     pairs, held_out = split_by_instruction(everything, args.seed, share)
-    hardware = detect()
+    hardware = _plan.machine(args)
+    take_generator(args)
     choice = resolve_model(args.model, hardware)
     if not args.plan:
         _training.say_model(args, hardware)
@@ -92,11 +93,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     steps = dpo.total_steps(settings, len(pairs))
     print(f"{len(pairs)} training pairs, {len(held_out)} held out; {steps} steps of {settings.effective_batch} pairs")
     if args.plan:
-        _training.show_plan(args, settings, choice, hardware)
+        print(*_plan.training_lines(args, milestone, settings, choice, hardware), sep="\n")
         return EXIT_OK
     command = shlex.join(["python", "cai_experiment/scripts/train_dpo.py", *(sys.argv[1:] if argv is None else argv)])
     with RunFolder(settings.output_dir, args.fresh), RunFolder(args.data_dir / args.run):
         return train_and_report(args, milestone, settings, held_out, choice, command.replace(" --fresh", ""))
+
+
+def pairs_of(args: argparse.Namespace) -> list[Pair]:
+    """The pairs to train on; for the plan of a milestone that has none yet, as many as it will make."""
+    path = args.pairs or args.data_dir / args.run / "pairs.jsonl"
+    if args.plan and args.pairs is None and not path.exists():
+        print(f"no pairs at {path} yet: the milestone's number is planned with")
+        return _plan.stand_ins(MILESTONES[args.milestone])
+    return read_pairs(path)
 
 
 def check_resume(args: argparse.Namespace) -> None:
