@@ -85,10 +85,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     share = 0.0 if milestone.name in OWN_PAIRS else HELD_OUT_SHARE
     pairs, held_out = split_by_instruction(everything, args.seed, share)
     hardware = _plan.machine(args)
-    take_generator(args)
+    whose = take_generator(args)
     choice = resolve_model(args.model, hardware)
     if not args.plan:
         _training.say_model(args, hardware)
+        print(whose, end="")
     settings = _training.training_settings(args, pairs, len(everything), choice, hardware)
     steps = dpo.total_steps(settings, len(pairs))
     print(f"{len(pairs)} training pairs, {len(held_out)} held out; {steps} steps of {settings.effective_batch} pairs")
