@@ -181,6 +181,7 @@ def default_price(card: str | None) -> float:
 # ---------------------------------------------------------------- ending properly
 
 
+EXIT_CODES: dict[int, int] = {signal.SIGTERM: EXIT_TERMINATED, signal.SIGHUP: EXIT_HANGUP, signal.SIGINT: EXIT_CTRL_C}
 INTERRUPTED = "interrupted; everything finished so far is kept; the same command resumes"
 SECONDS_TO_END = 8.0  # of the 10 that a signal may take
 
@@ -201,14 +202,12 @@ class _Signals:
     watch hears of a signal by Python's wake-up pipe, since the main thread may be within a library's C code.
     """
 
-    CODES = {signal.SIGTERM: EXIT_TERMINATED, signal.SIGHUP: EXIT_HANGUP, signal.SIGINT: EXIT_CTRL_C}
-
     def __init__(self) -> None:
         self.said = False  # the line of an interrupted run
 
     def __enter__(self) -> None:
-        handlers: dict[signal.Signals, Any] = {number: signal.getsignal(number) for number in self.CODES}
-        caught = [number for number in self.CODES if number != signal.SIGINT and handlers[number] != signal.SIG_IGN]
+        handlers: dict[int, Any] = {number: signal.getsignal(number) for number in EXIT_CODES}
+        caught = [number for number in EXIT_CODES if number != signal.SIGINT and handlers[number] != signal.SIG_IGN]
         self._before = {number: handlers[number] for number in caught}
         for number in caught:
             signal.signal(number, self._interrupt)
@@ -224,11 +223,11 @@ class _Signals:
             signal.signal(number, handler)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        raise Signalled(self.CODES[signal.Signals(number)])
+        raise Signalled(EXIT_CODES[number])
 
     def _watch(self) -> None:
         with open(self._heard, "rb", buffering=0) as pipe:
-            codes = (self.CODES.get(signal.Signals(byte[0])) for byte in iter(lambda: pipe.read(1), b""))
+            codes = (EXIT_CODES.get(byte[0]) for byte in iter(lambda: pipe.read(1), b""))
             code = next(filter(None, codes), None)
         if code is None:
             return
