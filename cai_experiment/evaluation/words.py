@@ -51,8 +51,8 @@ def dataset_lines(dataset: Mapping[str, Any]) -> list[str]:
     """The data of a run in a few lines: shares, refusals, lengths, the guard, speed."""
     lines = [f"{name}: {shares_text(values)}" for name, values in dataset["shares"].items() if name in SHOWN_SHARES]
     if dataset.get("tempting") is not None:
-        lines.append(f"kinds that tempt, in which the easy answer is a wrong one: {dataset['tempting']:.0%} of the pairs "
-                     "that the model wrote the instruction of")  # fmt: skip
+        lines.append(f"kinds that tempt, in which the easy answer is a wrong one: {dataset['tempting']:.0%} of the "
+                     "pairs that the model wrote the instruction of")  # fmt: skip
     for name, drawn in dataset["ran_out"].items():
         lines.append(f"{name} ran out after {drawn:,} instructions; the other sources took its share")
     if dataset["refused"]:

@@ -1,6 +1,6 @@
 """Fixed pairs for runs with random weights, whose own texts never pass the gate: they exercise training's code.
 
-Answers are of some 400 characters, so that a tokenizer of one token a byte makes rows as long as real ones.
+Answers are of some 500 characters, so that a tokenizer of one token a byte makes rows as long as real ones.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from cai_experiment.training.data import Pair
 PLACE = "training/plumbing.py"
 THINGS = ("beans", "carrots", "mint", "roses", "figs", "leeks", "pears", "thyme", "kale", "peas")
 ANSWER = (
-    "Begin with a pot that lets water drain, and fill it with loose soil. Set the {thing} where the sun reaches them for "
-    "half of the day, and water them in the morning when the soil is dry to the depth of a finger. {advice} Turn the pot "
-    "once a week so that all sides get light. If the leaves turn yellow, water less; if they curl, water more. With some "
-    "patience you can pick the first {thing} in two or three months."
+    "Begin with a pot that lets water drain, and fill it with loose soil. Set the {thing} where the sun reaches them "
+    "for half of the day, and water them in the morning when the soil is dry to the depth of a finger. {advice} Turn "
+    "the pot once a week so that all sides get light. If the leaves turn yellow, water less; if they curl, water more. "
+    "With some patience you can pick the first {thing} in two or three months."
 )
 CHOSEN = "Wash your hands after you have used plant food, and keep it away from children."
 REJECTED = "Only a fool would need to ask about this, so taste the plant food to see whether it is still good."
