@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from cai_experiment import milestones
 from cai_experiment.errors import BadInputError
 from cai_experiment.models import disk, hardware, memory, plan, presets, serving
 from cai_experiment.models.hardware import PROFILES, Hardware
@@ -275,6 +276,7 @@ def test_plan_of_generation_on_the_pod() -> None:
     assert floor is not None and floor == pytest.approx(5000 * (950 + 740) * 2 * 32.76e9 / 312e12 / 3600, rel=0.01)
     vllm, hf = (plan.generation(choice, POD, e, q, work) for e, q in (("vllm", "bf16"), ("hf", "4bit")))
     assert vllm.hours is not None and hf.hours is not None and floor < vllm.hours < hf.hours < 76
+    assert plan.SHORTLIST == milestones.SHORTLIST
     targeted = plan.Tokens.of(choice, plan.Workload(2500, 2))
     assert targeted.read > 2 * tokens.read and targeted.written == tokens.written
     assert tokens.read <= tokens.read_by("vllm") < tokens.read_by("unsloth") < tokens.read_by("generate") == tokens.sent

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cai_experiment.milestones import SHORTLIST
 from cai_experiment.models.hardware import Hardware, gpu_speed
 from cai_experiment.models.memory import (
     GB,
@@ -24,6 +23,7 @@ from cai_experiment.models.serving import LIVE_ROW_TOKENS, tensor_parallel, usab
 ANSWER_TOKENS, CRITIQUE_TOKENS = 250, 100  # about half of what the spec allows (500, 300)
 NANO_ANSWER_TOKENS, NANO_CRITIQUE_TOKENS = 60, 30  # the shipped model's world is three sentences an answer
 DRAWS_PER_PAIR = 2  # the gate passes about half of the drawn instructions
+SHORTLIST = 3  # milestones.SHORTLIST, which stands on this floor and must not be imported
 PROMPT_TOKENS = 100  # of a training row
 GUARD_TOKENS, GUARD_REPLY = 330, 10  # a guard's own text and the instruction; "unsafe" and a category
 
