@@ -59,6 +59,7 @@ def test_generate_mvp_ends_with_a_report_and_the_next_command(
     assert len(read_examples(folder / "pairs.jsonl")) == 15
     report = json.loads((folder / "report.json").read_text())
     assert {gate["part"] for gate in report["gates"]} == {"generation"}
+    assert report["seconds"].keys() == {"loading", "generation"}
     assert (folder / "report.html").stat().st_size > 1000
     said = capsys.readouterr().out
     assert "gave a pair that passed the gate" in said and "rejected: " in said
@@ -148,6 +149,20 @@ def test_a_full_disk_ends_in_one_line_and_loses_nothing(
     call(generate_mvp, tmp_path, "--count", "9", "--run", "unbroken", "--model", "nano")
     for name in FILES:
         assert (tmp_path / "data/mvp" / name).read_bytes() == (tmp_path / "data/unbroken" / name).read_bytes()
+
+
+def test_loading_is_counted_apart_and_paid_for(tmp_path: Path, scripted: list[ScriptedEngine]) -> None:
+    call(generate_mvp, tmp_path, "--count", "2", "--model", "nano", "--price-per-hour", "3.6")
+    place = tmp_path / "data/mvp/manifest.json"
+    before = Manifest.read(place)
+    for _ in range(2):  # two sessions
+        _milestone.note_loading(place, 100.0, 3.6)
+    after = Manifest.read(place)
+    assert after.loading_seconds == pytest.approx(before.loading_seconds + 200.0)
+    assert after.cost_dollars == pytest.approx(before.cost_dollars + 0.2)
+    call(generate_mvp, tmp_path, "--count", "3", "--model", "nano", "--price-per-hour", "3.6")
+    report = json.loads((tmp_path / "data/mvp/report.json").read_text())
+    assert report["seconds"]["loading"] >= 200.0 and Manifest.read(place).loading_seconds >= 200.0
 
 
 # ---------------------------------------------------------------- from one script to the next

@@ -11,6 +11,7 @@ import os
 import random
 import shutil
 import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -456,9 +457,10 @@ def test_stopped_by_a_limit_after_every_step_and_resumed_equals_unbroken(
 ) -> None:
     said: list[str] = []
     for step in range(1, 4):
-        limit = {"max_hours": 0.0} if step % 2 else {"max_cost": 0.0, "price_per_hour": 1.74}
+        began = time.monotonic() - 4000  # of the script: what it downloaded and loaded counts as well
+        limit = {"max_hours": 1.0, "started": began} if step % 2 else {"max_cost": 0.0, "price_per_hour": 1.74}
         result = train(settings_for(tmp_path, **LONG, **limit), *load(tiny_model_dir), said)
-        assert result.stopped == ("--max-hours 0" if step % 2 else "--max-cost 0") and result.steps == step
+        assert result.stopped == ("--max-hours 1" if step % 2 else "--max-cost 0") and result.steps == step
         checkpoints.verify(result.adapter_dir)
     result = train(settings_for(tmp_path, **LONG), *load(tiny_model_dir), said)
     assert not result.stopped and sum("resuming from" in line for line in said) == 3

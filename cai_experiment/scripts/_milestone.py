@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cai_experiment.constitution.principles import load_constitution
 from cai_experiment.engines.load import ELSEWHERE
-from cai_experiment.errors import EXIT_NO_GO, EXIT_OK
+from cai_experiment.errors import EXIT_NO_GO, EXIT_OK, BadInputError
 from cai_experiment.milestones import MILESTONES, Milestone
 from cai_experiment.models.hardware import detect
 from cai_experiment.models.presets import ModelChoice
@@ -86,7 +87,8 @@ def make_report(
     critic = engines[1] if engines else None
     evaluation = evaluate_generation(scope, accepted, rejected, settings.pairs, critic)
     loaded = manifest.models["generator"]
-    seconds, guard = {"generation": manifest.wall_seconds + time.monotonic() - started}, None
+    generation = manifest.wall_seconds + time.monotonic() - started
+    seconds, guard = {"loading": manifest.loading_seconds, "generation": generation}, None
     if counts is not None:
         seconds["guard"] = manifest.guard["seconds"]
         guard = {"name": manifest.guard["name"], "safe": counts.safe}
@@ -124,8 +126,15 @@ def make_pairs(
     try:
         while True:
             if not made:
+                began = time.monotonic()
                 engines = engines or load_engines(args)
-                print(*summary(generate(args, settings, folder, *engines), settings), sep="\n", flush=True)
+                loading = time.monotonic() - began
+                try:
+                    result = generate(args, settings, folder, *engines)
+                finally:
+                    if not isinstance(sys.exception(), BadInputError):  # which leaves the folder as it was
+                        note_loading(folder.path / "manifest.json", loading, args.price_per_hour)
+                print(*summary(result, settings), sep="\n", flush=True)
             if guard is None:
                 return engines, None
             if engines and not shares(guard, engines[0]):
@@ -140,6 +149,12 @@ def make_pairs(
         if engines:
             close_all(*engines)  # a signal must not leave a model's process behind
         raise
+
+
+def note_loading(place: Path, seconds: float, price_per_hour: float) -> None:
+    """Put the time that downloading and loading took into a run's manifest, and its cost."""
+    if place.exists():
+        Manifest.read(place).after_loading(seconds, price_per_hour).write(place)
 
 
 def train_on_pairs(

@@ -65,7 +65,7 @@ def milestone_lines(args: argparse.Namespace, milestone: Milestone, settings: Ru
     hardware = machine(args)
     choice = model_of(args, hardware)
     work = _workload(args, settings)
-    lines = [*_heading(args, hardware, choice), *_critic(args, choice), *_size(choice, work)]
+    lines = [*heading(args, hardware, choice), *_critic(args, choice), *_size(choice, work)]
     parts: list[Part] = []
     needs: list[Need] = []
     engine = "server"
@@ -91,14 +91,14 @@ def milestone_lines(args: argparse.Namespace, milestone: Milestone, settings: Ru
 def training_lines(
     args: argparse.Namespace, milestone: Milestone, settings: DPOSettings, choice: ModelChoice, hardware: Hardware
 ) -> list[str]:
-    """The plan of train_dpo.py alone."""
+    """The plan of train_dpo.py alone, behind its heading."""
     quantization = args.quantization or hardware.quantization
     download = download_gb_of(args, choice, trainer_of(hardware, quantization), quantization)
     steps = total_steps(settings, len(settings.pairs))
     part, lines = dpo_lines(args, choice, hardware, len(settings.pairs), steps, settings, download, loaded=False)
     needs = [Need("model", download), Need("checkpoints", checkpoints_gb(numbers_of(choice)), download=False)]
     end = [_total(args, [part]), _budget(hardware, milestone, []), *_notes(args, hardware)]
-    return [*_heading(args, hardware, choice), *lines, *disk_lines(args, needs), *end]
+    return [*lines, *disk_lines(args, needs), *end]
 
 
 def stand_ins(milestone: Milestone) -> list[Pair]:
@@ -118,7 +118,8 @@ def _workload(args: argparse.Namespace, settings: RunSettings) -> Workload:
     return Workload(pairs, settings.stages.rounds, weighed, drawn)
 
 
-def _heading(args: argparse.Namespace, hardware: Hardware, choice: ModelChoice) -> list[str]:
+def heading(args: argparse.Namespace, hardware: Hardware, choice: ModelChoice) -> list[str]:
+    """The first lines of a plan: which model, why, on what, for what price."""
     kind = f" ({choice.kind})" if choice.kind else ""
     many = f"{hardware.gpus} x " if hardware.gpus > 1 else ""
     where = f"{hardware.gpu_name}, {hardware.vram_gb:g} GB" if hardware.gpu_name else f"{hardware.cores} CPU cores"

@@ -52,7 +52,7 @@ def training_settings(
         tuple(pairs), args.checkpoint_dir / args.run, **steps, learning_rate=rate or SPEC_LEARNING_RATE,
         beta=args.beta, lora_r=args.lora_r, lora_alpha=args.lora_alpha, effective_batch=args.effective_batch,
         batch_size=args.batch_size, max_length=args.max_length, seed=args.seed, model_name=" ".join(model),
-        max_hours=args.max_hours, max_cost=args.max_cost, price_per_hour=args.price_per_hour,
+        started=args.started, max_hours=args.max_hours, max_cost=args.max_cost, price_per_hour=args.price_per_hour,
         report_to=args.report_to, resume=args.resume,
     )  # fmt: skip
     check_flags(settings)  # before a model is loaded for them

@@ -59,6 +59,7 @@ class DPOSettings:
     # the rest does not change the result, or by no more than rounding
     batch_size: int | None = None  # pairs a pass; None: up to 8 on a CPU, 1 on a GPU (full logits of two rows)
     save_every: int | None = None  # steps; None: a tenth of the run, at most 25
+    started: float | None = None  # time.monotonic() from which hours and cost count; None: when training begins
     max_hours: float | None = None
     max_cost: float | None = None
     price_per_hour: float = 0.0

@@ -48,7 +48,7 @@ class Training:
         self.settings, self.rows, self.total, self.say = settings, rows, total, say
         self.signal: int | None = None
         self.alarms: list[str] = []
-        self.started = time.monotonic()
+        self.started = time.monotonic() if settings.started is None else settings.started
         self.metrics = Journal(settings.output_dir / METRICS)
         self.trainer = build_trainer(settings, rows, total, model, tokenizer, Watch(self))
 
