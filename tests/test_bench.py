@@ -9,6 +9,7 @@ import json
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,8 @@ from cai_experiment.models.memory import weights_gb
 from cai_experiment.models.presets import PRESETS
 from cai_experiment.scripts import bench, kill_test
 from cai_experiment.scripts._bench_chain import batches, instructions_for, lockstep, stage_settings
-from cai_experiment.scripts._bench_figures import Figure, Occupancy, interleaved, prefix_tree_size
 from cai_experiment.scripts._bench_equality import compared
+from cai_experiment.scripts._bench_figures import Figure, Occupancy, interleaved, prefix_tree_size
 from cai_experiment.scripts._bench_generation import Chain, speedups
 from cai_experiment.scripts._bench_gpu import Run, figures, shrunk
 from cai_experiment.scripts._bench_process import peak_bytes, run_child
@@ -145,9 +146,9 @@ def test_a_child_that_fails_says_so_in_one_line(tmp_path: Path) -> None:
     done = tmp_path / "done"
     run_child([sys.executable, "-c", f"open({str(done)!r}, 'w'); raise SystemExit(3)"], {}, "no run", 60, (0, 3))
     assert done.exists()
-    with pytest.raises(RuntimeError, match="no run: ValueError: seven$"):
+    with pytest.raises(RuntimeError, match=r"no run: ValueError: seven$"):
         run_child([sys.executable, "-c", "print('x'); raise ValueError('seven')"], {}, "no run", 60)
-    with pytest.raises(RuntimeError, match="no run: exit code 4$"):
+    with pytest.raises(RuntimeError, match=r"no run: exit code 4$"):
         run_child([sys.executable, "-c", "raise SystemExit(4)"], {}, "no run", 60)
 
 
@@ -266,9 +267,22 @@ def check_json(path: Path, names: tuple[str, ...]) -> dict[str, dict[str, object
     return found
 
 
-def test_generation_suite(tmp_path: Path, nano_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def one_thread() -> Iterator[list[str]]:
+    """Flags of bench.py, which sets torch's threads for its process: two wait for each other on a busy machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    yield ["--threads", "1"]
+    torch.set_num_threads(before)
+
+
+def test_generation_suite(
+    tmp_path: Path, nano_dir: Path, capsys: pytest.CaptureFixture[str], one_thread: list[str]
+) -> None:
     path = tmp_path / "bench.json"
     flags = ["--rows", "4", "--repeats", "1", "--principles", "random", "--batch-size", "16", "--no-distilabel"]
+    flags += one_thread
     code = bench.main(["--suite", "generation", *flags, "--model", str(nano_dir), "--json", str(path)])
     assert code == EXIT_NO_GO  # a figure that was not measured is no pass
     found = check_json(path, GENERATION)
@@ -277,9 +291,10 @@ def test_generation_suite(tmp_path: Path, nano_dir: Path, capsys: pytest.Capture
     assert "pipeline_over_engine" in capsys.readouterr().out
 
 
-def test_equality_suite(tmp_path: Path, nano_dir: Path) -> None:
+def test_equality_suite(tmp_path: Path, nano_dir: Path, one_thread: list[str]) -> None:
     path = tmp_path / "bench.json"
-    code = bench.main(["--suite", "equality", "--rows", "4", "--model", str(nano_dir), "--json", str(path)])
+    flags = ["--rows", "4", "--model", str(nano_dir), *one_thread]
+    code = bench.main(["--suite", "equality", *flags, "--json", str(path)])
     found = check_json(path, EQUALITY)
     served = found["equal_texts_server_float32"]
     assert (served["value"], served["target"]) == (1.0, 1.0) and served["arms"]["tokens"] > 40
@@ -298,10 +313,10 @@ def test_scale_suite(tmp_path: Path, nano_dir: Path) -> None:
     assert found["seconds_per_example_20_over_2"]["value"] > 0
 
 
-def test_generation_suite_on_a_card_runs_dry_without_one(tmp_path: Path) -> None:
+def test_generation_suite_on_a_card_runs_dry_without_one(tmp_path: Path, one_thread: list[str]) -> None:
     path = tmp_path / "bench.json"
     code = bench.main(["--suite", "generation", "--gpu", "--random-weights", "qwen2.5-32b", "--tiny", "--repeats", "1",
-                       "--rows", "1", "--principles", "random", "--json", str(path)])  # fmt: skip
+                       "--rows", "1", "--principles", "random", *one_thread, "--json", str(path)])  # fmt: skip
     found = json.loads(path.read_text(encoding="utf-8"))
     assert (code, tuple(found)) == (
         EXIT_OK,
