@@ -101,9 +101,10 @@ class GuardChoice:
 def check_guard(settings: GuardSettings, hardware: Hardware) -> GuardChoice:
     """Choose the guard and make sure that it can be loaded once the generator has left.
 
-    Beside a server on this machine only the GPU memory that is free now counts. "auto": the shipped model for the shipped generator; on a GPU Llama Guard 3, and without access to it Qwen3Guard,
-    with the reason said; else the smallest Qwen3Guard. Weights that lie in the cache need no hub. Raises BadInputError
-    (no such guard), EngineError (no access, too little memory), DiskError (no room), each naming the next command.
+    "auto": the shipped model for the shipped generator; on a GPU Llama Guard 3, and without access to it Qwen3Guard,
+    with the reason said; else the smallest Qwen3Guard. Weights that lie in the cache need no hub. Beside a server on
+    this machine only the GPU memory that is free now counts. Raises BadInputError (no such guard), EngineError (no
+    access, too little memory), DiskError (no room), each naming the next command.
     """
     name = settings.model or AUTO
     if name.lower() == AUTO:
@@ -169,9 +170,7 @@ def _from_folder(folder: Path, name: str, settings: GuardSettings, hardware: Har
     return _fitting(choice, numbers, settings, hardware)
 
 
-def _fitting(
-    choice: GuardChoice, numbers: Architecture, settings: GuardSettings, hardware: Hardware
-) -> GuardChoice:
+def _fitting(choice: GuardChoice, numbers: Architecture, settings: GuardSettings, hardware: Hardware) -> GuardChoice:
     """The choice with the engine, the precision and the rows at a time that fit into the memory it will find."""
     beside = settings.beside_server and hardware.kind == "cuda"
     have = free_vram_gb() if beside else (hardware.vram_gb if hardware.kind == "cuda" else hardware.ram_gb) or None

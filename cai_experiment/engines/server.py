@@ -39,7 +39,8 @@ class ServerEngine:
         `model` as the server names it, or a hub id or folder whose last part is that name; None takes the only one.
         `renderer` (with the model's own tokenizer) sends token ids and sets the layout; its `max_length` is lowered
         to the server's context. Without one, `layout` "chat" sends messages and "base" sends text. `deadline` in
-        seconds for one row, retries and waits included; `seed` is the jitter's. Raises EngineError or BadInputError, one line each.
+        seconds for one row, retries and waits included; `seed` is the jitter's. Raises EngineError or BadInputError,
+        one line each.
         """
         self.renderer, self.layout = renderer, renderer.layout if renderer else layout
         self.client = Client(url, concurrency, deadline, seed, retry)

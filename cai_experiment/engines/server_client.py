@@ -1,8 +1,9 @@
 """Asks an OpenAI-compatible server: never more at a time than it bears, patiently, and never for ever.
 
 Concurrency follows additive increase, multiplicative decrease (Chiu and Jain 1989): it is halved when the server says
-429 or 503 or is too slow, and grows by one per round of answers. A fault of one request uses up that request's attempts;
-a server that is busy or gone is waited for by the clock, so that a restart costs no row. The deadline ends all of it.
+429 or 503 or is too slow, and grows by one per round of answers. A fault of one request uses up that request's
+attempts; a server that is busy or gone is waited for by the clock, so that a restart costs no row. The deadline ends
+all of it.
 """
 
 from __future__ import annotations

@@ -17,8 +17,6 @@ from typing import Iterator, Mapping
 from cai_experiment.engines.base import Completion, Engine, Prompt
 from cai_experiment.errors import EngineError
 
-CLOSE_SECONDS = 5.0  # for threads to end; a signal must end a run within 10 s, and closing its engine frees the rest
-
 Result = tuple["ThreadLane", Completion | BaseException]
 
 
@@ -60,7 +58,7 @@ class Lanes:
         lane.owed -= 1
         return result
 
-    def close(self, seconds: float = CLOSE_SECONDS) -> None:
+    def close(self, seconds: float) -> None:
         """Let the engines drop what they are at; waits so long for their threads."""
         until = time.monotonic() + seconds
         for lane in self._lanes:

@@ -33,9 +33,10 @@ from cai_experiment.records.store import RunFolder
 
 OPEN_EXAMPLES = 256  # more than one engine's batch, so no slot waits; and it bounds memory
 AHEAD = 8  # times as many may be begun and not written: one that takes for ever must not let the others pile up
-MAX_FAILURES = 30  # prompts that failed with no success between: then it is the engine that is broken
+MAX_FAILURES = 30  # prompts that failed first with no success between: then it is the engine that is broken
 CANDIDATE = 10**9  # rank of instruction candidates in the queue: behind every example
 MANIFEST_SECONDS = 60.0
+CLOSE_SECONDS = 5.0  # for a lane's thread; a signal must end a run within 10 s, and closing its engine frees the thread
 END_SECONDS = 60.0  # for engines elsewhere to drop what was asked in vain, when a run has come to its end
 
 
@@ -100,7 +101,8 @@ class _Run:
         self.owners: dict[str, tuple[Prompt, _Open | None]] = {}  # prompts asked and not answered
         self.replayed: deque[Completion] = deque()
         self.failures = self.replies.failures
-        self.failing: dict[str, str] = {}  # prompts that failed since the last success, with the last error of each
+        self.failing: set[str] = set()  # prompts that failed for the first time, since the last success
+        self.failure: Completion | None = None  # the last one, unless a success followed
         self.succeeded = len(self.replies) > 0  # whether the engine ever spoke in this run
         self.begun = self.finished = self.accepted = 0
         self.unwritten: dict[int, _Open] = {}  # finished, while an earlier one is not
@@ -120,9 +122,9 @@ class _Run:
                 self._write(self.outputs.rest())
                 break
             self._receive(self.lanes.next())
-        if self.failing:
+        if self.failure is not None:
             if not self.succeeded:
-                raise self._broken()
+                raise self._broken(self.failure)
             self.journal.append({"kind": END})  # the last failures count: the engine was not broken
 
     def _begin_more(self) -> None:
@@ -167,7 +169,7 @@ class _Run:
         self._count(completion)
         if completion.finish != "error":
             self.failing.clear()
-            self.succeeded = True
+            self.failure, self.succeeded = None, True
         elif not is_prompts_fault(completion) and self._asks_again(completion):
             return
         self._deliver(completion)
@@ -175,24 +177,25 @@ class _Run:
     def _asks_again(self, completion: Completion) -> bool:
         """Count a failure of the engine, and ask again unless that was often enough. Raises EngineError: it is broken.
 
-        A retry goes behind all that was begun, so that what fails at once does not fail three times in one breath.
+        A retry goes behind all that was begun, so that what fails at once does not fail three times in one breath. That
+        it fails again says little of the engine: the hopeless rows come together at a run's end.
         """
         id = completion.id
         self.failures[id] += 1
-        self.failing.pop(id, None)
-        self.failing[id] = completion.error
+        self.failure = completion
+        if self.failures[id] == 1:
+            self.failing.add(id)
         if len(self.failing) >= MAX_FAILURES:
-            raise self._broken()
+            raise self._broken(completion)
         if is_given_up(completion, self.failures[id]):
             return False
         prompt, example = self.owners[id]
         self.lanes.put(role_of(prompt), self.begun if example else CANDIDATE, prompt)
         return True
 
-    def _broken(self) -> EngineError:
-        id, error = list(self.failing.items())[-1]
+    def _broken(self, last: Completion) -> EngineError:
         return EngineError(f"the engine failed {len(self.failing)} times running, each time on another prompt, "
-                           f"last on {id}: {error}", "mend it; the same command resumes")  # fmt: skip
+                           f"last on {last.id}: {last.error}", "mend it; the same command resumes")  # fmt: skip
 
     def _count(self, completion: Completion) -> None:
         self.tokens["prompt"] += completion.prompt_tokens
@@ -274,7 +277,7 @@ class _Run:
 
     def close(self) -> None:
         """Close files and streams as they stand."""
-        self.lanes.close()
+        self.lanes.close(CLOSE_SECONDS)
         self.outputs.close()
 
     def result(self) -> RunResult:
