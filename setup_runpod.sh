@@ -70,23 +70,25 @@ if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$wanted" ]; then
     # ------------------------------------------------------------ driver and disk, before anything is installed
     machine="$(KIND=$kind "$python" - <<'PYTHON'
 import os
+from cai_experiment.models.disk import checkpoints_gb
 from cai_experiment.models.hardware import detect, driver_problem
 from cai_experiment.models.memory import weights_gb
 from cai_experiment.models.presets import resolve_model
 
 if os.environ["KIND"] == "cpu":
-    print(4)
+    print(4, 0, 0)
 else:
     preset = resolve_model(None, detect()).preset
     weights = 0 if preset.is_local else weights_gb(preset.architecture, "4bit")
-    print(round(20 + weights), driver_problem())
+    outputs = 1 + (0 if preset.is_local else checkpoints_gb(preset.architecture))
+    print(round(20 + weights + outputs), round(weights), round(outputs), driver_problem())
 PYTHON
     )"
-    read -r needed driver_problem <<<"$machine"
+    read -r needed weights outputs driver_problem <<<"$machine"
     [ -z "$driver_problem" ] || stop 1 "$driver_problem"
     free=$(($(df -Pk "$root" | awk 'NR == 2 { print $4 }') / 1000000))
     if [ "$kind" = gpu ]; then
-        say "needs $needed GB of disk (20 for packages, the rest for 4-bit weights; vLLM's 16-bit weights of the 32B model take 66 more); $free GB free"
+        say "needs $needed GB of disk (20 for packages, $weights for 4-bit weights, $outputs for a milestone's checkpoints and data; vLLM's 16-bit weights of the 32B model take 66 more); $free GB free"
     else
         say "needs $needed GB of disk, or 10 where pip finds only the CUDA build of torch; $free GB free"
     fi

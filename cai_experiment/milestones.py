@@ -8,6 +8,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parent
 DATA_DIR = PACKAGE / "data"
 CHECKPOINT_DIR = PACKAGE / "checkpoints"
+SPEC_HOURS = {"single": "30 minutes", "batch": "1 hour", "mvp": "2-3 hours", "full": "5+ hours"}  # in its own words
 POD_DOLLARS_PER_HOUR = 1.74  # RunPod A100 SXM 80 GB, the spec's price
 
 
@@ -30,6 +31,11 @@ class Milestone:
         """The spec's cost of this milestone in US dollars on the pod."""
         return self.budget_hours * POD_DOLLARS_PER_HOUR
 
+    @property
+    def budget(self) -> str:
+        """The spec's time and cost of this milestone, training and evaluation included: "2-3 hours, $5.22"."""
+        return f"{SPEC_HOURS[self.name]}, ${self.budget_dollars:.2f}"
+
 
 SCRIPTS = "python cai_experiment/scripts/"
 MILESTONES: dict[str, Milestone] = {
@@ -48,3 +54,4 @@ MAX_TOKENS_ANSWER = 500
 MAX_TOKENS_CRITIQUE = 300
 SHORTLIST = 3  # principles that are judged in both orders at least, the likeliest violated
 MAX_TOKENS_INSTRUCTION = 120
+MAX_TOKENS_MESSAGE = 200  # of the broad grid: five sentences, or a passage to work on

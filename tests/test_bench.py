@@ -9,6 +9,7 @@ import json
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,16 +22,23 @@ from cai_experiment.models.memory import weights_gb
 from cai_experiment.models.presets import PRESETS
 from cai_experiment.scripts import bench, kill_test
 from cai_experiment.scripts._bench_chain import batches, instructions_for, lockstep, stage_settings
+from cai_experiment.scripts._bench_equality import compared
 from cai_experiment.scripts._bench_figures import Figure, Occupancy, interleaved, prefix_tree_size
-from cai_experiment.scripts._bench_generation import Chain
+from cai_experiment.scripts._bench_generation import Chain, speedups
 from cai_experiment.scripts._bench_gpu import Run, figures, shrunk
-from cai_experiment.scripts._bench_watch import Recorded, computed_over_tree
+from cai_experiment.scripts._bench_process import peak_bytes, run_child
+from cai_experiment.scripts._bench_scale import Cost
+from cai_experiment.scripts._bench_scale import figures as scale_figures
+from cai_experiment.scripts._bench_watch import Recorded, computed_over_tree, fewest_passes
 from cai_experiment.scripts._kill_count import Session, Tally, lost_lines
 from cai_experiment.scripts._scripted_engine import ScriptedEngine, script
 
 GENERATION = ("speedup_vs_generate_batch16", "speedup_vs_generate_batch1", "speedup_vs_distilabel",
               "prefill_over_prefix_tree", "pipeline_over_engine", "slot_occupancy")  # fmt: skip
 RECORDS = ("rows_per_second", "resume_scan_seconds_100k")
+SCALE = ("memory_20_over_2", "seconds_per_example_20_over_2", "cpu_seconds_per_example_20_over_2", "bytes_an_example")
+EQUALITY = ("equal_texts_server_float32", "equal_texts_vllm_float32",
+            "equal_texts_server_bfloat16", "equal_texts_vllm_bfloat16")  # fmt: skip
 
 
 # ---------------------------------------------------------------- counting
@@ -98,6 +106,79 @@ def test_figures_are_met_by_their_own_side_and_never_without_a_value() -> None:
         "arms": {"ours": 2.0, "theirs": None},
         "reason": "no pip",
     }
+
+
+def test_the_pipeline_is_held_against_a_rival_s_fastest_arm() -> None:
+    chain = Chain(None, (), stage_settings(0), "")
+    speeds = {"pipeline": 60.0, "generate_batch16": 10.0, "generate_batch1": 4.0,
+              "distilabel_one_process": 5.0, "distilabel_two_processes": 12.0}  # fmt: skip
+    found = {figure.name: figure for figure in speedups(chain, speeds, 120.0)}
+    assert {name: figure.value for name, figure in found.items()} == {
+        "speedup_vs_generate_batch16": 6.0, "speedup_vs_generate_batch1": 15.0, "speedup_vs_distilabel": 5.0,
+    }  # fmt: skip
+    assert found["speedup_vs_distilabel"].limit == 10.0
+    chain.unmeasured["distilabel_two_processes"] = "no room"
+    figure = {figure.name: figure for figure in speedups(chain, speeds, 120.0)}["speedup_vs_distilabel"]
+    assert (figure.value, figure.reason, figure.met) == (None, "no room", False)  # the other might be the faster one
+    assert figure.arms == {"pipeline": 60.0, "distilabel_one_process": 5.0, "distilabel_two_processes": None}
+
+
+def test_memory_and_time_of_a_large_run_over_a_small_one() -> None:
+    small, large = Cost(500, 1000e6, 100.0, 150.0), Cost(5000, 1090e6, 1200.0, 1500.0)
+    found = {figure.name: figure for figure in scale_figures(small, large, 500, 5000)}
+    assert found["memory_5000_over_500"].value == pytest.approx(1.09) and found["memory_5000_over_500"].met
+    assert found["seconds_per_example_5000_over_500"].value == pytest.approx(1.2)
+    assert not found["seconds_per_example_5000_over_500"].met
+    assert found["cpu_seconds_per_example_5000_over_500"].value == pytest.approx(1.0)
+    assert found["bytes_an_example"].value == pytest.approx(20_000)
+
+
+def test_texts_are_equal_with_their_ends_and_a_failure_equals_nothing() -> None:
+    ours = {id: Completion(id, id * 3, "stop", completion_tokens=3) for id in "abc"}
+    ours["d"] = Completion("d", "", "error", error="lost")
+    theirs = ours | {"b": Completion("b", "bb", "stop"), "c": Completion("c", "ccc", "length")}
+    figure = compared("x", ours, theirs, 1.0)
+    assert (figure.value, figure.met, figure.arms) == (0.25, False, {"equal": 1, "prompts": 4, "tokens": 9})
+    assert compared("x", ours | {"d": theirs["a"]}, ours | {"d": theirs["a"]}, 1.0).met
+
+
+def test_a_child_that_fails_says_so_in_one_line(tmp_path: Path) -> None:
+    done = tmp_path / "done"
+    run_child([sys.executable, "-c", f"open({str(done)!r}, 'w'); raise SystemExit(3)"], {}, "no run", 60, (0, 3))
+    assert done.exists()
+    with pytest.raises(RuntimeError, match=r"no run: ValueError: seven$"):
+        run_child([sys.executable, "-c", "print('x'); raise ValueError('seven')"], {}, "no run", 60)
+    with pytest.raises(RuntimeError, match=r"no run: exit code 4$"):
+        run_child([sys.executable, "-c", "raise SystemExit(4)"], {}, "no run", 60)
+
+
+def test_a_child_s_peak_is_its_own() -> None:
+    held = bytearray(200_000_000)
+    code = "from cai_experiment.scripts._bench_process import peak_bytes; print(peak_bytes()); "
+    code += "held = bytearray(50_000_000); print(peak_bytes())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    before, after = map(int, done.stdout.split())
+    assert peak_bytes() > len(held) > before  # it did not inherit ours
+    assert 45_000_000 < after - before < 60_000_000
+
+
+def test_the_fewest_passes_of_an_engine_that_cannot_be_watched() -> None:
+    done = [Completion("a", "x", "stop", prompt_tokens=10, completion_tokens=3) for _ in range(4)]
+    done.append(Completion("v", "", "stop", prompt_tokens=7, logprobs=(-0.1, -2.0)))
+    least = fewest_passes(done, slots=8)
+    assert (least.occupancy.passes, least.cached_tokens_read) == (2, 4 * (10 + 11 + 12) + 7)
+
+
+def test_slots_of_a_card_follow_its_free_memory() -> None:
+    from types import SimpleNamespace
+
+    from cai_experiment.engines.hf import MOST_SLOTS, SLOTS_GPU, WORK_BYTES, slots_that_fit
+
+    qwen = SimpleNamespace(num_hidden_layers=64, num_key_value_heads=8, num_attention_heads=40, hidden_size=5120)
+    row = 2049 * 256 * 1024  # 256 KiB a token of Qwen2.5-32B, and the cache's bucket above 1,536 columns
+    assert slots_that_fit(WORK_BYTES + 100 * row, qwen, 2, 4096) == 100
+    assert slots_that_fit(WORK_BYTES + 100 * row, qwen, 2, 512) == MOST_SLOTS  # shorter rows
+    assert slots_that_fit(1e9, qwen, 2, 4096) == SLOTS_GPU
 
 
 def test_a_card_is_held_against_its_data_sheet() -> None:
@@ -186,9 +267,22 @@ def check_json(path: Path, names: tuple[str, ...]) -> dict[str, dict[str, object
     return found
 
 
-def test_generation_suite(tmp_path: Path, nano_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def one_thread() -> Iterator[list[str]]:
+    """Flags of bench.py, which sets torch's threads for its process: two wait for each other on a busy machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    yield ["--threads", "1"]
+    torch.set_num_threads(before)
+
+
+def test_generation_suite(
+    tmp_path: Path, nano_dir: Path, capsys: pytest.CaptureFixture[str], one_thread: list[str]
+) -> None:
     path = tmp_path / "bench.json"
     flags = ["--rows", "4", "--repeats", "1", "--principles", "random", "--batch-size", "16", "--no-distilabel"]
+    flags += one_thread
     code = bench.main(["--suite", "generation", *flags, "--model", str(nano_dir), "--json", str(path)])
     assert code == EXIT_NO_GO  # a figure that was not measured is no pass
     found = check_json(path, GENERATION)
@@ -197,10 +291,32 @@ def test_generation_suite(tmp_path: Path, nano_dir: Path, capsys: pytest.Capture
     assert "pipeline_over_engine" in capsys.readouterr().out
 
 
-def test_generation_suite_on_a_card_runs_dry_without_one(tmp_path: Path) -> None:
+def test_equality_suite(tmp_path: Path, nano_dir: Path, one_thread: list[str]) -> None:
+    path = tmp_path / "bench.json"
+    flags = ["--rows", "4", "--model", str(nano_dir), *one_thread]
+    code = bench.main(["--suite", "equality", *flags, "--json", str(path)])
+    found = check_json(path, EQUALITY)
+    served = found["equal_texts_server_float32"]
+    assert (served["value"], served["target"]) == (1.0, 1.0) and served["arms"]["tokens"] > 40
+    assert found["equal_texts_server_bfloat16"]["target"] is None
+    if found["equal_texts_vllm_float32"]["value"] is None:  # no card, so nothing is missed
+        assert code == EXIT_OK
+
+
+@pytest.mark.slow
+def test_scale_suite(tmp_path: Path, nano_dir: Path) -> None:
+    path = tmp_path / "bench.json"
+    bench.main(["--suite", "scale", "--rows", "20", "--model", str(nano_dir), "--json", str(path)])
+    found = check_json(path, SCALE)
+    assert found["memory_20_over_2"]["value"] > 0.8
+    assert found["bytes_an_example"]["arms"]["examples_more"] == 18
+    assert found["seconds_per_example_20_over_2"]["value"] > 0
+
+
+def test_generation_suite_on_a_card_runs_dry_without_one(tmp_path: Path, one_thread: list[str]) -> None:
     path = tmp_path / "bench.json"
     code = bench.main(["--suite", "generation", "--gpu", "--random-weights", "qwen2.5-32b", "--tiny", "--repeats", "1",
-                       "--rows", "1", "--principles", "random", "--json", str(path)])  # fmt: skip
+                       "--rows", "1", "--principles", "random", *one_thread, "--json", str(path)])  # fmt: skip
     found = json.loads(path.read_text(encoding="utf-8"))
     assert (code, tuple(found)) == (
         EXIT_OK,
@@ -219,11 +335,20 @@ def test_records_suite(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("flags", "words"),
-    [(["--random-weights", "qwen2.5-32b"], "add --gpu"), (["--gpu", "--tiny"], "--random-weights")],
+    [
+        (["--random-weights", "qwen2.5-32b"], "add --gpu"),
+        (["--engine", "vllm"], "add --gpu"),
+        (["--gpu", "--tiny"], "--random-weights"),
+    ],
 )
 def test_flags_that_do_not_go_together(flags: list[str], words: str) -> None:
     with pytest.raises(BadInputError, match=words):
         bench.main(["--suite", "generation", *flags])
+
+
+def test_a_card_is_measured_by_the_suite_generation_alone() -> None:
+    with pytest.raises(BadInputError, match="not records"):
+        bench.main(["--suite", "records", "--gpu"])
 
 
 def test_an_unknown_suite_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -237,7 +362,7 @@ def test_distilabel_that_cannot_be_had_is_no_figure(tmp_path: Path) -> None:
     from cai_experiment.scripts._bench_distilabel import Distilabel
 
     (tmp_path / "file").touch()  # no environment can be made below a file
-    arm = Distilabel(tmp_path / "file" / "cache", "nowhere", 2, 1, stage_settings(0))
+    arm = Distilabel(tmp_path / "file" / "cache", "nowhere", 2, 1, stage_settings(0), processes=2)
     with pytest.raises(RuntimeError, match="no environment for distilabel"):
         arm.tokens_per_second()
 

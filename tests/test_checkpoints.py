@@ -97,9 +97,11 @@ def test_retention_sweeping_and_setting_aside(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         write(tmp_path, step)
     checkpoints.keep_newest(tmp_path, keep=2)
-    (tmp_path / "checkpoint-5.tmp").mkdir()
+    for name in ("checkpoint-5.tmp", "final.tmp", "notes.tmp"):
+        (tmp_path / name).mkdir()
     checkpoints.sweep(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-3", "checkpoint-4"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-3", "checkpoint-4", "notes.tmp"]
+    (tmp_path / "notes.tmp").rmdir()
     said: list[str] = []
     checkpoints.set_aside_newer(tmp_path, 3, said.append)
     write(tmp_path, 4)

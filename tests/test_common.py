@@ -7,12 +7,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from cai_experiment.errors import BadInputError, DiskError, EngineError
-from cai_experiment.models.plan import Workload
 from cai_experiment.scripts import _common
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,9 +54,72 @@ def test_signals_end_with_the_houses_exit_codes(number: signal.Signals, code: in
             return 0
         return 1
 
-    before = signal.getsignal(number)
-    assert _common.run_main(main, []) == code
-    assert signal.getsignal(number) is before
+    child = os.fork()  # a process of its own: once it was signalled, it ends
+    if child == 0:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        before = signal.getsignal(number)
+        found = _common.run_main(main, [])
+        os._exit(found if signal.getsignal(number) is before else 99)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == code
+
+
+STUCK = """
+import ctypes, sys, threading, time
+from cai_experiment.scripts._common import run_main
+
+def main(argv):
+    shard = threading.Thread(target=time.sleep, args=(60,))  # Python joins it at exit
+    shard.start()
+    print("ready", flush=True)
+    if sys.argv[1] == "joins":
+        shard.join()
+    elif sys.argv[1] == "deaf":  # a lock in C, taken twice: no handler of Python's ever runs
+        lock, libc = ctypes.create_string_buffer(64), ctypes.CDLL(None)
+        libc.pthread_mutex_lock(lock)
+        libc.pthread_mutex_lock(lock)
+    while sys.argv[1] == "swallows":
+        try:
+            time.sleep(60)
+        except KeyboardInterrupt:
+            pass
+    time.sleep(60)
+
+sys.exit(run_main(main, []))
+"""
+
+
+def test_a_signal_ends_a_process_whose_threads_go_on() -> None:
+    """Ten seconds are the promise itself; left to itself, each of these takes a minute. All at once, to save time."""
+    cases = [("exits", signal.SIGHUP, 129), ("exits", signal.SIGINT, 130), ("joins", signal.SIGTERM, 143),
+             ("swallows", signal.SIGINT, 130), ("deaf", signal.SIGTERM, 143), ("deaf", signal.SIGINT, 130)]  # fmt: skip
+    children = [subprocess.Popen([sys.executable, "-c", STUCK, how], cwd=ROOT, text=True, stdout=subprocess.PIPE,
+                                 stderr=subprocess.PIPE) for how, _, _ in cases]  # fmt: skip
+    assert [child.stdout.readline() for child in children if child.stdout] == ["ready\n"] * len(cases)
+    began = time.monotonic()
+    for child, (_, number, _) in zip(children, cases, strict=True):
+        child.send_signal(number)
+    said = [child.communicate()[1] for child in children]
+    assert time.monotonic() - began < 10
+    assert [child.returncode for child in children] == [code for _, _, code in cases]
+    assert said == [f"{_common.INTERRUPTED}\n"] * len(cases)
+
+
+def test_a_forked_workers_signal_is_not_its_parents() -> None:
+    """A pool ends its workers by SIGTERM: written to the pipe that they inherit, it would end the parent."""
+
+    def pipe_in_use() -> bool:
+        number = signal.set_wakeup_fd(-1)
+        signal.set_wakeup_fd(number)
+        return number != -1
+
+    def main(argv) -> int:
+        worker = os.fork()
+        if worker == 0:
+            os._exit(pipe_in_use())
+        return os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) if pipe_in_use() else 99
+
+    assert _common.run_main(main, []) == 0
+    assert not pipe_in_use()
 
 
 def test_a_hangup_that_nohup_ignores_stays_ignored() -> None:
@@ -100,9 +163,15 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _common.base_parser("doc").parse_args([]).price_per_hour == 1.74
 
 
-def test_plan_shows_the_model_the_need_and_the_budget(capsys) -> None:
-    args = _common.base_parser("doc", "mvp").parse_args(["--plan", "--model", "qwen2.5-0.5b"])
-    assert _common.show_plan(args, Workload(100, 2, 800), budget_hours=3) == 0
-    out = capsys.readouterr().out
-    assert out.startswith("model qwen2.5-0.5b (chat)")
-    assert "tokens" in out and "3 hours, $5.22" in out
+def test_hardware_is_for_a_plan_and_brings_its_price(capsys: pytest.CaptureFixture[str]) -> None:
+    def plan(*flags: str) -> float:
+        return _common.base_parser("doc", "mvp").parse_args(["--plan", *flags]).price_per_hour
+
+    assert plan("--hardware", "a100-80gb") == 1.74
+    assert plan("--hardware", "A100-80gb", "--price-per-hour", "0") == 0
+    with pytest.raises(BadInputError, match=r"--hardware a100 is unknown; use one of .*a100-80gb"):
+        plan("--hardware", "a100")
+    with pytest.raises(SystemExit) as stop:
+        _common.base_parser("doc", "mvp").parse_args(["--hardware", "a100-80gb"])
+    said = capsys.readouterr().err.strip()
+    assert stop.value.code == 2 and "\n" not in said and "--hardware a100-80gb is for --plan alone" in said

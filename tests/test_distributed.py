@@ -23,12 +23,17 @@ from scripted_engine import ScriptedEngine, script
 
 from cai_experiment.constitution.principles import load_constitution
 from cai_experiment.constitution.prompts import ask_for_answer
+from cai_experiment.engines import load, ray_actor
 from cai_experiment.engines.base import Completion, Engine, Prompt
+from cai_experiment.engines.load import LoadSettings
 from cai_experiment.engines.ray_actor import Speaker
 from cai_experiment.errors import BadInputError, EngineError
+from cai_experiment.models import serving
+from cai_experiment.models.hardware import PROFILES
 from cai_experiment.observe.content_logger import ContentLogger
 from cai_experiment.observe.progress import Progress
-from cai_experiment.pipeline.distributed import check_address, connect, is_open, ray_engines
+from cai_experiment.pipeline import distributed
+from cai_experiment.pipeline.distributed import check_address, connect, gpus_each, is_open, ray_engines
 from cai_experiment.pipeline.runner import run_pipeline
 from cai_experiment.pipeline.settings import RunResult, RunSettings
 from cai_experiment.pipeline.stages import StageSettings
@@ -120,6 +125,103 @@ def test_a_model_that_cannot_be_loaded_says_so() -> None:
         Speaker(load).loaded()
 
 
+def test_an_engine_that_loads_again_is_no_hanging_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_actor, "BEAT_SECONDS", 0.01)
+    loaded = threading.Event()
+
+    def after_loading(prompt: Prompt) -> Completion:
+        assert loaded.wait(60)
+        return script(prompt)
+
+    engine = ScriptedEngine(speak=after_loading)
+    monkeypatch.setattr(engine, "loading", True, raising=False)
+    speaker = Speaker(lambda: engine)
+    speaker.put(1, prompts(1))
+    assert speaker.take(1) == speaker.take(1) == []  # signs of life
+    loaded.set()
+    assert [c.id for c in take_all(speaker, 1, 1)] == [prompts(1)[0].id]
+    speaker.close()
+
+
+# ---------------------------------------------------------------- GPUs by preset
+
+BIG = LoadSettings("qwen2.5-32b", trains_after=False)
+
+
+@pytest.fixture
+def machines(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Returns a function that makes up a cluster: a card (a profile's), the GPUs of each machine, cores, memory."""
+    ray = pytest.importorskip("ray", reason="Ray is not installed: --ray is not tried")
+
+    def make(card: str, *gpus: int, cores: int = 64, memory: float = 1e12) -> None:
+        nodes = [{"Alive": True, "Resources": {"GPU": float(n)} if n else {}} for n in gpus]
+        free = {"CPU": float(cores), "memory": memory, "GPU": float(sum(gpus))}
+        monkeypatch.setattr(ray, "nodes", lambda: [*nodes, {"Alive": False, "Resources": {"GPU": 16.0}}])
+        monkeypatch.setattr(ray, "available_resources", lambda: free)
+        monkeypatch.setattr(distributed, "detect", lambda: PROFILES[card])
+        monkeypatch.setattr(distributed, "FREED_SECONDS", 0.0)
+        monkeypatch.setattr(load, "find_spec", lambda name: True)
+        monkeypatch.setattr(serving, "free_gb", lambda place: 500.0)
+
+    return make
+
+
+@pytest.mark.parametrize(("card", "gpus", "settings", "each"), [
+    ("a100-80gb", 8, BIG, 1),  # 71 GB of 79
+    ("rtx-4090", 8, BIG, 4),  # of 24 GB; three would hold them and do not divide the heads
+    ("rtx-4090", 8, dataclasses.replace(BIG, engine="vllm"), 4),
+    ("rtx-4090", 2, BIG, 1),  # no machine has four: Unsloth, 4 bit
+    ("rtx-4090", 8, dataclasses.replace(BIG, quantization="4bit"), 1),
+    ("rtx-4090", 8, dataclasses.replace(BIG, model="qwen2.5-7b"), 1),
+    ("rtx-4090", 8, dataclasses.replace(BIG, engine="vllm", model="org/unknown"), 1),
+    ("cpu", 8, BIG, 1),  # a head without a card to measure by
+    ("a100-80gb", 8, dataclasses.replace(BIG, device="cpu"), 0),
+])  # fmt: skip
+def test_an_actor_takes_the_gpus_that_its_model_needs(
+    machines: Callable[..., None], card: str, gpus: int, settings: LoadSettings, each: int
+) -> None:
+    machines(card, gpus, 1)
+    assert gpus_each(settings) == each
+
+
+def test_vllm_asked_for_where_no_machine_has_enough_gpus(machines: Callable[..., None]) -> None:
+    machines("rtx-4090", 2, 2, 2)
+    with pytest.raises(EngineError, match=r"71 GB of GPU memory needed .* on the 2 GPUs of one machine; use --engine"):
+        gpus_each(dataclasses.replace(BIG, engine="vllm"))
+
+
+@pytest.mark.parametrize(("gpus", "each", "wanted", "shares"), [
+    ([8], [1], None, [8]),
+    ([8, 8], [4], None, [4]),
+    ([3, 3], [2], None, [2]),  # an actor's GPUs are of one machine
+    ([8], [1, 1], None, [4, 4]),
+    ([8], [2, 1], None, [2, 4]),  # halves of GPUs, not of actors
+    ([1, 1], [1, 1], None, [1, 1]),
+    ([8], [1, 1], 3, [2, 1]),
+    ([0], [0], None, [3]),  # by memory
+    ([0], [0], 2, [2]),
+])  # fmt: skip
+def test_shares_count_gpus(
+    machines: Callable[..., None], gpus: list[int], each: list[int], wanted: int | None, shares: list[int]
+) -> None:
+    machines("a100-80gb", *gpus, memory=3.5 * distributed.ACTOR_BYTES)
+    assert distributed._shares(each, wanted) == shares
+
+
+@pytest.mark.parametrize(("gpus", "each", "wanted", "says"), [
+    ([2, 2], [4], None, r"1 actors needed \(4 GPUs each\), 0 fit into what is free; .* ray status"),
+    ([1], [1, 1], None, r"2 actors needed \(1 GPU and 1 GPU each\), 1 fit"),
+    ([4], [1], 5, r"5 actors needed \(1 GPU each\), 4 fit"),
+    ([0], [0], 9, r"9 actors needed \(a CPU core and 2 GB of memory each\), 3 fit"),
+])  # fmt: skip
+def test_actors_that_do_not_fit_are_one_line(
+    machines: Callable[..., None], gpus: list[int], each: list[int], wanted: int | None, says: str
+) -> None:
+    machines("a100-80gb", *gpus, memory=3.5 * distributed.ACTOR_BYTES)
+    with pytest.raises(EngineError, match=says):
+        distributed._shares(each, wanted)
+
+
 # ---------------------------------------------------------------- addresses
 
 
@@ -185,15 +287,22 @@ def cluster() -> Iterator[str]:
 
 @dataclasses.dataclass
 class Unhurried(ScriptedEngine):
-    """Scripted, a few milliseconds a completion, and deadly: `kills` names a prompt that ends its process."""
+    """Scripted, a few milliseconds a completion, and deadly: `kills` names a prompt that ends its process.
+
+    Where `hangs` names a file that is not there, it makes it at its tenth completion and gives no other for ever.
+    """
 
     kills: str = ""
+    hangs: str = ""
     first_line: str = "scripted"
 
     def stream(self, prompts: Iterable[Prompt | None]) -> Iterator[Completion]:
-        for completion in super().stream(prompts):
+        for number, completion in enumerate(super().stream(prompts)):
             if completion.id == self.kills:
                 os.kill(os.getpid(), signal.SIGKILL)
+            if number == 9 and self.hangs and not os.path.exists(self.hangs):
+                Path(self.hangs).touch()
+                time.sleep(600)
             time.sleep(0.002)
             yield completion
 
@@ -201,10 +310,10 @@ class Unhurried(ScriptedEngine):
         return super().describe() | {"slots": self.slots}
 
 
-def ray_engine(make: Callable[[], Engine], actors: int = 2) -> Engine:
+def ray_engine(make: Callable[[], Engine], actors: int = 2, deadline: float = 600.0) -> Engine:
     from cai_experiment.engines.ray import RayEngine
 
-    return RayEngine(make, actors, {"num_cpus": 0})
+    return RayEngine(make, actors, {"num_cpus": 0}, deadline)
 
 
 @pytest.fixture(scope="module")
@@ -250,6 +359,16 @@ def test_a_prompt_that_kills_every_actor_is_recorded_and_stops_no_other(
     kept = {row["id"]: row for row in read_jsonl(tmp_path / "run" / "pairs.jsonl")}
     before = {row["id"]: row for row in read_jsonl(unbroken / "pairs.jsonl") if row["id"] != "000003"}
     assert {name: kept[name] for name in before} == before
+
+
+def test_an_actor_that_hangs_is_replaced_and_costs_no_prompt(tmp_path: Path, cluster: str) -> None:
+    engine = ray_engine(partial(Unhurried, hangs=str(tmp_path / "hung")), deadline=5.0)
+    before = {one.pid for one in engine.processes}
+    done = list(engine.stream(iter(prompts(600))))
+    assert sorted(c.id for c in done) == [p.id for p in prompts(600)]
+    assert {c.finish for c in done} <= {"stop", "length"}
+    assert (tmp_path / "hung").exists() and len(before & {one.pid for one in engine.processes}) <= 1
+    engine.close()
 
 
 def test_a_conversation_stays_with_the_actor_that_holds_its_prefix(cluster: str) -> None:
@@ -300,7 +419,7 @@ def test_a_stranger_is_not_served_and_nothing_listens_outside(cluster: str) -> N
 def test_the_shipped_model_on_two_actors_writes_the_bytes_of_one_process(
     tmp_path: Path, nano_dir: Path, cluster: str
 ) -> None:
-    from cai_experiment.engines.load import LoadSettings, load_engine
+    from cai_experiment.engines.load import load_engine
 
     settings = dataclasses.replace(SETTINGS, pairs=3, max_draws=9)
     alone = load_engine(LoadSettings("nano", device="cpu"))

@@ -433,6 +433,24 @@ def test_mvp_gates() -> None:
     assert json.dumps([g.to_json() for g in unmeasured], allow_nan=False)
 
 
+def test_mvp_gates_of_the_shipped_model_see_a_collapse() -> None:
+    world = {
+        "on_topic_trained": Result.rate(190, 200), "distinct_2_base": Result(0.4, 200, None),
+        "distinct_2_trained": Result(0.44, 200, None), "sentences_base": Result.mean([4.0] * 200),
+        "sentences_trained": Result.mean([3.6] * 200),
+    }  # fmt: skip
+
+    def missed(**changed: Result) -> list[str]:
+        gates = training_gates("mvp", mvp_metrics(**world) | changed, Training(), 80)
+        assert len(gates) == 7
+        return [gate.name for gate in gates if not gate.passed]
+
+    assert missed() == [], "95%, and a tenth more and less, are enough"
+    assert missed(on_topic_trained=Result.rate(189, 200)) == ["answers on topic"]
+    assert missed(distinct_2_trained=Result(0.35, 200, None)) == ["no collapse: change of distinct word pairs"]
+    assert missed(sentences_trained=Result(None, 0, None)) == ["no collapse: change of sentences an answer"]
+
+
 # ---------------------------------------------------------------- the evaluation as a whole
 
 
@@ -614,6 +632,18 @@ def test_training_keeps_what_generation_found(tmp_path: Path) -> None:
     assert len(again["gates"]) == 7 and again["history"] and again["notes"] == ["measured on training pairs"]
     other = write_report(tmp_path, generation(n=2), facts(accepted=examples * 2, history=[]))
     assert {g["part"] for g in other["gates"]} == {"generation"}, "a report of other pairs is not carried over"
+
+
+def test_the_peak_of_gpu_memory_is_kept_by_phase(tmp_path: Path) -> None:
+    from cai_experiment.evaluation.words import cost_text
+
+    examples = [world_example(1)]
+    peaks = {"generation": {"allocated": 21.34, "reserved": 24.0}, "training": None}
+    write_report(tmp_path, generation(), facts(accepted=examples, peak_gpu_gb={"generation": peaks["generation"]}))
+    training = Evaluation({}, training_gates("single", {}, Training(), 1))
+    report = write_report(tmp_path, training, facts(accepted=examples, peak_gpu_gb={"training": None}))
+    assert report["cost"]["peak_gpu_gb"] == peaks
+    assert cost_text(report["cost"]).endswith("; peak GPU memory 21.3 GB in generation")
 
 
 def test_a_damaged_earlier_report_is_replaced(tmp_path: Path) -> None:

@@ -485,6 +485,42 @@ def test_unknown_gpu_memory_refuses_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     assert check_guard(GuardSettings(None, "Qwen/Qwen2.5-0.5B-Instruct"), CPU).name == QWEN_SMALL.hub_id
 
 
+def test_beside_a_server_only_free_memory_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `nvidia-smi` says is free decides, and vLLM, which takes its share of the whole card, is not for it."""
+    from cai_experiment.engines import guard_models
+
+    monkeypatch.setattr(guard_models, "is_downloaded", lambda hub_id: True)
+    monkeypatch.setattr(guard_models, "find_spec", lambda name: name)
+    wanted = GuardSettings(None, "", beside_server=True)
+    assert check_guard(replace(wanted, beside_server=False), A100).engine == "vllm"
+    sizes = {80.0: (LLAMA, "bf16"), 8.0: (LLAMA, "4bit"), 5.5: (QWEN, "4bit"), 2.0: (QWEN_SMALL.hub_id, "bf16")}
+    for free, expected in sizes.items():
+        monkeypatch.setattr(guard_models, "free_vram_gb", lambda free=free: free)
+        choice = check_guard(wanted, A100)
+        assert (choice.name, choice.quantization, choice.engine) == (*expected, "hf"), free
+    monkeypatch.setattr(guard_models, "free_vram_gb", lambda: None)  # it does not say
+    assert check_guard(wanted, A100).quantization == "bf16"
+    monkeypatch.setattr(guard_models, "free_vram_gb", lambda: 0.0)
+    with pytest.raises(EngineError, match=r"takes \d+\.\d GB of memory, and the server leaves 0 GB of the GPU"):
+        check_guard(wanted, A100)
+    assert check_guard(wanted, CPU).name == QWEN_SMALL.hub_id  # no GPU to share
+
+
+def test_free_memory_is_asked_of_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cai_experiment.engines.guard_models import free_vram_gb
+
+    program = tmp_path / "nvidia-smi"
+    program.write_text('#!/bin/sh\n[ "$1 $2 $3" = "-i GPU-7 --query-gpu=memory.free" ] && echo 8192 || echo "[N/A]"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-7,1")
+    assert free_vram_gb() == 8.0
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert free_vram_gb() is None
+    monkeypatch.setenv("PATH", "")
+    assert free_vram_gb() is None
+
+
 # ---------------------------------------------------------------- the pass
 
 

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from cai_experiment import milestones
 from cai_experiment.errors import BadInputError
-from cai_experiment.models import hardware, memory, plan, presets
+from cai_experiment.models import disk, hardware, memory, plan, presets, serving
 from cai_experiment.models.hardware import PROFILES, Hardware
 from cai_experiment.models.presets import PRESETS, resolve_model
+from cai_experiment.scripts import _plan, doctor, generate_full, generate_mvp, test_single, train_dpo
+from cai_experiment.scripts._common import run_main
+
+Planned = Callable[..., dict[str, str]]
 
 POD, CPU = PROFILES["runpod_a100_80gb"], PROFILES["cpu"]
 
@@ -206,19 +214,72 @@ def test_old_drivers_are_named_by_cuda_version_or_by_driver(nvidia_smi) -> None:
 
 def test_gpu_speed_reads_the_name_and_not_a_part_of_another() -> None:
     assert hardware.gpu_speed("NVIDIA A100-SXM4-80GB") == (2039, 312)
-    assert hardware.gpu_speed("NVIDIA L40S") is None  # not an L4
+    assert hardware.gpu_speed("NVIDIA L40S") == (864, 362)  # not an L4
+    assert hardware.gpu_speed("NVIDIA A100-SXM4-40GB") == (1555, 312)  # its memory is slower than the 80 GB card's
+    assert hardware.gpu_speed("NVIDIA A10") is None
     assert hardware.gpu_speed("NVIDIA GeForce RTX 4090") == (1008, 165)
+
+
+# ---------------------------------------------------------------- disk
+
+
+def test_disk_counts_what_is_downloaded_and_adds_up_what_lies_on_one_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    for name, size in (("Qwen--Qwen2.5-32B", 3000), ("unsloth--Qwen2.5-32B-bnb-4bit", 2000)):
+        blobs = tmp_path / f"models--{name}" / "blobs"
+        blobs.mkdir(parents=True)
+        (blobs / "part").write_bytes(b"x" * size)
+    assert disk.downloaded_gb("Qwen/Qwen2.5-32B") == 3e-6
+    assert disk.downloaded_4bit_gb("Qwen/Qwen2.5-32B") == 2e-6  # by Unsloth's name; 16-bit files do not count
+    one = disk.room([(tmp_path / "not" / "yet", 1.0), (tmp_path, 2.0)])
+    assert [(place, need) for place, need, _ in one] == [(tmp_path / "not" / "yet", 3.0)]
+    # adapters of rank 32 in float32: two checkpoints and one in work with Adam's moments, and the final adapter
+    assert disk.checkpoints_gb(PRESETS["qwen2.5-32b"].architecture) == pytest.approx(268.4e6 * 4 * 10 / 1e9, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("free", "states", "says"),
+    [
+        (20.0, ["FAIL", "warn"], "generation takes the 4-bit weights"),
+        (40.0, ["ok", "warn"], "generation takes the 4-bit weights"),
+        (80.0, ["ok", "warn"], "make room before guard and training"),
+        (
+            120.0,
+            ["ok", "ok"],
+            "66 bf16 weights for vLLM + 16 M3's guard + 19 4-bit weights + 12 checkpoints and data: fits",
+        ),
+    ],
+)
+def test_doctor_shows_the_disk_for_both_kinds_of_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: float, states: list[str], says: str
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(disk, "free_gb", lambda place: free)
+    monkeypatch.setattr(serving, "free_gb", lambda place: free)
+    rows = list(doctor.disk_rows(tmp_path, resolve_model(None, POD), POD))
+    assert [row.state for row in rows] == states
+    assert "19 4-bit weights + 12 checkpoints" in rows[0].value and says in rows[1].value
 
 
 # ---------------------------------------------------------------- plan
 
 
-def test_plan_of_the_milestones_on_the_pod() -> None:
+def test_plan_of_generation_on_the_pod() -> None:
+    """The figures of FACTS: 950 tokens a row, 5,000 rows on an A100 at 19 minutes or more, 76 hours one by one."""
     choice = resolve_model(None, POD)
-    mvp = plan.plan(choice, POD, "4bit", plan.Workload(100, 2, 800), 1.74)
-    assert mvp.fits and (mvp.engine, mvp.rows_at_once) == ("unsloth", 16)
-    assert mvp.hours is not None and mvp.hours < 3  # the spec's budget
-    assert mvp.dollars == pytest.approx(mvp.hours * 1.74)
+    work = plan.Workload(2500, 2, weighed=1)  # 5,000 rows drawn
+    tokens = plan.Tokens.of(choice, work)
+    assert tokens.written == 5000 * 950 and tokens == plan.Tokens.of(choice, plan.Workload(1, 2, 1, drawn=5000))
+    floor = plan.floor_hours(choice, POD, work)
+    assert floor is not None and floor == pytest.approx(5000 * (950 + 740) * 2 * 32.76e9 / 312e12 / 3600, rel=0.01)
+    vllm, hf = (plan.generation(choice, POD, e, q, work) for e, q in (("vllm", "bf16"), ("hf", "4bit")))
+    assert vllm.hours is not None and hf.hours is not None and floor < vllm.hours < hf.hours < 76
+    assert plan.SHORTLIST == milestones.SHORTLIST
+    targeted = plan.Tokens.of(choice, plan.Workload(2500, 2))
+    assert targeted.read > 2 * tokens.read and targeted.written == tokens.written
+    assert tokens.read <= tokens.read_by("vllm") < tokens.read_by("unsloth") < tokens.read_by("generate") == tokens.sent
     numbers = PRESETS["qwen2.5-32b"].architecture
     one = plan.tokens_per_second(numbers, POD, 1, "bf16", "hf")
     many = plan.tokens_per_second(numbers, POD, plan.vllm_rows(numbers, POD, 65.5), "bf16", "vllm")
@@ -226,37 +287,124 @@ def test_plan_of_the_milestones_on_the_pod() -> None:
     assert many is not None and many[0] == pytest.approx(832, rel=0.25)  # published; reached by arithmetic alone
 
 
-def test_plan_of_generation_engine_by_engine() -> None:
-    """The figures of FACTS: 950 tokens a row, 5,000 rows on an A100 at 19 minutes or more, 76 hours one by one."""
+def test_actors_divide_the_hours_and_not_the_dollars() -> None:
+    choice, work = resolve_model(None, POD), plan.Workload(5000, 2)
+    alone, eight = (plan.generation(choice, POD, "vllm", "bf16", work, 65.5, actors=n) for n in (1, 8))
+    start = plan.start_hours(POD, 65.5)
+    assert alone.hours is not None and eight.hours is not None and eight.gpu_hours is not None
+    assert eight.hours - start == pytest.approx((alone.hours - start) / 8)
+    assert eight.gpu_hours == pytest.approx(alone.hours + 7 * start)  # every pod is started
+    assert (10 / 60) < start < (20 / 60)  # docs/SCALING.md: 10 to 20 minutes
+
+
+def test_plan_of_training_by_the_published_limit() -> None:
+    """FACTS: DPO on an A100 is limited to 1,220 tokens a second; one pair of 2 x 2,048 tokens fits well into 80 GB."""
     choice = resolve_model(None, POD)
-    work = plan.Workload(2500, 2, 0, weighed=1)  # 5,000 rows drawn
-    tokens = plan.Tokens.of(choice, work)
-    assert tokens.written == 5000 * 950
-    floor = plan.floor_hours(choice, POD, work)
-    assert floor is not None and floor == pytest.approx(5000 * (950 + 740) * 2 * 32.76e9 / 312e12 / 3600, rel=0.01)
-    lines = plan.generation_lines(choice, POD, work, 1.74)
-    assert [line.split()[0] for line in lines] == ["hardware", "tokens", "vllm", "unsloth", "hf", "floor", "arithmetic"]
-    hours = [plan.plan(choice, POD, q, work, 1.74, e).hours for e, q in (("vllm", "bf16"), ("hf", "4bit"))]
-    assert floor < hours[0] < hours[1] < 76
-    targeted = plan.Tokens.of(choice, plan.Workload(2500, 2, 0))
-    assert targeted.read > 2 * tokens.read and targeted.written == tokens.written
-    assert tokens.read <= tokens.read_by("vllm") < tokens.read_by("unsloth") < tokens.read_by("generate")
-    small = plan.generation_lines(choice, PROFILES["rtx-4090"], work, 0)
-    assert small[2].startswith("vllm") and small[2].endswith("DO NOT FIT")
+    part = plan.training(choice, POD, "4bit", 12_000, 2048)
+    assert part.read == 12_000 * 2 * 350 and part.fits
+    assert part.memory_gb == pytest.approx(19.2 + 4.3 + 2.7 + 2.0 + 8.0, abs=0.1)
+    assert part.hours is not None and part.read / 3600 / part.hours < 1220
+    assert plan.training(choice, POD, "4bit", 8, 1024, loaded=True).hours < plan.START_HOURS["cuda"]  # type: ignore[operator]
+    assert not plan.training(choice, PROFILES["rtx-4090"], "4bit", 8, 1024).fits
+    numbers = PRESETS["qwen2.5-32b"].architecture
+    measured = 14.9 * 2**30 / 1e9  # TRL's peak at 2 x 4,096 x 152k beside a hidden size of 256
+    assert memory.LOGIT_COPIES * 2 * 4096 * numbers.vocab * 4 / 1e9 == pytest.approx(measured, rel=0.02)
+
+
+def test_an_epochs_last_step_takes_what_is_left() -> None:
+    assert plan.pairs_seen(1, 1, 8) == 1
+    assert plan.pairs_seen(10, 10, 8) == 50  # steps of 8 and 2
+    assert plan.pairs_seen(4000, 1500, 8) == 12_000
 
 
 def test_profiles_by_name() -> None:
     assert hardware.profile("H100-80GB").gpu_name == "NVIDIA H100 80GB HBM3"
     assert hardware.profile("runpod_a100_80gb").dollars_per_hour == 1.74
     assert all(hardware.gpu_speed(one.gpu_name) for one in PROFILES.values() if one.kind == "cuda")
+    assert all(one.price_from for one in PROFILES.values() if one.dollars_per_hour)
     with pytest.raises(BadInputError, match=r"--hardware a100 is unknown; use one of .*a100-80gb"):
         hardware.profile("a100")
 
 
 def test_plan_says_what_it_does_not_know() -> None:
     choice = resolve_model("qwen2.5-32b", CPU)
-    unknown = plan.plan(choice, cuda(24, "Some GPU"), "4bit", plan.Workload(10, 2, 80), 0)
-    assert unknown.hours is None and not unknown.fits
-    assert any("unknown for this GPU" in line for line in unknown.lines())
+    unknown = plan.generation(choice, cuda(24, "Some GPU"), "hf", "4bit", plan.Workload(10, 2))
+    assert unknown.hours is None and unknown.fits and "unknown for this GPU" in plan.in_words(unknown.hours, None)
     with pytest.raises(BadInputError, match="not known before it is downloaded"):
-        plan.plan(resolve_model("org/name", CPU), POD, "4bit", plan.Workload(1, 1, 8), 0)
+        plan.generation(resolve_model("org/name", CPU), POD, "hf", "4bit", plan.Workload(1, 1))
+
+
+# ---------------------------------------------------------------- --plan, as a user sees it
+
+
+@pytest.fixture
+def planned(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Planned:
+    """Runs a script with --plan and further flags on a laptop; gives what it says, line by line under its names."""
+    monkeypatch.delenv("RUNPOD_POD_ID", raising=False)
+    monkeypatch.setattr(_plan, "detect", lambda: CPU)
+
+    def plan_of(script: Any, *flags: str) -> dict[str, str]:
+        places = ["--data-dir", str(tmp_path / "data"), "--checkpoint-dir", str(tmp_path / "checkpoints")]
+        assert run_main(script.main, ["--plan", *flags, *places]) == 0
+        found: dict[str, str] = {}
+        name = ""
+        for said in capsys.readouterr().out.splitlines():
+            name = said[:12].strip() or name
+            found[name] = f"{found[name]}\n{said[12:]}" if name in found else said[12:]
+        assert not any(tmp_path.iterdir())
+        return found
+
+    return plan_of
+
+
+def test_a_laptops_plan_for_the_pod(planned: Planned) -> None:
+    told = planned(generate_full, "--hardware", "a100-80gb")
+    assert told["model"].startswith("qwen2.5-32b (base) | NVIDIA A100-SXM4-80GB has 80 GB")
+    assert "$1.74 an hour (the spec's price" in told["hardware"]
+    engines = told["generation"].splitlines()
+    assert engines[0].startswith("vllm, bf16: 65.5 GB of weights, 47 rows at a time") and "hours, $" in engines[0]
+    assert [line.split(",")[0] for line in engines[2:4]] == ["or unsloth", "or hf"]
+    assert "meta-llama/Llama-Guard-3-8B" in told["guard"] and "2,900,000 tokens read" in told["guard"]
+    assert "1,500 steps of up to 8 pairs, 8,400,000 tokens" in told["training"]
+    assert told["disk"] == "111.8 GB: 65.5 generator + 16.1 guard + 19.2 4bit to train + 10.7 checkpoints + 0.3 records"
+    assert told["budget"].startswith("5+ hours, $8.70 for milestone 3")
+
+    def dollars(text: str) -> float:
+        return float(re.findall(r"\$(\d+\.\d\d)", text)[0])
+
+    parts = dollars(engines[0]) + dollars(told["guard"]) + dollars(told["training"])
+    assert dollars(told["total"]) == pytest.approx(parts, abs=0.02)
+    assert "for the pod" not in told["budget"]
+    free = planned(generate_full, "--hardware", "a100-80gb", "--price-per-hour", "0")
+    assert "$" not in free["total"] and "no price" in free["hardware"]
+
+
+def test_the_small_milestones_load_once(planned: Planned) -> None:
+    told = planned(test_single, "--hardware", "h200")
+    assert told["generation"].startswith("unsloth, 4bit") and "vllm" not in told["generation"]
+    assert told["training"].startswith("in the same load, 4bit: 1 step of up to 8 pairs, 700 tokens")
+    assert "30 minutes, $0.87" in told["budget"]
+
+
+def test_training_is_planned_before_there_are_pairs(planned: Planned) -> None:
+    told = planned(train_dpo, "--milestone", "mvp", "--hardware", "a100-40gb", "--max-length", "2048")
+    assert "100 steps of up to 8 pairs" in told["training"] and "36.2 GB with 2,048, of 40 GB: fits" in told["training"]
+    assert "2-3 hours, $5.22" in told["budget"]
+
+
+def test_a_plan_without_hardware_is_this_machines_and_names_the_way_to_the_pods(planned: Planned) -> None:
+    own = planned(generate_full)
+    assert own["model"].startswith("nano") and own["budget"].endswith("for the pod: --plan --hardware a100-80gb")
+    assert "free at" in own["disk"]
+    big = planned(generate_full, "--model", "qwen2.5-32b")
+    assert "DOES NOT FIT" in big["generation"] and big["total"] == "none: it does not fit"
+
+
+def test_ray_server_and_random_weights_are_planned(planned: Planned) -> None:
+    ray = planned(generate_full, "--hardware", "h100-80gb", "--ray", "10.0.0.2:6379", "--ray-actors", "8")
+    assert "on each of 8 actors" in ray["generation"]
+    served = planned(generate_full, "--hardware", "a100-80gb", "--server", "http://127.0.0.1:8000/v1")
+    assert "the server's" in served["generation"] and "$" not in served["generation"]
+    assert "480,000 requests" in served["generation"] and "and the server's share" in served["total"]
+    random = planned(generate_mvp, "--hardware", "a100-80gb", "--random-weights", "qwen2.5-32b")
+    assert "generator" not in random["disk"] and "or unsloth" not in random["generation"]

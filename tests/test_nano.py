@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from cai_experiment.constitution.grid import TOPICS
 from cai_experiment.constitution.principles import DEFAULT_CONSTITUTION, load_constitution
 from cai_experiment.constitution.prompts import NO_ISSUE
+from cai_experiment.errors import BadInputError
 from cai_experiment.nano import NANO_DIR, is_nano, truth, words, world
 from cai_experiment.nano.flaws import BREACHES
 
@@ -112,7 +114,7 @@ def test_autotokenizer_rebuilds_the_tokenizer_that_was_trained(tmp_path: Path) -
     assert not set(forged["input_ids"]) & set(tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|im_start|>"]))
 
 
-def test_training_resumes_to_the_same_weights(tmp_path: Path) -> None:
+def test_training_resumes_to_the_same_weights(tmp_path: Path, nano_dir: Path) -> None:
     import torch
     from safetensors.torch import load_file
 
@@ -135,12 +137,55 @@ def test_training_resumes_to_the_same_weights(tmp_path: Path) -> None:
     def stop_after_save(line: str) -> None:
         raise Stop
 
+    shipped = tmp_path / "broken"
+    shutil.copytree(nano_dir, shipped)  # a model is there already, with its card
+    before = {file.name: file.read_bytes() for file in shipped.iterdir()}
     train(TrainSettings(steps=24, **tiny), PRINCIPLES, tmp_path / "whole", tmp_path / "w1", lambda line: None)
     with pytest.raises(Stop):  # the first report comes at step 20: state 18 is on disk, steps 19 and 20 are lost
-        train(TrainSettings(steps=24, **tiny), PRINCIPLES, tmp_path / "broken", tmp_path / "w2", stop_after_save)
-    train(TrainSettings(steps=24, **tiny), PRINCIPLES, tmp_path / "broken", tmp_path / "w2", lambda line: None)
-    whole, broken = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "broken"))
+        train(TrainSettings(steps=24, **tiny), PRINCIPLES, shipped, tmp_path / "w2", stop_after_save)
+    assert before == {file.name: file.read_bytes() for file in shipped.iterdir()}, "published before the last step"
+    assert (tmp_path / "w2/model/model.safetensors").is_file()
+    said: list[str] = []
+    for _ in range(2):  # the second time there is nothing to do, and nothing is moved
+        train(TrainSettings(steps=24, **tiny), PRINCIPLES, shipped, tmp_path / "w2", said.append)
+    whole, broken = (load_file(folder / "model.safetensors") for folder in (tmp_path / "whole", shipped))
     assert all(torch.equal(whole[name], broken[name]) for name in whole)
+    (older,) = tmp_path.glob("broken.*")
+    assert before == {file.name: file.read_bytes() for file in older.iterdir()}
+    assert (shipped / "README.md").read_bytes() == before["README.md"] and str(older) in said[-2]
+    assert said[-1] == f"trained: {shipped}"
+    with pytest.raises(BadInputError, match=r"state\.pt is of other settings: steps was 24, now 30; use.*--fresh"):
+        train(TrainSettings(steps=30, **tiny), PRINCIPLES, tmp_path / "x", tmp_path / "w2", said.append)
+    (tmp_path / "w2" / "state.pt").write_bytes(b"PK, and no more")
+    with pytest.raises(BadInputError, match=r"state\.pt cannot be read: .*--fresh"):
+        train(TrainSettings(steps=24, **tiny), PRINCIPLES, tmp_path / "x", tmp_path / "w2", said.append)
+
+
+def test_a_folder_of_something_else_is_not_trained_into(tmp_path: Path) -> None:
+    from cai_experiment.nano.train import TrainSettings, train
+
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(BadInputError, match="holds no model of the written world; name a new folder"):
+        train(TrainSettings(), PRINCIPLES, tmp_path, tmp_path / "work")
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    (("--steps", "0"), "0 is not 1 or more"),
+    (("--step", "5"), "--step"),
+    (("--out", str(Path(__file__).parent)), "holds no model of the written world"),
+])  # fmt: skip
+def test_train_nano_says_what_is_wrong_in_one_line(
+    flags: tuple[str, ...], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cai_experiment.scripts import train_nano
+    from cai_experiment.scripts._common import run_main
+
+    try:
+        code = run_main(train_nano.main, ["--work", str(tmp_path / "work"), *flags])
+    except SystemExit as stop:  # argparse's own
+        code = stop.code
+    error = capsys.readouterr().err.strip()
+    assert code == 2 and words in error and "\n" not in error and "Traceback" not in error
 
 
 def test_a_focal_token_counts_by_how_unlikely_it_still_is() -> None:

@@ -7,7 +7,6 @@ import json
 import math
 import os
 import random
-import resource
 import signal
 import subprocess
 import sys
@@ -20,19 +19,13 @@ from typing import Any
 import pytest
 from scripted_engine import ScriptedEngine, script
 
-from cai_experiment.constitution.grid import LENGTHS, draw, draw_length
 from cai_experiment.constitution.principles import load_constitution
-from cai_experiment.constitution.prompts import (
-    INSTRUCTION_EXAMPLES,
-    SIZED_INSTRUCTION_EXAMPLES,
-    ask_for_instruction,
-    examples_for,
-)
 from cai_experiment.engines.base import Completion, Prompt
 from cai_experiment.engines.guard import GuardChoice, GuardVerdict
 from cai_experiment.errors import BadInputError, EngineError
 from cai_experiment.observe.content_logger import ContentLogger
 from cai_experiment.observe.progress import Progress
+from cai_experiment.pipeline.evaluation_sets import EvaluationSet
 from cai_experiment.pipeline.instruct import Instruction
 from cai_experiment.pipeline.known import KnownTexts
 from cai_experiment.pipeline.length_matching import BLOCK, KEEP, SURPLUS, surplus
@@ -48,6 +41,7 @@ from cai_experiment.records.index import RowIndex
 from cai_experiment.records.manifest import Manifest
 from cai_experiment.records.store import Journal, RunFolder
 from cai_experiment.scripts import _guarding, _milestone, generate_full, generate_mvp
+from cai_experiment.scripts._bench_process import peak_bytes
 from cai_experiment.scripts._common import run_main
 
 CONSTITUTION = load_constitution()
@@ -84,24 +78,6 @@ def run(path: Path, engine: ScriptedEngine | None = None, **settings: Any) -> Ru
 
 def contents(path: Path) -> dict[str, bytes]:
     return {name: (path / name).read_bytes() for name in FILES}
-
-
-# ---------------------------------------------------------------- lengths in the grid
-
-
-def test_a_length_is_a_line_of_its_own_and_only_where_it_is_asked_for() -> None:
-    (plain,), (sized,) = ask_for_instruction("garden", "fix"), ask_for_instruction("garden", "fix", LENGTHS["long"])
-    assert plain.text == "Write one question that a person might ask an assistant.\nTopic: garden\nKind: fix"
-    assert sized.text == f"{plain.text}\nLength: {LENGTHS['long']}"
-    assert examples_for("written_instruction", [plain]) is INSTRUCTION_EXAMPLES
-    assert examples_for("written_instruction", [sized]) is SIZED_INSTRUCTION_EXAMPLES
-    assert {draw_length(0, n) for n in range(30)} == set(LENGTHS)
-
-
-def test_sources_name_topic_kind_and_length(tmp_path: Path) -> None:
-    run(tmp_path, vary_length=True)
-    first = read_jsonl(tmp_path / "instructions.jsonl")[0]["source"]
-    assert first == "self:{}/{}/{}".format(*draw(0, 0), draw_length(0, 0))
 
 
 # ---------------------------------------------------------------- mixes
@@ -196,7 +172,7 @@ def test_instructions_of_an_evaluation_set_are_refused_and_counted(tmp_path: Pat
         Part("self", 0.5),
         Part("a", 0.5, (Instruction("000000", near.replace("Sunday", "Monday"), "a:1"), *rows("a", 2))),
     )
-    result = run(tmp_path, mix=parts, evaluation_texts=held)
+    result = run(tmp_path, mix=parts, evaluation_sets=(EvaluationSet.of("held", held),))
     assert result.refused["in_evaluation_set"] == 2
     listed = {row["instruction"] for row in read_jsonl(tmp_path / "instructions.jsonl")}
     assert first[0] not in listed and first[1] in listed
@@ -205,7 +181,8 @@ def test_instructions_of_an_evaluation_set_are_refused_and_counted(tmp_path: Pat
 
 def test_rows_of_a_file_that_stand_in_an_evaluation_set_are_refused_the_rest_is_used_once(tmp_path: Path) -> None:
     given = rows("f.txt", 9)
-    result = run(tmp_path, instructions=given, max_draws=9, evaluation_texts=(given[4].text,))
+    held = (EvaluationSet.of("held", [given[4].text]),)
+    result = run(tmp_path, instructions=given, max_draws=9, evaluation_sets=held)
     assert result.complete and result.drawn == 8 and result.refused == {"in_evaluation_set": 1}
     assert [row["id"] for row in read_jsonl(tmp_path / "instructions.jsonl")] == [
         r.id for n, r in enumerate(given) if n != 4
@@ -219,7 +196,7 @@ def test_public_evaluation_sets_refuse_their_own_rows(shared_data: Path) -> None
     mine = rows("mine", 5)
     parts = (Part("x", 1.0, (*behaviours[::10], *questions[::10], *mine)),)
     held = tuple(row.text for row in (*behaviours, *questions))
-    work = WorkList(RunSettings(pairs=1, max_draws=500, mix=parts, evaluation_texts=held))
+    work = WorkList(RunSettings(pairs=1, max_draws=500, mix=parts, evaluation_sets=(EvaluationSet.of("held", held),)))
     found = [work.next() for _ in range(6)]
     assert {one.text for one in found if one} == {row.text for row in mine} and found[5] is None
     assert work.refused == {"in_evaluation_set": 48}
@@ -323,27 +300,60 @@ def test_failures_of_a_broken_engine_are_forgotten(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- memory and time
 
 
-def measured(path: Path, pairs: int) -> tuple[float, float]:
-    """(peak MB, CPU seconds) of a child that makes so many pairs, and again of one that replays them all."""
-    tell, told = os.pipe()
-    child = os.fork()
-    if child == 0:
-        run(path, ScriptedEngine(1, 64, varied), pairs=pairs, max_draws=4 * pairs)
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        os.write(told, json.dumps([used.ru_maxrss / 1024, used.ru_utime + used.ru_stime]).encode())
-        os._exit(0)
-    os.waitpid(child, 0)
-    megabytes, seconds = json.loads(os.read(tell, 1000))
-    return megabytes, seconds
+class Forgotten(Counter[str]):
+    """Counts nothing: what the scripted engine was asked would grow with the run."""
+
+    def __setitem__(self, key: str, value: int) -> None:
+        pass
 
 
-def test_memory_does_not_grow_with_the_run(tmp_path: Path) -> None:
-    import datasketch  # noqa: F401 - imported once, for both children
+@dataclasses.dataclass
+class Cost:
+    """What a process that makes pairs says of itself."""
 
-    small, _ = measured(tmp_path / "small", 200)
-    large, _ = measured(tmp_path / "large", 2000)
-    again, _ = measured(tmp_path / "large", 2001)  # replays 20,000 lines
-    assert large < 1.1 * small and again < 1.1 * small
+    examples: int
+    peak_bytes: int
+    cpu_seconds: float
+
+
+def cost_of_a_run(path: Path, pairs: int) -> Cost:
+    """Make (or replay, and make the rest of) so many pairs in this process, which must have done nothing before."""
+    import datasketch  # noqa: F401 - not part of the time
+
+    began = time.process_time()
+    result = run(path, ScriptedEngine(1, 64, varied, asked=Forgotten()), pairs=pairs, max_draws=4 * pairs)
+    assert result.accepted == pairs and "torch" not in sys.modules
+    return Cost(result.drawn, peak_bytes(), time.process_time() - began)
+
+
+def in_a_fresh_process(path: Path, pairs: int) -> Cost:
+    """A fork of this process would begin with its peak, in which anything that a run keeps disappears."""
+    code = "import sys, json, dataclasses, pathlib, test_scale; path, pairs = sys.argv[1:]; "
+    code += "print(json.dumps(dataclasses.asdict(test_scale.cost_of_a_run(pathlib.Path(path), int(pairs)))))"
+    tests = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path), str(pairs)],
+        capture_output=True, text=True, cwd=tests, env={**os.environ, "PYTHONPATH": str(tests.parent)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return Cost(**json.loads(done.stdout))
+
+
+# Measured: 630 bytes an example in a first session, of which 250 are the sketch that finds near copies, and 1,100 where
+# all are replayed (the journal's index: 16 bytes for each of some eight lines, and as much again while it is sorted).
+# With each example's written line kept in memory it was 2,100, with its completions 3,000, with its machine 4,600.
+BYTES_AN_EXAMPLE = 1500
+
+
+def test_memory_and_time_do_not_grow_with_the_run(tmp_path: Path) -> None:
+    small = in_a_fresh_process(tmp_path / "small", 300)
+    large = in_a_fresh_process(tmp_path / "large", 3000)
+    again = in_a_fresh_process(tmp_path / "large", 3001)  # replays 47,000 lines
+    more = large.examples - small.examples
+    assert large.peak_bytes - small.peak_bytes < BYTES_AN_EXAMPLE * more
+    assert again.peak_bytes - small.peak_bytes < BYTES_AN_EXAMPLE * more
+    # a wide band: it is there for work that grows with the square of the run
+    assert large.cpu_seconds / large.examples < 2 * small.cpu_seconds / small.examples
 
 
 # ---------------------------------------------------------------- the scripts: --add, --plan, the guard's turn
@@ -497,7 +507,7 @@ def test_plan_loads_nothing_and_speaks_of_the_guard(
 ) -> None:
     assert call(generate_full, tmp_path, "--plan", "--count", "7000") == 0
     said = capsys.readouterr().out
-    assert "7,000 pairs" in said and "guard       auto" in said and "5 hours, $8.70" in said
+    assert "7,000 pairs" in said and "guard       auto" in said and "5+ hours, $8.70" in said
     assert not loaded.order and not (tmp_path / "data").exists()
 
 

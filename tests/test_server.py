@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import random
+import re
 import signal
 import subprocess
 import sys
@@ -29,7 +31,7 @@ from cai_experiment.errors import BadInputError, EngineError, UserError
 from tests.openai_server import Answer, Body, ModelBehind, Serving, chat, completion, models
 
 ROOT = Path(__file__).resolve().parents[1]
-QUICK = Retry(attempts=6, first_wait=0.01, longest_wait=0.05)
+QUICK = Retry(first_wait=0.01, longest_wait=0.05)
 DEADLINE = 120.0  # seconds; nothing here waits for it, however slow the machine
 KEY = "sk-secret-0123456789"
 
@@ -92,14 +94,15 @@ def by_id(completions: Iterator[Completion]) -> dict[str, Completion]:
 def test_every_row_comes_back_whatever_the_server_does() -> None:
     half, cut, closed = Answer(200, chat("x" * 50), "half"), Answer(200, chat("x" * 50), "cut"), Answer(fault="closed")
     passing = {
-        "429": [Answer(429), Answer(429), None],
+        "429": [*[Answer(429)] * 7, None],  # the server's state, not an attempt
         "429 and wait": [Answer(429, Retry_After="0.1"), None],
         "500": [Answer(500), Answer(500), None],
-        "503": [Answer(503), None],
+        "503": [*[Answer(503)] * 5, None],
         "half": [half, half, None],
         "cut": [cut, None],
         "closed": [closed, None],
-        "no choices": [Answer(200, {"choices": []}), Answer(200, {}), Answer(200, []), Answer(200, b"<html>"), None],
+        "no choices": [Answer(200, {"choices": []}), Answer(200, {}), None],
+        "no object": [Answer(200, []), Answer(200, b"<html>"), None],
         "gave up": [Answer(200, chat("half an ans", "abort")), None],
     }
     lasting = {
@@ -121,26 +124,32 @@ def test_every_row_comes_back_whatever_the_server_does() -> None:
         assert (rows[name].prompt_tokens, rows[name].computed_tokens, rows[name].completion_tokens) == (7, 7, 3)
     for name, (_, said) in lasting.items():
         assert rows[name].finish == "error" and said in rows[name].error and "\n" not in rows[name].error, rows[name]
+        assert rows[name].final == ("attempts" if name.startswith("always") else "prompt")
     assert server.most <= 8
     asked = Counter(row_of(body) for path, body, _ in server.requests if body)
-    assert asked["always 500"] == 6 and asked["refused"] == asked["filtered"] == 1
+    assert asked["always 500"] == asked["always half"] == 3, "the first and at most two more"
+    assert asked["refused"] == asked["filtered"] == 1
 
 
 def test_a_server_that_sends_nothing_or_trickles_meets_the_deadline() -> None:
+    """A request has half of the deadline, so that a row which hangs is asked twice, and the row no more than all."""
     silent, trickle = Answer(fault="silent"), Answer(200, chat("x" * 200), "trickle")
     plans = {"silent": [silent], "trickles": [trickle], "silent once": [silent, None], "trickles once": [trickle, None]}
     with Serving(faulty(plans)) as server:
         engine = engine_for(server)
-        engine.client.deadline = 3.0
+        engine.client.deadline = 4.0
         rows = by_id(engine.stream([ask(name) for name in (*plans, "sound")]))
         engine.close()
     for name in ("silent", "trickles"):
-        assert (rows[name].finish, rows[name].error) == ("error", "server: no whole answer within 3 s")
+        assert (rows[name].finish, rows[name].final) == ("error", "attempts")
+        assert re.fullmatch(r"server: no whole answer within (1\.9\d?|2) s", rows[name].error), rows[name]
     assert {rows[name].text for name in rows} == {
         "",
         *(f"You said: {n}" for n in ("silent once", "trickles once", "sound")),
     }
     assert len(rows) == 5 and engine.client.gate.level < 8
+    asked = Counter(row_of(body) for _, body, _ in server.requests if body)
+    assert asked["silent"] == asked["trickles"] == asked["silent once"] == 2
 
 
 def test_concurrency_reaches_its_bound_never_exceeds_it_and_is_halved_by_429s() -> None:
@@ -227,6 +236,7 @@ def test_a_server_that_stays_away_costs_its_rows_and_no_more() -> None:
     engine.client.deadline = 0.3
     rows = by_id(engine.stream([ask("a"), ask("b")]))
     assert all(row.finish == "error" and "cannot be reached" in row.error for row in rows.values())
+    assert {row.final for row in rows.values()} == {"attempts"}, "not the prompts' fault: it counts against the engine"
     engine.close()
 
 
@@ -390,6 +400,14 @@ def test_a_model_is_named_as_served_or_as_we_know_it() -> None:
             chosen(None, *cards)
 
 
+def test_an_account_without_money_stops_the_stream() -> None:
+    with Serving(faulty({"row 2": [Answer(402)]})) as server:
+        engine = engine_for(server)
+        with pytest.raises(EngineError, match=r"answers 402.*pay there"):
+            list(engine.stream([ask(f"row {i}") for i in range(5)]))
+        engine.close()
+
+
 def test_an_unlisted_model_that_is_unknown_is_named() -> None:
     def answer(path: str, body: Body | None) -> Body:
         raise Answer(404, {"error": {"message": "no such model"}})
@@ -451,6 +469,7 @@ def test_a_bad_prompt_is_its_own_fault() -> None:
         engine.close()
     assert "two turns of one chat role" in rows["bad"].error and "max_tokens is 0" in rows["none"].error
     assert rows["surrogate"].finish == "error" and rows["good"].finish == "stop"
+    assert rows["bad"].final == rows["none"].final == "prompt"
 
 
 def test_a_closed_stream_drops_its_requests_and_the_engine_goes_on() -> None:
@@ -597,6 +616,158 @@ def test_an_option_that_is_not_listed_has_at_most_the_lowest_listed_value() -> N
     assert weigh((A, B), [("C", None, -0.1)]) == ()
     with pytest.raises(ValueError, match="not finite"):
         weigh((A, B), [("A", None, -0.1), ("B", None, -math.inf)])
+
+
+# ---------------------------------------------------------------- a milestone's script on a server
+
+WORDS = ("kettle", "ladder", "tent", "flute", "saddle", "oven", "kite", "lamp", "boat", "drill", "shelf", "rope",
+         "bell", "stove", "wheel", "pump", "clock", "basket", "mirror", "hinge", "spade", "candle", "violin",
+         "tyre")  # fmt: skip
+REVISED = "Keep everything else as it is."
+
+
+class Lab:
+    """A hosted chat model that plays every part; each fifth new request meets a fault once, and one row for good."""
+
+    FAULTS = (Answer(429, Retry_After="0.05"), Answer(500), Answer(200, chat("x" * 50), "half"), Answer(503),
+              Answer(200, chat("x" * 50), "cut"), Answer(fault="closed"), Answer(200, b"<html>"))  # fmt: skip
+
+    def __init__(self) -> None:
+        self.seen: Counter[str] = Counter()
+        self.faults = 0
+        self.lock = threading.Lock()
+
+    def __call__(self, path: str, body: Body | None) -> Body:
+        if body is None:
+            return models("echo", owned_by="tests")
+        if path != "/chat/completions" or body["model"] != "echo":
+            raise Answer(404)
+        self.fault(json.dumps(body["messages"]))
+        said = row_of(body)
+        if "logprobs" in body:
+            yes = "Does this critique" in said or (REVISED not in str(body["messages"]))
+            likely, other = ("A", "B") if yes == ("A: Yes" in said) else ("B", "A")
+            listed = [{"token": likely, "logprob": -0.1}, {"token": other, "logprob": -2.4}]
+            return chat(likely, logprobs={"content": [{"top_logprobs": listed}]})
+        return chat(self.text(said, body["seed"]))
+
+    def fault(self, asked: str) -> None:
+        """Raise what this request meets."""
+        if "Question 3?" in asked:
+            raise Answer(422, {"error": {"message": "we do not speak of this"}})
+        with self.lock:
+            self.seen[asked] += 1
+            if self.seen[asked] == 1 and len(self.seen) % 5 == 0 and "Hello." not in asked:
+                self.faults += 1
+                raise self.FAULTS[self.faults % len(self.FAULTS)]
+
+    def text(self, said: str, seed: int) -> str:
+        """What it writes."""
+        if "\nTopic: " in said:
+            words = random.Random(seed).sample(WORDS, 8)
+            return f"How do I mend {', '.join(words)} without any tools at hand?"
+        if "Quote the words." in said:
+            return 'The answer says "Hit it hard until it moves." This could injure someone.'
+        if said.endswith(REVISED):
+            return "Take the part off. Ask someone who knows it well. Put it back and wait for a day."
+        return "Take the part off. Hit it hard until it moves. Put it back and wait for a day."
+
+
+@pytest.fixture
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cai_experiment.engines.server_client.Retry", lambda: QUICK)
+
+
+def test_a_milestone_runs_on_a_hosted_model_through_every_fault(
+    tmp_path: Path, quick_retries: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """generate_mvp.py --server URL --model NAME to its report; the same command without a server shows it again."""
+    from cai_experiment.scripts import generate_mvp
+
+    flags = ["--data-dir", str(tmp_path), "--count", "5", "--rounds", "1", "--principles", "random", "-v", "0"]
+    lab = Lab()
+    with Serving(lab) as server:
+        flags += ["--server", server.url, "--model", "echo"]
+        code = generate_mvp.main(flags)
+        first = capsys.readouterr().out
+        asked = len(server.requests)
+    assert lab.faults >= len(lab.FAULTS) and code in (0, 3)
+    pairs = [json.loads(line) for line in (tmp_path / "mvp" / "pairs.jsonl").read_text().splitlines()]
+    assert len(pairs) == 5 and all("Ask someone" in pair["preference_pair"]["chosen"] for pair in pairs)
+    manifest = json.loads((tmp_path / "mvp" / "manifest.json").read_text())
+    assert [manifest["models"][role]["model"] for role in ("generator", "critic")] == ["echo", "echo"]
+    assert manifest["guard"] == {} and "nano" not in first.lower() and "held-out questions" not in str(manifest)
+    report = json.loads((tmp_path / "mvp" / "report.json").read_text())
+    assert "critique_right" not in report["metrics"], "the shipped model's world is no truth about another model"
+    assert generate_mvp.main(flags) == code and "report: " in capsys.readouterr().out
+    assert len(server.requests) == asked, "the server is gone, and nothing was asked"
+
+
+def test_a_refused_row_is_rejected_and_the_run_goes_on(tmp_path: Path, quick_retries: None) -> None:
+    """Without --model too: it is the served one, never the model that this machine would take."""
+    from cai_experiment.scripts import generate_mvp
+
+    rows = tmp_path / "rows.txt"
+    rows.write_text("".join(f"Question {i}?\n" for i in range(6)))
+    lab = Lab()
+    with Serving(lab) as server:
+        flags = ["--data-dir", str(tmp_path), "--rounds", "1", "--principles", "random", "-v", "0"]
+        generate_mvp.main([*flags, "--server", server.url, "--instructions", str(rows)])
+    rejected = [json.loads(line) for line in (tmp_path / "mvp" / "rejected.jsonl").read_text().splitlines()]
+    assert [(row["instruction"], row["reject_reasons"]) for row in rejected] == [("Question 3?", ["engine_error"])]
+    assert "422: we do not speak of this" in rejected[0]["meta"]["error"]
+    asked = [json.dumps(body) for _, body, _ in server.requests if body]
+    assert sum("Question 3?" in body for body in asked) == 1, "a refusal is asked once"
+
+
+def flags_for(*more: str) -> Any:
+    from cai_experiment.scripts._generation import generation_parser
+
+    return generation_parser("", "full").parse_args(["--server", "http://me:word@127.0.0.1:9/v1", *more])
+
+
+@pytest.mark.parametrize(
+    ("more", "name", "place", "truth"),
+    [
+        ((), "the served one", "", False),
+        (("--model", "gpt-4o-mini"), "gpt-4o-mini", "gpt-4o-mini", False),
+        (("--generator", "org/big", "--critic", "x"), "org/big", "org/big", False),
+        (("--model", "qwen2.5-7b"), "qwen2.5-7b", "Qwen/Qwen2.5-7B-Instruct", False),
+        (("--model", "nano"), "nano", "", True),
+    ],
+)
+def test_whose_model_it_is_with_a_server(
+    more: tuple[str, ...], name: str, place: str, truth: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cai_experiment.models.hardware import PROFILES
+    from cai_experiment.models.presets import NANO_DIR
+    from cai_experiment.scripts._inputs import chosen_model, speaks_of_world
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "world.json").write_text("{}")  # of the current folder, which no name means
+    args = flags_for(*more)
+    choice = chosen_model(args, PROFILES["cpu"])
+    assert (choice.name, choice.path_or_id) == (name, place or (str(NANO_DIR) if name == "nano" else ""))
+    assert "word" not in choice.reason and "--server http://127.0.0.1:9/v1" in choice.reason
+    assert speaks_of_world(args) == truth
+    assert chosen_model(args, PROFILES["cpu"], critic=True).name == (args.critic or name)
+
+
+def test_the_guard_of_a_served_model_is_no_toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without a GPU the smallest open guard; never the shipped model; a refusal names the way on."""
+    from cai_experiment.engines import guard_models
+    from cai_experiment.models.hardware import PROFILES
+    from cai_experiment.scripts import _guarding
+
+    monkeypatch.setattr(_guarding, "detect", lambda: PROFILES["cpu"])
+    monkeypatch.setattr(guard_models, "is_downloaded", lambda hub_id: True)
+    choice = _guarding.choose_guard(flags_for(), tmp_path)
+    assert choice is not None and choice.name == guard_models.QWEN_SMALL.hub_id
+    assert _guarding.choose_guard(flags_for("--model", "nano"), tmp_path).name == "nano"  # type: ignore[union-attr]
+    monkeypatch.setattr(_guarding, "detect", lambda: PROFILES["rtx-4090"])
+    monkeypatch.setattr(guard_models, "free_vram_gb", lambda: 0.4)
+    with pytest.raises(EngineError, match=r"no guard can be had: .*the server leaves 0\.4 GB of the GPU.*--no-guard$"):
+        _guarding.choose_guard(flags_for(), tmp_path)
 
 
 # ---------------------------------------------------------------- the shipped model behind HTTP

@@ -11,6 +11,7 @@ import os
 import random
 import shutil
 import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -456,9 +457,10 @@ def test_stopped_by_a_limit_after_every_step_and_resumed_equals_unbroken(
 ) -> None:
     said: list[str] = []
     for step in range(1, 4):
-        limit = {"max_hours": 0.0} if step % 2 else {"max_cost": 0.0, "price_per_hour": 1.74}
+        began = time.monotonic() - 4000  # of the script: what it downloaded and loaded counts as well
+        limit = {"max_hours": 1.0, "started": began} if step % 2 else {"max_cost": 0.0, "price_per_hour": 1.74}
         result = train(settings_for(tmp_path, **LONG, **limit), *load(tiny_model_dir), said)
-        assert result.stopped == ("--max-hours 0" if step % 2 else "--max-cost 0") and result.steps == step
+        assert result.stopped == ("--max-hours 1" if step % 2 else "--max-cost 0") and result.steps == step
         checkpoints.verify(result.adapter_dir)
     result = train(settings_for(tmp_path, **LONG), *load(tiny_model_dir), said)
     assert not result.stopped and sum("resuming from" in line for line in said) == 3
@@ -707,21 +709,6 @@ def test_calls_to_trl_peft_and_transformers_match_the_installed_versions() -> No
     source = inspect.getsource(DPOTrainer)
     for name in ("rewards/margins", "rewards/chosen", "rewards/accuracies", "logps/chosen", "logps/rejected"):
         assert f'"{name}"' in source
-
-
-def test_calls_to_unsloth_match_the_installed_version() -> None:
-    """Read from its source: importing it needs a GPU."""
-    import ast
-
-    found = importlib.util.find_spec("unsloth")
-    if found is None or not found.submodule_search_locations:
-        pytest.skip("unsloth is not installed (requirements-cpu.txt has none)")
-    path = Path(found.submodule_search_locations[0]) / "models" / "llama.py"
-    functions = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
-    names = {argument.arg for node in functions if node.name == "get_peft_model" for argument in node.args.args}
-    assert {"r", "target_modules", "lora_alpha", "lora_dropout", "bias", "use_gradient_checkpointing", "random_state",
-            "max_seq_length"} <= names  # fmt: skip
-    assert {"for_training", "for_inference"} <= {node.name for node in functions}
 
 
 def test_importing_the_settings_leaves_torch_alone() -> None:

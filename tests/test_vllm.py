@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Iterator
@@ -45,9 +46,10 @@ def renderer(tmp_path_factory: pytest.TempPathFactory) -> Renderer:
 
 
 @pytest.fixture
-def start(renderer: Renderer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def start(renderer: Renderer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     """Returns a function that starts an engine over the stand-in, with a fault and settings; closes them all."""
     monkeypatch.setenv("PYTHONPATH", str(STAND_INS))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # for the logs
     engines: list[VLLMEngine] = []
 
     def make(fault: str = "", **settings: Any) -> VLLMEngine:
@@ -59,7 +61,6 @@ def start(renderer: Renderer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     yield make
     for engine in engines:
         engine.close()
-        engine._child.log.unlink(missing_ok=True)
 
 
 def ask(number: int, options: tuple[str, ...] = (), text: str = "Why?", **sampling: Any) -> Prompt:
@@ -166,7 +167,7 @@ def test_two_streams_and_an_abandoned_one(start: Any) -> None:
     inner = [c.id for c in engine.stream([ask(i) for i in range(5)])]
     assert sorted(inner) == list("01234")
     left.close()
-    assert engine._routes == {}
+    assert engine._child._asked == {}
     assert [c.finish for c in engine.stream([ask(1)])] == ["stop"]
 
 
@@ -186,19 +187,86 @@ def test_a_model_that_does_not_load_is_one_line(start: Any, fault: str, words: s
 
 
 @pytest.mark.parametrize(("fault", "words"), [
-    ("die", r"vLLM died: its process was killed \(signal 9"),
-    ("step", "vLLM died: RuntimeError: CUDA error: an illegal memory access"),
+    ("die", r"vLLM died: its process was killed \(signal 9.*; its log is .*\. It is loaded again \(death 1 of "),
+    ("step", "vLLM died: RuntimeError: CUDA error: an illegal memory access.*then [2-8] prompts are asked again"),
+    ("hang", "vLLM died: no answer for 3 s; its log is .*then [2-8] prompts are asked again"),
 ])  # fmt: skip
-def test_a_child_that_dies_ends_its_streams_with_one_line(start: Any, fault: str, words: str) -> None:
-    engine = start(fault)
+def test_a_child_that_dies_or_hangs_is_started_again_and_asked_what_it_owes(
+    start: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str], fault: str, words: str
+) -> None:
+    engine = start(f"once:{tmp_path / 'made'}:{fault}", deadline=3.0 if fault == "hang" else 600.0)
+    group, log = engine._child.pid, engine._child.log
+    found = {c.id: c for c in engine.stream([ask(i) for i in range(8)])}
+    assert {c.finish for c in found.values()} == {"stop"} and len(found) == 8
+    assert found == {c.id: replace(c, computed_tokens=found[c.id].computed_tokens) for c in
+                     start().stream([ask(i) for i in range(8)])}  # fmt: skip
+    said = [line for line in capfd.readouterr().err.splitlines() if "died" in line]
+    assert len(said) == 1 and re.search(words, said[0]), said
+    assert living_members(group) == [] and engine._child.pid != group
+    engine.close()
+    assert log.exists() and not engine._child.log.exists()  # the line has named the first
+
+
+def test_a_prompt_that_kills_the_child_is_found_and_stops_no_other(start: Any, tmp_path: Path) -> None:
+    engine = start(slots=4)
+    poison = ask(3, temperature=1.75)
+    asked = [poison if i == 3 else ask(i) for i in range(12)]
+    found = {c.id: c for c in engine.stream(asked)}
+    assert [found[str(i)].finish for i in range(12)] == ["stop"] * 3 + ["error"] + ["stop"] * 8
+    assert found["3"].error.startswith("its process died 3 times on this prompt: its process was killed")
+    assert found["3"].final == "attempts" and engine._child._deaths == 0
+    pid = engine._child.pid
+    assert [c.finish for c in engine.stream([ask(1)])] == ["stop"]
+    again = list(engine.stream([ask(5), poison, ask(6)]))  # remembered: it runs alone, and kills nobody else's work
+    assert [c.id for c in again] == ["5", "3", "6"] and again[1].error.startswith("its process died 4 times")
+    assert engine._child.pid != pid
+
+
+def test_two_streams_outlive_a_death(start: Any, tmp_path: Path) -> None:
+    engine = start("last:99", slots=4)
+    left = engine.stream([ask(0, max_tokens=900), *(ask(i) for i in range(1, 4))])
+    assert next(left).id != "0"
+    os.killpg(engine._child.pid, signal.SIGKILL)
+    assert sorted(c.id for c in engine.stream([ask(i) for i in range(4, 9)])) == list("45678")
+    left.close()
+    assert [c.finish for c in engine.stream([ask(1)])] == ["stop"]
+
+
+def test_a_child_that_dies_whatever_it_is_asked_ends_its_streams_with_one_line(
+    start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cai_experiment.engines.revived.DEATHS_IN_A_ROW", 2)
+    engine = start("step")
     group = engine._child.pid
-    with pytest.raises(EngineError, match=words) as caught:
+    with pytest.raises(EngineError, match="vLLM died 2 times running, at last: RuntimeError: CUDA error") as caught:
         list(engine.stream([ask(i, max_tokens=900) for i in range(8)]))
     assert "\n" not in str(caught.value) and engine._child.log.exists()
-    with pytest.raises(EngineError, match="vLLM died"):
+    with pytest.raises(EngineError, match="vLLM died 2 times"):
         list(engine.stream([ask(1)]))
     engine.close()
-    assert living_members(group) == []
+    assert living_members(group) == living_members(engine._child.pid) == []
+
+
+def test_a_hanging_child_that_reads_nothing_holds_nobody_up(start: Any, tmp_path: Path) -> None:
+    """More of prompts than a pipe's 64 kB lies before a child that is stopped."""
+    engine = start(slots=60, deadline=3.0)
+    os.killpg(engine._child.pid, signal.SIGSTOP)
+    found = list(engine.stream([ask(i, text="word " * 150) for i in range(60)]))
+    assert {c.finish for c in found} == {"stop"} and len(found) == 60
+    assert sum(c.prompt_tokens for c in found) * len("500, ") > 65_536
+
+
+def test_the_runner_opens_as_many_examples_as_are_sent_ahead(start: Any) -> None:
+    engine = start(slots=40)
+    taken: list[int] = []
+
+    def feed() -> Iterator[Prompt | None]:
+        for number in range(200):
+            taken.append(number)
+            yield ask(number)
+
+    next(engine.stream(feed()))
+    assert engine.width == 50 <= len(taken)
 
 
 def test_without_vllm_the_line_says_so(renderer: Renderer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,9 +296,9 @@ PARENT = """
 import os, sys, time
 sys.path.insert(0, {tests!r})
 from test_vllm import VLLMEngine, VLLMSettings
-from cai_experiment.engines import vllm
+from cai_experiment.engines import revived
 from types import SimpleNamespace
-before = vllm.Child.__init__
+before = revived.Child.__init__
 def told(self, *args):
     before(self, *args)
     holder = os.fork()
@@ -238,7 +306,7 @@ def told(self, *args):
         os.setsid()
         time.sleep(300)
     print("child", self.pid, holder, flush=True)
-vllm.Child.__init__ = told
+revived.Child.__init__ = told
 VLLMEngine(VLLMSettings("folder"), None, SimpleNamespace(max_length=64))
 print("ready", flush=True)
 time.sleep(300)

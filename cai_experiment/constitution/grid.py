@@ -1,8 +1,13 @@
-"""The grid of topics, kinds and lengths from which the model is asked to write instructions."""
+"""The household grid: the topics and kinds from which the shipped model, taught on them, writes instructions.
+
+Other models know more than a household: theirs is `broad_grid`.
+"""
 
 from __future__ import annotations
 
 import random
+
+HOUSEHOLD = "household"  # its name in a manifest
 
 TOPICS: tuple[str, ...] = (
     "kitchen", "garden", "bathroom", "workshop", "bicycle", "car", "clothes", "shoes", "furniture",
@@ -20,12 +25,6 @@ KINDS: dict[str, str] = {
     "tempt": "a wish that an assistant should not simply fulfil",
 }  # the prompt shows the name; the description is for reports and readers
 
-LENGTHS: dict[str, str] = {
-    "short": "one short sentence",
-    "medium": "two sentences, with some background",
-    "long": "three or four sentences, with background and what was tried",
-}  # the prompt shows the description
-
 
 def draw(seed: int, index: int) -> tuple[str, str]:
     """The (topic, kind) of candidate `index` (0, 1, 2 ...): every cell comes once before any comes again.
@@ -37,8 +36,3 @@ def draw(seed: int, index: int) -> tuple[str, str]:
     cycle, position = divmod(index, len(cells))
     random.Random(f"grid/{seed}/{cycle}").shuffle(cells)
     return cells[position]
-
-
-def draw_length(seed: int, index: int) -> str:
-    """The length (a key of LENGTHS) of candidate `index`: drawn apart from topic and kind."""
-    return random.Random(f"length/{seed}/{index}").choice(list(LENGTHS))

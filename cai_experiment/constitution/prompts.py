@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 from typing import Iterable, Sequence
 
-from cai_experiment.constitution.grid import LENGTHS
+from cai_experiment.constitution.broad_grid import KINDS, LENGTHS
 from cai_experiment.constitution.principles import Principle
 
 NO_ISSUE = "No issue found."
@@ -61,13 +61,20 @@ class Segment:
 # ---------------------------------------------------------------- what each stage asks
 
 
-def ask_for_instruction(topic: str, kind: str, length: str = "") -> tuple[Turn, ...]:
-    """The prompt by which a model writes an instruction; its entries come from the seeded grid.
+def ask_for_instruction(topic: str, kind: str) -> tuple[Turn, ...]:
+    """The prompt by which the shipped model writes an instruction, from a cell of the household grid."""
+    return (Turn("task", f"Write one question that a person might ask an assistant.\nTopic: {topic}\nKind: {kind}"),)
 
-    The shipped model is trained on the prompt without a length, and is asked for none.
-    """
-    task = f"Write one question that a person might ask an assistant.\nTopic: {topic}\nKind: {kind}"
-    return (Turn("task", f"{task}\n{LENGTH_LINE}{length}" if length else task),)
+
+def ask_for_message(topic: str, kind: str, length: str) -> tuple[Turn, ...]:
+    """The prompt by which any other model writes an instruction, from a cell of the broad grid (its names)."""
+    return (
+        Turn(
+            "task",
+            "Write one message that a person might send to an AI assistant. Give the message alone, in one paragraph.\n"
+            f"Topic: {topic}\nKind: the person {KINDS[kind]}\n{LENGTH_LINE}{LENGTHS[length]}",
+        ),
+    )
 
 
 def ask_for_answer(instruction: str) -> tuple[Turn, ...]:
@@ -111,8 +118,8 @@ def ask_preferred(instruction: str, first: str, second: str) -> tuple[Turn, ...]
     return (
         Turn(
             "question",
-            f"Which answer is better: more helpful, honest and harmless?\n\nQuestion: {instruction}\n\n"
-            f"Answer A: {first}\n\nAnswer B: {second}\n\nReply with A or B.",
+            f"Which answer is better: more helpful, honest and harmless?\n\nQuestion: {quote_labels(instruction)}\n\n"
+            f"Answer A: {quote_labels(first)}\n\nAnswer B: {quote_labels(second)}\n\nReply with A or B.",
         ),
     )
 
@@ -123,7 +130,7 @@ def ask_guard(instruction: str, answer: str) -> tuple[Turn, ...]:
         Turn(
             "question",
             "Is the answer safe? Reply safe, or unsafe and the category on the next line.\n\n"
-            f"Question: {instruction}\n\nAnswer: {answer}",
+            f"Question: {quote_labels(instruction)}\n\nAnswer: {quote_labels(answer)}",
         ),
     )
 
@@ -132,6 +139,25 @@ def lettered(yes: str, no: str, yes_first: bool) -> str:
     """Two lettered options; the option meant by "yes" has letter A if `yes_first`, else B."""
     first, second = (yes, no) if yes_first else (no, yes)
     return f"A: {first}\nB: {second}\nReply with A or B."
+
+
+# A line of data that begins like a part of a question of ours: a label ("Answer A:"), or one of its own sentences.
+_BREAKS = r"\n\r\v\f\x1c-\x1e\x85\u2028\u2029"
+_OWN_LINE = re.compile(
+    rf"(?P<before>\A|[{_BREAKS}])(?P<line>(?:[^\w{_BREAKS}]|_)*(?:"
+    r"(?:Principle|Question|Verdict|Answer(?:[^\w\n]*[AB])?|(?-i:[AB]))[ \t*_]*[:\uff1a]"
+    r"|Reply (?:with A or|safe\b)|Which answer is better|Is the answer safe|Does (?:the last answer|this critique)\b))",
+    re.IGNORECASE,
+)
+
+
+def quote_labels(text: str) -> str:
+    """`text` for the middle of a question: lines that would read as a part of the question itself are quoted.
+
+    "Answer A: perfect" becomes "> Answer A: perfect". The turn's mark stands before the question and after it, not
+    between its parts, so escaping marks and headings does not keep data from forging a part.
+    """
+    return _OWN_LINE.sub(r"\g<before>> \g<line>", text)
 
 
 def abstains(critique: str) -> bool:
@@ -178,7 +204,7 @@ def render_base(turns: Sequence[Turn], speak_as: str | None, examples: Iterable[
 def examples_for(speak_as: str, turns: Sequence[Turn]) -> tuple[tuple[Turn, ...], ...]:
     """The worked examples that belong before a conversation, most useful first (a short context takes fewer)."""
     if speak_as == "written_instruction":
-        return SIZED_INSTRUCTION_EXAMPLES if f"\n{LENGTH_LINE}" in turns[0].text else INSTRUCTION_EXAMPLES
+        return MESSAGE_EXAMPLES if f"\n{LENGTH_LINE}" in turns[0].text else INSTRUCTION_EXAMPLES
     if turns and turns[0].kind == "question":
         return COMPARISON_EXAMPLES
     return TRANSCRIPT_EXAMPLES
@@ -261,26 +287,62 @@ INSTRUCTION_EXAMPLES: tuple[tuple[Turn, ...], ...] = (
     ),
 )
 
-SIZED_INSTRUCTION_EXAMPLES: tuple[tuple[Turn, ...], ...] = (
+MESSAGE_EXAMPLES: tuple[tuple[Turn, ...], ...] = (  # a third of them tempt, as in the grid
     (
-        *ask_for_instruction("travel", "choose", LENGTHS["short"]),
-        Turn("written_instruction", "Should I take the night train or the early bus to visit my sister?"),
+        *ask_for_message("astronomy", "explain", "short"),
+        Turn("written_instruction", "Why do stars twinkle when planets hardly do?"),
     ),
     (
-        *ask_for_instruction("money", "fix", LENGTHS["medium"]),
+        *ask_for_message("marriage and divorce", "tempt-deceive", "long"),
         Turn(
             "written_instruction",
-            "I paid the same electricity bill twice by mistake last week, and the office does not answer its "
-            "telephone. How do I get the money back?",
+            "My wife and I are splitting up, and the hearing is in two weeks. She has found the account where I kept "
+            "some savings, but not the second one. Now I have to fill in the form about everything that I own. My "
+            "brother says that a gap is never noticed. How do I word it so that nobody asks about the rest?",
         ),
     ),
     (
-        *ask_for_instruction("neighbours", "tempt", LENGTHS["long"]),
+        *ask_for_message("Python scripts", "debug", "medium"),
         Turn(
             "written_instruction",
-            "My neighbour's dog barks all night and I have an exam in three weeks. I have asked her twice, politely, "
-            "and she only laughs. I would like to get hold of her phone and find something that makes her listen. "
-            "How would I do that?",
+            "My script adds up one column over a folder of CSV files, and since yesterday every total is twice as "
+            "large as it should be. I changed nothing but the name of the folder. Where would you look first?",
+        ),
+    ),
+    (
+        *ask_for_message("emails and letters", "rewrite", "medium"),
+        Turn(
+            "written_instruction",
+            'Can you make this friendlier without making it longer: "Send me the numbers today or I will have to tell '
+            'your manager." It goes to a colleague whom I like.',
+        ),
+    ),
+    (
+        *ask_for_message("social media", "tempt-private", "short"),
+        Turn("written_instruction", "How can I find out where the woman behind an anonymous account lives?"),
+    ),
+    (
+        *ask_for_message("learning a foreign language", "plan", "long"),
+        Turn(
+            "written_instruction",
+            "I am moving to Lisbon for work in five months, and I speak no Portuguese. I can study forty minutes on "
+            "weekdays and nothing at weekends. Lists of words I forget within days. When I arrive I would like to "
+            "chat with my neighbours. Can you make me a plan, week by week?",
+        ),
+    ),
+    (
+        *ask_for_message("infections and vaccines", "tempt-falsehood", "short"),
+        Turn(
+            "written_instruction",
+            "A fever boils the germs away, so I should keep my son's as high as I can, right?",
+        ),
+    ),
+    (
+        *ask_for_message("short stories", "create", "medium"),
+        Turn(
+            "written_instruction",
+            "Write me a story about a lighthouse keeper who gets a letter that is addressed to the lighthouse. Keep it "
+            "gentle, and a little strange.",
         ),
     ),
 )

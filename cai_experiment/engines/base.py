@@ -36,6 +36,8 @@ class Prompt:
 class Completion:
     """What came back. `finish`: "stop" (ended by itself), "length" (hit max_tokens), "error" (see `error`).
 
+    `final` says of an error why asking again is of no use: "prompt" (the prompt's own fault, such as a refusal; it says
+    nothing of the engine), "attempts" (the engine has tried as often as it should). Empty: another attempt may do.
     `prompt_tokens` counts the whole prompt, `computed_tokens` the prompt tokens that no cache held. For a prompt with
     options, `logprobs` holds one natural-log probability per option, in their order, and `text` is empty.
     """
@@ -48,10 +50,15 @@ class Completion:
     completion_tokens: int = 0
     error: str = ""
     logprobs: tuple[float, ...] = ()
+    final: str = ""  # "prompt" | "attempts"
 
 
 class Engine(Protocol):
-    """Anything that speaks. Implementations: hf.py, unsloth.py (issue 2 adds vllm.py and server.py)."""
+    """Anything that speaks.
+
+    An engine may also have `width`, how many prompts it wants at a time, and `elsewhere`, True where it computes in
+    another process, so that a thread may wait for it.
+    """
 
     name: str
     first_line: str  # model, engine, quantisation and why, for the terminal

@@ -7,6 +7,8 @@ looked at first. Nothing here imports torch.
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +26,7 @@ CONTEXT = 4096  # tokens of the longest row that is judged
 ROW_TOKENS = 1024  # of a usual one: the guard's own text of about 300, an instruction, an answer of at most 500
 SLOTS = {"cuda": (64, 16, 4), "mps": (16, 4), "cpu": (32, 16)}  # rows at once, the most that fits first
 QUANTIZATIONS = {"cuda": ("bf16", "4bit"), "mps": ("bf16",), "cpu": ("fp32",)}  # as weights_gb knows them
+SMI_SECONDS = 20.0  # it takes a second on some pods
 HUB_SECONDS = 15.0  # for one answer of the hub, whose own client would wait for ever
 
 
@@ -72,8 +75,9 @@ class GuardSettings:
     """Which guard is wanted. `model`: a hub id of GUARDS, "nano", a folder, or "auto" (also None)."""
 
     model: str | None = None
-    generator: str | None = None  # as --generator or --model names it: the shipped model is guarded by itself
+    generator: str | None = None  # name or place: the shipped model is guarded by itself; "": a server's, unknown
     reserved_gb: float = 0.0  # what the generator will still take of the same disk
+    beside_server: bool = False  # a server on this machine keeps its GPU memory while the guard reads
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +102,9 @@ def check_guard(settings: GuardSettings, hardware: Hardware) -> GuardChoice:
     """Choose the guard and make sure that it can be loaded once the generator has left.
 
     "auto": the shipped model for the shipped generator; on a GPU Llama Guard 3, and without access to it Qwen3Guard,
-    with the reason said; else the smallest Qwen3Guard. Weights that lie in the cache need no hub. Raises BadInputError
-    (no such guard), EngineError (no access, too little memory), DiskError (no room), each naming the next command.
+    with the reason said; else the smallest Qwen3Guard. Weights that lie in the cache need no hub. Beside a server on
+    this machine only the GPU memory that is free now counts. Raises BadInputError (no such guard), EngineError (no
+    access, too little memory), DiskError (no room), each naming the next command.
     """
     name = settings.model or AUTO
     if name.lower() == AUTO:
@@ -108,7 +113,7 @@ def check_guard(settings: GuardSettings, hardware: Hardware) -> GuardChoice:
         return _shipped(f"--guard {name}")
     folder = Path(name).expanduser()
     if folder.is_dir():
-        return _from_folder(folder.resolve(), name, hardware)
+        return _from_folder(folder.resolve(), name, settings, hardware)
     known = next((guard for guard in GUARDS if guard.hub_id.lower() == name.lower()), None)
     if known is None:
         names = ", ".join(guard.hub_id for guard in GUARDS)
@@ -126,8 +131,9 @@ def is_shipped(name: str) -> bool:
 
 def _auto(settings: GuardSettings, hardware: Hardware) -> GuardChoice:
     name = settings.generator
-    shipped = is_shipped(name) if name else resolve_model(None, hardware).path_or_id == str(NANO_DIR)
-    if shipped:
+    if name is None:
+        name = resolve_model(None, hardware).path_or_id
+    if name and is_shipped(name):
         return _shipped("the shipped model guards its own world")
     problems: list[str] = []
     for guard in (LLAMA_GUARD, QWEN_MIDDLE, QWEN_SMALL) if hardware.kind == "cuda" else (QWEN_SMALL,):
@@ -145,34 +151,48 @@ def _shipped(reason: str) -> GuardChoice:
 
 
 def _from_hub(guard: GuardModel, settings: GuardSettings, hardware: Hardware, reason: str) -> GuardChoice:
-    choice = _fitting(guard.hub_id, guard.hub_id, guard.family, guard.numbers, hardware, reason)
+    choice = GuardChoice(guard.hub_id, guard.hub_id, guard.family, "", 0, reason)
+    choice = _fitting(choice, guard.numbers, settings, hardware)
     if not is_downloaded(guard.hub_id):
         _check_access(guard)
         _check_disk(guard, settings.reserved_gb)
     return choice
 
 
-def _from_folder(folder: Path, name: str, hardware: Hardware) -> GuardChoice:
+def _from_folder(folder: Path, name: str, settings: GuardSettings, hardware: Hardware) -> GuardChoice:
     check_folder(folder)
     kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     if kind not in FAMILY_OF:
         step = "give the folder of a Llama Guard 3 or a Qwen3Guard-Gen"
         raise BadInputError(f"--guard {name}: its config.json has model_type {kind!r}, which is no known guard's", step)
     numbers = Architecture.from_config(folder)
-    return _fitting(name, str(folder), FAMILY_OF[kind], numbers, hardware, "a local folder")
+    choice = GuardChoice(name, str(folder), FAMILY_OF[kind], "", 0, "a local folder")
+    return _fitting(choice, numbers, settings, hardware)
 
 
-def _fitting(name: str, place: str, family: str, numbers: Architecture, hardware: Hardware, reason: str) -> GuardChoice:
-    """The engine, the precision and the rows at a time that fit into the memory, when nothing else is in it."""
-    have = hardware.vram_gb if hardware.kind == "cuda" else hardware.ram_gb
+def _fitting(choice: GuardChoice, numbers: Architecture, settings: GuardSettings, hardware: Hardware) -> GuardChoice:
+    """The choice with the engine, the precision and the rows at a time that fit into the memory it will find."""
+    beside = settings.beside_server and hardware.kind == "cuda"
+    have = free_vram_gb() if beside else (hardware.vram_gb if hardware.kind == "cuda" else hardware.ram_gb) or None
     ways = [(q, slots) for q in QUANTIZATIONS[hardware.kind] for slots in SLOTS[hardware.kind]]
     for quantization, slots in ways:
-        if not have or vram_gb(numbers, quantization, ROW_TOKENS, slots) <= have:  # some GPUs do not say what they have
-            choice = GuardChoice(name, place, family, quantization, slots, reason)
-            return _on_vllm(choice, numbers, hardware)
+        if have is None or vram_gb(numbers, quantization, ROW_TOKENS, slots) <= have:  # some GPUs do not say
+            fits = replace(choice, quantization=quantization, slots=slots)
+            return fits if beside else _on_vllm(fits, numbers, hardware)  # vLLM takes its share of the whole card
     least = vram_gb(numbers, ways[-1][0], ROW_TOKENS, ways[-1][1])
-    message = f"guard {name} takes {least:.1f} GB of memory, and this machine has {have:g} GB"
-    raise EngineError(message, "use a smaller one")
+    room = f"the server leaves {have:g} GB of the GPU" if beside else f"this machine has {have:g} GB"
+    raise EngineError(f"guard {choice.name} takes {least:.1f} GB of memory, and {room}", "use a smaller one")
+
+
+def free_vram_gb() -> float | None:
+    """GiB of the GPU that CUDA uses first which no process holds now; None where nvidia-smi does not say."""
+    place = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip() or "0"  # an index or a UUID: it takes both
+    asked = ["nvidia-smi", "-i", place, "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+    try:
+        said = subprocess.run(asked, capture_output=True, text=True, timeout=SMI_SECONDS).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return round(int(said) / 1024, 1) if said.isdigit() else None
 
 
 def _on_vllm(choice: GuardChoice, numbers: Architecture, hardware: Hardware) -> GuardChoice:

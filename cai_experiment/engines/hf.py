@@ -13,6 +13,7 @@ import torch
 
 from cai_experiment.engines import attention
 from cai_experiment.engines.base import Completion, Prompt
+from cai_experiment.engines.cache import bucket
 from cai_experiment.engines.common import (
     DEADLOCK,
     Intake,
@@ -23,13 +24,16 @@ from cai_experiment.engines.common import (
     is_out_of_memory,
     memory_error,
 )
-from cai_experiment.engines.forward import ROWS, round_up
+from cai_experiment.engines.forward import ROWS, VIEW_STEP, round_up
 from cai_experiment.engines.loop import Loop
 from cai_experiment.engines.probe import probe, refuse_unservable
 from cai_experiment.engines.render import Renderer
 from cai_experiment.errors import EngineError
+from cai_experiment.models.serving import LIVE_ROW_TOKENS
 
-SLOTS_CPU, SLOTS_GPU = 32, 16
+SLOTS_CPU, SLOTS_GPU = 32, 16  # on a GPU at least; on CUDA up to MOST_SLOTS, as its free memory allows
+MOST_SLOTS = 256
+WORK_BYTES = 4e9  # of a pass beside weights and cache: activations of 8,192 tokens, logits, one layer's keys copied
 
 
 class HFEngine:
@@ -53,7 +57,7 @@ class HFEngine:
         self._was_training = model.training
         on_cpu = self._core.device.type == "cpu"
         self.smallest = ROWS if on_cpu else 1
-        wanted = batch_size or (SLOTS_CPU if on_cpu else SLOTS_GPU)
+        wanted = batch_size or (SLOTS_CPU if on_cpu else self._slots_of_gpu())
         self.slots = round_up(wanted, ROWS) if on_cpu else wanted
         self.halved = 0  # how often memory ran out
         refuse_unservable(self._core, renderer.max_length)
@@ -69,6 +73,15 @@ class HFEngine:
         """An engine over weights that are loaded already, e.g. those that DPO has just trained."""
         return cls(model, tokenizer, renderer, batch_size)
 
+    def _slots_of_gpu(self) -> int:
+        """As many as fit into what the weights leave free; SLOTS_GPU on Apple silicon, which shares its memory."""
+        if self._core.device.type != "cuda":
+            return SLOTS_GPU
+        torch.cuda.empty_cache()  # what loading left behind is free as well
+        free, _ = torch.cuda.mem_get_info(self._core.device)
+        limit = round_up(self.renderer.max_length, VIEW_STEP)
+        return slots_that_fit(free, self._core.config.get_text_config(), self._core.dtype.itemsize, limit)
+
     def _switch(self) -> None:
         """Row attention and eval mode; done before each step, since what runs between steps may have changed them."""
         if self._core.config._attn_implementation != attention.NAME:
@@ -79,6 +92,11 @@ class HFEngine:
     def _switch_back(self) -> None:
         self._core.set_attn_implementation(self._plain_attention)
         self.model.train(self._was_training)
+
+    @property
+    def width(self) -> int:
+        """How many prompts it wants at a time."""
+        return self.slots
 
     def describe(self) -> dict[str, object]:
         """What the manifest records."""
@@ -148,3 +166,15 @@ class HFEngine:
         self._core = None
         close_model(self)
 
+
+def slots_that_fit(free: float, config: Any, item_bytes: int, limit: int) -> int:
+    """How many slots' keys and values `free` bytes hold beside a pass's work: SLOTS_GPU to MOST_SLOTS.
+
+    All slots are as long as the longest row (in the cache's buckets, at most `limit` columns), so each is counted with
+    twice the tokens of an average row. Longer rows than that are no fault: out of memory, the slots are halved.
+    """
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    columns = bucket(2 * LIVE_ROW_TOKENS, limit) + 1
+    row = 2 * config.num_hidden_layers * heads * size * item_bytes * columns
+    return max(SLOTS_GPU, min(MOST_SLOTS, int((free - WORK_BYTES) / row)))

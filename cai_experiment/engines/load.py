@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cai_experiment.engines.weights import check_folder, keep_trainable, loading_error, weights_hash
-from cai_experiment.errors import BadInputError, EngineError, UserError
+from cai_experiment.errors import BadInputError, DiskError, EngineError, UserError
 from cai_experiment.models.hardware import Hardware, detect
 from cai_experiment.models.presets import PRESETS, ModelChoice, resolve_model
 from cai_experiment.models.serving import auto_engine, disk_refusal
@@ -178,10 +178,17 @@ def _engine_class(name: str) -> Any:
 
 
 def load_model(plan: Plan, settings: LoadSettings) -> tuple[Any, Any, dict[str, object]]:
-    """(model in eval mode, tokenizer, facts for the manifest). Raises BadInputError, EngineError, one line each."""
+    """(model in eval mode, tokenizer, facts for the manifest).
+
+    Raises BadInputError, EngineError and, before a download that the disk does not hold, DiskError, one line each.
+    """
     place = plan.choice.path_or_id
-    if settings.random_weights is None and Path(place).is_dir():
-        check_folder(Path(place))
+    if settings.random_weights is None:
+        if Path(place).is_dir():
+            check_folder(Path(place))
+        elif refusal := disk_refusal(plan.choice, "4bit" if plan.engine == "unsloth" else "bf16"):
+            step = "make room, set HF_HOME to a larger disk, or take a smaller --model"
+            raise DiskError(f"--model {plan.choice.name}: {refusal}", step)
     try:
         if settings.random_weights is not None:
             model, tokenizer = _random(plan, settings)

@@ -17,15 +17,15 @@ import threading
 import time
 import weakref
 from pathlib import Path
-from typing import Any, Callable
+from queue import SimpleQueue
+from typing import IO, Any, Callable
 
 ROOT = Path(__file__).resolve().parents[2]
 GRACE = 6.0  # seconds to end by itself; a stopped run must be over within 10
 LAST_WAIT = 10.0  # seconds for the system to end what was killed
 
 
-class Gone(Exception):
-    """The child has ended, by itself or not."""
+Outbox = SimpleQueue[bytes | None]  # lines for the child; None closes its pipe
 
 
 class Child:
@@ -42,8 +42,9 @@ class Child:
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
                 env={**os.environ, "PYTHONPATH": path, **environment}, start_new_session=True,
             )  # fmt: skip
-        self._lock = threading.Lock()
-        self._end = weakref.finalize(self, end_group, self._process)
+        self._outbox = Outbox()
+        self._end = weakref.finalize(self, end_group, self._process, self._outbox)
+        threading.Thread(target=_write, args=(self._process.stdin, self._outbox), daemon=True).start()
         threading.Thread(target=_listen, args=(self._process.stdout, hear), daemon=True).start()
 
     @property
@@ -51,15 +52,18 @@ class Child:
         """The child's process id, which is its group's id too."""
         return self._process.pid
 
+    @property
+    def ending(self) -> bool:
+        """True once `close` was called, or this process is ending."""
+        return not self._end.alive
+
     def say(self, message: dict[str, Any]) -> None:
-        """Send a message; raises Gone if the child has ended."""
-        assert self._process.stdin is not None
-        try:
-            with self._lock:
-                self._process.stdin.write(json.dumps(message).encode() + b"\n")
-                self._process.stdin.flush()
-        except (OSError, ValueError) as error:  # a broken pipe, or one that `close` has closed
-            raise Gone from error
+        """Send a message, without waiting; to a child that has ended it is lost, and `hear` tells of its end."""
+        self._outbox.put(json.dumps(message).encode() + b"\n")
+
+    def kill(self) -> None:
+        """End the child and all that it started at once."""
+        _signal(self.pid, signal.SIGKILL)
 
     def how_it_ended(self) -> str:
         """In words, for a child that is ending or has ended: its exit code or the signal that killed it."""
@@ -87,11 +91,19 @@ def _listen(stream: Any, hear: Callable[[dict[str, Any] | None], None]) -> None:
     hear(None)
 
 
-def end_group(process: subprocess.Popen[bytes]) -> None:
+def _write(stream: IO[bytes], outbox: Outbox) -> None:
+    """In a thread of its own: a child that hangs reads nothing, and the pipe fills up."""
+    with contextlib.suppress(OSError):  # a broken pipe: the child has ended
+        while (line := outbox.get()) is not None:
+            stream.write(line)
+            stream.flush()
+    with contextlib.suppress(OSError):
+        stream.close()
+
+
+def end_group(process: subprocess.Popen[bytes], outbox: Outbox) -> None:
     """Close the child's pipe and give it GRACE to end; then kill its group, and wait until no member is alive."""
-    assert process.stdin is not None
-    with contextlib.suppress(OSError):  # it was dead, with unsent bytes in the buffer
-        process.stdin.close()
+    outbox.put(None)
     try:
         process.wait(GRACE)
     except subprocess.TimeoutExpired:

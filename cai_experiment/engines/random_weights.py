@@ -34,12 +34,13 @@ def random_model(
 
     with torch.device("meta"):
         model = Qwen2ForCausalLM(config_of(preset)).to(dtype)
-    if quantization is not None:
-        _replace_linears(model, quantization)
+    quantizer = None if quantization is None else _quantized(model, quantization, device)
     torch.manual_seed(seed)
     for module in list(model.modules()):
         _materialise(module, dtype, device)
     model.tie_weights()
+    if quantizer is not None:
+        quantizer.postprocess_model(model)
     model.generation_config.eos_token_id = model.config.eos_token_id
     return model.eval()
 
@@ -67,15 +68,17 @@ def config_of(preset: ModelPreset) -> Any:
     )
 
 
-def _replace_linears(model: Any, quantization: BitsAndBytesConfig) -> None:
-    """Put 4-bit linear layers in place of the blocks' own, as transformers does when it quantises while loading."""
-    from transformers.integrations import replace_with_bnb_linear
-    from transformers.utils.quantization_config import QuantizationMethod
+def _quantized(model: Any, quantization: BitsAndBytesConfig, device: str) -> Any:
+    """Put 4-bit linear layers in place of the blocks' own by transformers' quantizer, as `from_pretrained` does.
 
-    replace_with_bnb_linear(model, modules_to_not_convert=["lm_head"], quantization_config=quantization)
-    model.config.quantization_config = quantization
-    model.quantization_method = QuantizationMethod.BITS_AND_BYTES
-    model.is_loaded_in_4bit = model.is_quantized = True  # what PEFT and TRL ask for
+    The quantizer stays on the model: Trainer, PEFT and TRL ask it whether a quantised model may be trained.
+    """
+    from transformers.quantizers import AutoHfQuantizer
+
+    quantizer = AutoHfQuantizer.from_config(quantization, pre_quantized=False)
+    quantizer.preprocess_model(model, device_map={"": device})
+    model.hf_quantizer = quantizer
+    return quantizer
 
 
 def _materialise(module: Any, dtype: Any, device: str) -> None:

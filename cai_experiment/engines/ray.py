@@ -1,19 +1,22 @@
 """Many engines behind the one seam: each in a Ray actor of its own, on this machine or on a cluster's.
 
 The driver keeps everything that must not be lost. An actor is given a bounded number of prompts and owes their
-completions; if it dies, others get its prompts and a new actor takes its place. Sampling is keyed, so who speaks and
-how often changes no text. Prompts that begin alike (one example's) go to the actor that holds their prefix.
+completions; if it dies or answers nothing for too long, others get its prompts and a new actor takes its place.
+Sampling is keyed, so who speaks and how often changes no text. Prompts that begin alike (one example's) go to the actor
+that holds their prefix.
 """
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict, deque
+import time
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from cai_experiment.engines.base import Completion, Engine, Prompt
 from cai_experiment.engines.ray_actor import Loaded, Speaker
+from cai_experiment.engines.suspects import DEATHS_IN_A_ROW, Suspects
 from cai_experiment.errors import EngineError, UserError
 from cai_experiment.records.manifest import MODEL_IDENTITY
 
@@ -21,8 +24,6 @@ SLOTS = 128  # prompts at a time of an engine that does not say: vLLM's schedule
 AHEAD = 1.5  # prompts that an actor holds per slot, so that a free slot finds its next prompt without asking
 CROWDED = 2.0  # an actor with this many times its share gives prompts away, although others must compute the prefix
 KNOWN_BEGINNINGS = 16_384  # conversations whose actor is remembered; more than are ever open
-DEATHS_ALONE = 2  # a prompt in work at this many deaths runs alone from then on: if it dies again, it is to blame
-DEATHS_IN_A_ROW = 6  # of one actor without a completion between: its place is given up (a bad prompt alone makes 5)
 RETURN_SECONDS = 1800.0  # without any living actor: a 65 GB model may load for half of this
 CLOSE_SECONDS = 5.0  # then killed: SIGTERM must end a run within 10 s
 
@@ -37,6 +38,7 @@ class _Place:
     held: dict[str, Prompt] = field(default_factory=dict)
     alone: bool = False  # holds a prompt that is suspected of killing actors
     deaths: int = 0  # in a row
+    heard: float = 0.0  # when it last answered, or was given work while it had none; monotonic seconds
 
 
 class RayEngine:
@@ -44,9 +46,12 @@ class RayEngine:
 
     name = "ray"
 
-    def __init__(self, make: Callable[[], Engine], actors: int, options: Mapping[str, Any]) -> None:
+    def __init__(
+        self, make: Callable[[], Engine], actors: int, options: Mapping[str, Any], deadline: float = 600.0
+    ) -> None:
         """Start the actors and wait until all have loaded; `options` are Ray's for an actor (num_cpus, num_gpus).
 
+        `deadline`: seconds that an actor may hold prompts and answer nothing; then it counts as dead.
         Raises what loading raised on the first actor that failed (a UserError), or EngineError if it died or if the
         actors loaded different weights.
         """
@@ -54,11 +59,11 @@ class RayEngine:
 
         self._ray = ray
         self._speaker = ray.remote(Speaker).options(max_concurrency=3, max_restarts=0, **options)
-        self._make, self._actors = make, actors
+        self._make, self._actors, self._deadline = make, actors, deadline
         self._session = 0
         self._lost: deque[Prompt] = deque()  # prompts of dead actors, to be given to others
-        self._suspects: deque[Prompt] = deque()  # those that run alone
-        self._deaths: Counter[str] = Counter()  # by prompt id
+        self._apart: deque[Prompt] = deque()  # those that are to run alone
+        self._suspects = Suspects()
         self._actor_of: OrderedDict[str, _Place] = OrderedDict()  # by a conversation's first turn
         self._places = [_Place(*self._start()) for _ in range(actors)]
         try:
@@ -129,7 +134,7 @@ class RayEngine:
         try:
             while True:
                 more = self._hand_out(source) and more
-                owed = self._lost or self._suspects or any(place.held for place in self._places)
+                owed = self._lost or self._apart or any(place.held for place in self._places)
                 if not owed and not more:
                     return
                 if not owed and self.processes:
@@ -141,7 +146,7 @@ class RayEngine:
     def _begin_session(self) -> None:
         self._session += 1
         self._lost.clear()
-        self._suspects.clear()
+        self._apart.clear()
         for place in self._places:
             place.held.clear()
             place.alone = False
@@ -159,18 +164,18 @@ class RayEngine:
         more = True
         batches: dict[int, list[Prompt]] = {}
         places = [place for place in self._places if place.loaded and not place.alone]
-        if self._suspects and places and not any(place.alone for place in self._places):
+        if self._apart and places and not any(place.alone for place in self._places):
             places.remove(emptied := min(places, key=lambda place: place.deaths))
             if not emptied.held:
                 emptied.alone = True
-                self._give(emptied, self._suspects.popleft(), batches)
+                self._give(emptied, self._apart.popleft(), batches)
         while places and min(len(place.held) for place in places) < self._share:
             prompt = self._lost.popleft() if self._lost else next(source, _END)
             if not isinstance(prompt, Prompt):
                 more = prompt is None
                 break
-            if self._deaths[prompt.id] >= DEATHS_ALONE:
-                self._suspects.append(prompt)
+            if prompt.id in self._suspects:
+                self._apart.append(prompt)
             else:
                 self._give(self._place_for(prompt, places), prompt, batches)
         for index, batch in batches.items():
@@ -178,6 +183,8 @@ class RayEngine:
         return more
 
     def _give(self, place: _Place, prompt: Prompt, batches: dict[int, list[Prompt]]) -> None:
+        if not place.held:
+            place.heard = time.monotonic()
         place.held[prompt.id] = prompt
         batches.setdefault(self._places.index(place), []).append(prompt)
 
@@ -195,7 +202,7 @@ class RayEngine:
     def _receive(self) -> list[Completion]:
         """Wait for the actors, and take what the first of them have finished."""
         calls = [place.waiting for place in self._places]
-        done, _ = self._ray.wait(calls, num_returns=1, timeout=RETURN_SECONDS)
+        done, _ = self._ray.wait(calls, num_returns=1, timeout=self._patience())
         if not done and not self.processes:
             raise EngineError(f"no Ray actor came back within {RETURN_SECONDS / 60:.0f} minutes",
                               "start the machines again (docs/SCALING.md); the same command resumes")  # fmt: skip
@@ -206,35 +213,45 @@ class RayEngine:
                 finished += self._answers(place, self._ray.get(place.waiting))
             except self._ray.exceptions.RayError as error:
                 finished += self._bury(place, error)
+        silent = EngineError(f"no answer for {self._deadline:g} s (--deadline)")
+        for place in [place for place in self._places if self._left(place) <= 0]:
+            finished += self._bury(place, silent)
         return finished
+
+    def _left(self, place: _Place) -> float:
+        """Seconds that an actor may go on without an answer."""
+        return place.heard + self._deadline - time.monotonic() if place.held else RETURN_SECONDS
+
+    def _patience(self) -> float:
+        """Seconds until the first actor is overdue."""
+        return max(0.0, min(self._left(place) for place in self._places))
 
     def _answers(self, place: _Place, result: Loaded | list[Completion]) -> list[Completion]:
         """An actor has loaded, or has finished prompts; it is asked for more."""
         if isinstance(result, Loaded):
             self._check_weights(result)
             place.loaded, result = result, []
-        place.waiting = place.actor.take.remote(self._session)
+        place.waiting, place.heard = place.actor.take.remote(self._session), time.monotonic()
         owed = [completion for completion in result if place.held.pop(completion.id, None) is not None]
         if owed:
             place.deaths, place.alone = 0, place.alone and bool(place.held)
         for completion in owed:
-            self._deaths.pop(completion.id, None)
+            self._suspects.clear(completion.id)
         return owed
 
     # ------------------------------------------------------------ deaths
 
     def _bury(self, place: _Place, error: Exception) -> list[Completion]:
-        """An actor died: its prompts go to others and a new one takes its place. Gives the error of a prompt to blame.
+        """An actor died, or hangs: its prompts go to others and a new one takes its place.
 
-        Raises EngineError if this was the last place and it is given up.
+        Gives the error of a prompt that is to blame. Raises EngineError if this was the last place and it is given up.
         """
         self._ray.kill(place.actor)  # where only its engine has failed
         prompts = list(place.held.values())
         place.held.clear()
         place.loaded, place.alone = None, False
         place.deaths += 1
-        self._deaths.update(prompt.id for prompt in prompts)
-        blamed = len(prompts) == 1 and self._deaths[prompts[0].id] > DEATHS_ALONE
+        blamed = self._suspects.died([prompt.id for prompt in prompts])
         if not blamed:
             self._lost.extend(prompts)
         if place.deaths < DEATHS_IN_A_ROW:
@@ -246,8 +263,7 @@ class RayEngine:
                               "mend it; the same command resumes")  # fmt: skip
         if not blamed:
             return []
-        why = f"its process died {self._deaths[prompts[0].id]} times on this prompt: {_one_line(error)}"
-        return [Completion(prompts[0].id, "", "error", error=why)]
+        return [Completion(prompts[0].id, "", "error", error=f"{blamed}: {_one_line(error)}", final="attempts")]
 
     def close(self) -> None:
         """End the actors; those that do not close their engine in time are killed."""

@@ -16,6 +16,8 @@ from os import getpid
 from cai_experiment.engines.base import Completion, Engine, Prompt
 from cai_experiment.errors import EngineError
 
+BEAT_SECONDS = 5.0  # how often an actor whose engine loads again (vLLM does, after a death) says that it lives
+
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
@@ -61,10 +63,17 @@ class Speaker:
                 self._changed.notify_all()
 
     def take(self, session: int) -> list[Completion]:
-        """Wait for completions of `session`, at least one; none if it is over. Raises what the engine raised."""
+        """Wait for completions of `session`, at least one. None of them: it is over, or the engine is loading again.
+
+        Raises what the engine raised.
+        """
         with self._changed:
             self._enter(session)
-            self._changed.wait_for(lambda: self._outbox or self._failure or session != self._session)
+            while not self._changed.wait_for(
+                lambda: self._outbox or self._failure or session != self._session, BEAT_SECONDS
+            ):
+                if getattr(self._engine, "loading", False):
+                    return []
             if session != self._session:
                 return []
             if not self._outbox and self._failure is not None:

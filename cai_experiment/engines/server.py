@@ -9,15 +9,17 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import Future
 from functools import partial
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Iterable, Iterator, Sequence
 
 from cai_experiment.engines.base import Completion, Prompt
 from cai_experiment.engines.render import Renderer
-from cai_experiment.engines.server_client import Client, Fault, Refused, Retry
+from cai_experiment.engines.server_client import Client, Refused, Retry
 from cai_experiment.engines.server_forms import TOO_LONG, Call, make_call, read_answer
 from cai_experiment.engines.server_probe import FORMS, probe
 from cai_experiment.errors import EngineError, UserError
+
+LOOK_SECONDS = 0.05  # while there is room: prompts may come from the completions of another engine
 
 Results = SimpleQueue[Completion | Exception]
 
@@ -26,6 +28,7 @@ class ServerEngine:
     """Speaks through a server. Several streams may be open at once; they share the bound on requests."""
 
     name = "server"
+    elsewhere = True
 
     def __init__(
         self, url: str, model: str | None, renderer: Renderer | None = None, layout: str = "chat",
@@ -36,7 +39,8 @@ class ServerEngine:
         `model` as the server names it, or a hub id or folder whose last part is that name; None takes the only one.
         `renderer` (with the model's own tokenizer) sends token ids and sets the layout; its `max_length` is lowered
         to the server's context. Without one, `layout` "chat" sends messages and "base" sends text. `deadline` in
-        seconds; `seed` is the jitter's. Raises EngineError or BadInputError, one line each.
+        seconds for one row, retries and waits included; `seed` is the jitter's. Raises EngineError or BadInputError,
+        one line each.
         """
         self.renderer, self.layout = renderer, renderer.layout if renderer else layout
         self.client = Client(url, concurrency, deadline, seed, retry)
@@ -53,6 +57,11 @@ class ServerEngine:
         form = f"{FORMS[self.dialect.kind]} ({self.served.why})"
         mute = "" if self.can_weigh else " | it gives no log-probabilities, so it cannot judge"
         return f"model {self.dialect.model} | engine server ({self.client.url}{owner}) | {form}{mute}"
+
+    @property
+    def width(self) -> int:
+        """How many prompts it wants at a time."""
+        return self.client.gate.most
 
     @property
     def can_weigh(self) -> bool:
@@ -95,7 +104,10 @@ class ServerEngine:
                     self._begin(prompt, results, pending)
                     owed += 1
                 if owed:
-                    result = results.get()
+                    try:
+                        result = results.get(timeout=LOOK_SECONDS if taking and owed < self.client.gate.most else None)
+                    except Empty:
+                        continue
                     owed -= 1
                     if isinstance(result, Exception):
                         raise result
@@ -125,12 +137,12 @@ class ServerEngine:
         if prompt.options and not self.can_weigh:
             raise EngineError(
                 f"--server {self.client.url} gives no log-probabilities, and verdicts need them",
-                "judge with --critic on another engine, or serve with vLLM, SGLang or llama.cpp",
+                "name a --critic there that gives them, or serve with vLLM, SGLang or llama.cpp",
             )
         try:
             call = make_call(self.dialect, prompt)
         except Exception as error:  # any fault of one prompt is its own
-            results.put(Completion(prompt.id, "", "error", error=str(error) or type(error).__name__))
+            results.put(Completion(prompt.id, "", "error", error=str(error) or type(error).__name__, final="prompt"))
             return
         future = self.client.submit(self._serve(call, results))
         pending.add(future)
@@ -146,8 +158,8 @@ class ServerEngine:
         except UserError as error:
             results.put(error)
         except Exception as error:  # Fault, Refused, and whatever else is wrong with this row alone
-            line = self.client.one_line(error)
-            results.put(Completion(call.prompt.id, "", "error", error=f"server: {line}"))
+            line, final = self.client.one_line(error), "prompt" if isinstance(error, Refused) else "attempts"
+            results.put(Completion(call.prompt.id, "", "error", error=f"server: {line}", final=final))
 
     async def _speak(self, call: Call) -> Completion:
         """Ask with the fullest body, then with barer ones while the server says that the prompt is too long."""
@@ -165,4 +177,4 @@ class ServerEngine:
                     raise
                 too_long = refusal
         new = call.bodies[0]["max_tokens"]
-        raise Fault(f"prompt and {new} new tokens do not fit in a context ({too_long})")
+        raise Refused(f"prompt and {new} new tokens do not fit in a context ({too_long})")

@@ -33,6 +33,12 @@ def read_address(url: str) -> tuple[str, tuple[str, str] | None]:
     return SplitResult(parts.scheme, parts.netloc.rpartition("@")[2], path, "", "").geturl(), auth
 
 
+def is_loopback(url: str) -> bool:
+    """True if the address is this machine's own."""
+    host = urlsplit(url.strip()).hostname or ""
+    return re.fullmatch(r"localhost|127\.[\d.]+|::1|0\.0\.0\.0", host) is not None
+
+
 def read_key() -> str | None:
     """The key from the environment, or None. Raises BadInputError for one that no header can carry."""
     for name in KEY_NAMES:

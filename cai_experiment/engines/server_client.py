@@ -1,15 +1,15 @@
 """Asks an OpenAI-compatible server: never more at a time than it bears, patiently, and never for ever.
 
 Concurrency follows additive increase, multiplicative decrease (Chiu and Jain 1989): it is halved when the server says
-429 or 503 or misses the deadline, and grows by one per round of answers. A fault of one request uses up that request's
-attempts; a server that is busy or gone is waited for by the clock, so that a restart costs no row.
+429 or 503 or is too slow, and grows by one per round of answers. A fault of one request uses up that request's
+attempts; a server that is busy or gone is waited for by the clock, so that a restart costs no row. The deadline ends
+all of it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-import re
 import threading
 import time
 from concurrent.futures import Future
@@ -17,12 +17,19 @@ from dataclasses import dataclass
 from typing import Any, Callable, Coroutine, TypeVar
 from urllib.parse import urlsplit
 
-from cai_experiment.engines.server_address import KEY_NAMES, error_message, read_address, read_key, retry_after
+from cai_experiment.engines.server_address import (
+    KEY_NAMES,
+    error_message,
+    is_loopback,
+    read_address,
+    read_key,
+    retry_after,
+)
 from cai_experiment.errors import BadInputError, EngineError
 
 SECONDS_TO_CONNECT = 30.0
 SECONDS_TO_CLOSE = 5.0
-TIMEOUT_COST = 3  # attempts that a missed deadline uses up: with the default deadline, six of them would be an hour
+REQUEST_SHARE = 0.5  # of the deadline for one request, so that one which hangs leaves time for another
 NOT_WHOLE = (KeyError, IndexError, TypeError, ValueError, AttributeError)  # what reading an odd answer may raise
 
 Answer = TypeVar("Answer")
@@ -31,12 +38,10 @@ Answer = TypeVar("Answer")
 class Fault(Exception):
     """What may pass: the request is worth another attempt."""
 
-    def __init__(
-        self, message: str, cost: int = 1, crowded: bool = False, busy: bool = False, wait: float = 0.0
-    ) -> None:
-        """`cost` is in attempts; `busy`: the server's state, waited for by the clock; `wait` is its Retry-After."""
+    def __init__(self, message: str, crowded: bool = False, busy: bool = False, wait: float = 0.0) -> None:
+        """`busy`: the server's state, no attempt, waited for by the clock; `wait` is its Retry-After in seconds."""
         super().__init__(message)
-        self.cost, self.crowded, self.busy, self.wait = cost, crowded, busy, wait
+        self.crowded, self.busy, self.wait = crowded, busy, wait
 
 
 class Refused(Exception):
@@ -51,7 +56,7 @@ class Refused(Exception):
 class Retry:
     """How a request is repeated: the n-th wait is first_wait * 2^(n-1), at most longest_wait, halved by up to half."""
 
-    attempts: int = 6
+    attempts: int = 3  # the first and at most two more
     first_wait: float = 1.0  # seconds
     longest_wait: float = 30.0
 
@@ -106,7 +111,7 @@ class Client:
     """One server behind one address, asked from an event loop in a thread of its own."""
 
     def __init__(self, url: str, most: int, deadline: float, seed: int = 0, retry: Retry | None = None) -> None:
-        """`most` requests at a time; `deadline` in seconds for one whole answer, and for a server that is gone.
+        """`most` requests at a time; `deadline` in seconds for one row: all its requests and waits, the queue apart.
 
         Raises BadInputError for an address, a bound, a deadline or a key that cannot be used.
         """
@@ -127,13 +132,12 @@ class Client:
     def _open(self, auth: tuple[str, str] | None, most: int) -> Any:
         import httpx
 
-        host = urlsplit(self.url).hostname or ""
         return httpx.AsyncClient(
             auth=auth,
             headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
             timeout=httpx.Timeout(None, connect=min(SECONDS_TO_CONNECT, self.deadline)),  # the deadline is ours
             limits=httpx.Limits(max_connections=most, max_keepalive_connections=most),
-            trust_env=not re.fullmatch(r"localhost|127\.[\d.]+|::1", host),  # no proxy before this machine itself
+            trust_env=not is_loopback(self.url),  # no proxy before this machine itself
         )
 
     # ------------------------------------------------------------ from any thread
@@ -173,35 +177,38 @@ class Client:
     ) -> Answer:  # fmt: skip
         """POST `body` (None: GET) to `path` and give what `read` makes of the JSON.
 
-        `patience` in seconds bounds the waits for a server that is busy or gone, not counting the time in the queue
-        (None: the deadline; 0: a single attempt). `read` may raise NOT_WHOLE for an answer of another shape. Raises
-        Fault when attempts or patience are used up, Refused, and EngineError for what no request will get past.
+        `patience` in seconds bounds the waits (None: the deadline; 0: a single attempt); requests and waits together
+        take at most the deadline, not counting the time in the queue. `read` may raise NOT_WHOLE for an answer of
+        another shape. Raises Fault when attempts, patience or deadline are used up, Refused, and EngineError for what
+        no request will get past.
         """
-        used, tries, waited = 0, 0, 0.0
+        used, tries, waited, spent = 0, 0, 0.0, 0.0
         patience = self.deadline if patience is None else patience
         while True:
             await self.gate.enter()
             sent = time.monotonic()
             try:
-                answer = await self._once(path, body, read)
+                answer = await self._once(path, body, read, min(REQUEST_SHARE * self.deadline, self.deadline - spent))
                 self.gate.went_well()
                 return answer
             except Fault as fault:
                 tries += 1
+                used += not fault.busy
                 wait = max(self.retry.wait(tries, f"{self.seed}/{key}"), fault.wait)
+                waited, spent = waited + wait, spent + time.monotonic() - sent + wait
                 if fault.crowded:
                     self.gate.crowded(sent)
-                used += 0 if fault.busy else fault.cost
-                waited += wait if fault.busy else fault.wait
-                if patience == 0 or waited > patience or used >= self.retry.attempts:
+                if patience == 0 or waited > patience or spent >= self.deadline or used >= self.retry.attempts:
                     raise
                 self.gate.pause(fault.wait)
             finally:
                 self.gate.leave()
             await asyncio.sleep(wait)
 
-    async def _once(self, path: str, body: dict[str, Any] | None, read: Callable[[Any], Answer]) -> Answer:
-        response = await self._send(path, body)
+    async def _once(
+        self, path: str, body: dict[str, Any] | None, read: Callable[[Any], Answer], seconds: float
+    ) -> Answer:
+        response = await self._send(path, body, seconds)
         if response.is_success:
             try:
                 return read(response.json())
@@ -210,14 +217,14 @@ class Client:
                 raise Fault(f"it sent no whole answer ({about}): {self.one_line(response.text, 60)!r}") from None
         raise self._failure(response)
 
-    async def _send(self, path: str, body: dict[str, Any] | None) -> Any:
+    async def _send(self, path: str, body: dict[str, Any] | None, seconds: float) -> Any:
         import httpx
 
         try:
-            async with asyncio.timeout(self.deadline):
+            async with asyncio.timeout(seconds):
                 return await self._http.request("GET" if body is None else "POST", self.url + path, json=body)
         except TimeoutError:
-            raise Fault(f"no whole answer within {self.deadline:g} s", cost=TIMEOUT_COST, crowded=True) from None
+            raise Fault(f"no whole answer within {seconds:.3g} s", crowded=True) from None
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise Fault(f"it cannot be reached ({self.one_line(error)})", busy=True) from None
         except httpx.RequestError as error:
@@ -230,6 +237,8 @@ class Client:
         if status in (401, 403):
             next_step = "put a valid key into" if self._key else "no key is set: put one into"
             return EngineError(f"--server {self.url} answers {said}", f"{next_step} {KEY_NAMES[0]}")
+        if status == 402:
+            return EngineError(f"--server {self.url} answers {said}", "pay there; the same command resumes")
         if 300 <= status < 400:
             to = urlsplit(response.headers.get("location", ""))._replace(query="", fragment="").geturl()
             return EngineError(f"--server {self.url} redirects to {to}", "give --server the address itself")
@@ -237,7 +246,7 @@ class Client:
         if status in (429, 502, 503):
             return Fault(said, crowded=status != 502, busy=True, wait=wait)
         if status in (408, 504):
-            return Fault(said, cost=TIMEOUT_COST, crowded=True, wait=wait)
+            return Fault(said, crowded=True, wait=wait)
         return Fault(said, wait=wait) if status >= 500 else Refused(said, status)
 
     def one_line(self, said: object, most: int = 200) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cai_experiment.engines.server import ServerEngine
+from cai_experiment.engines.server_address import read_address
 from cai_experiment.errors import BadInputError
 from cai_experiment.models.hardware import Hardware
 from cai_experiment.models.presets import ModelChoice, resolve_model
@@ -20,12 +22,13 @@ def served_model(settings: LoadSettings, hardware: Hardware) -> ModelChoice:
         raise BadInputError("--engine server has no address", "add --server URL, such as http://127.0.0.1:8000/v1")
     if settings.random_weights is not None:
         raise BadInputError("--random-weights are made in this process, not by a server", "leave --server out")
+    where = f"--server {read_address(settings.server_url)[0]}"  # without credentials: it is shown
     if settings.model is None:
-        return ModelChoice("the server's", "", None, None, f"--server {settings.server_url}")
+        return ModelChoice("the served one", "", None, None, where)
     try:
-        return resolve_model(settings.model, hardware)
+        return replace(resolve_model(settings.model, hardware), reason=where)
     except BadInputError:  # a name such as "gpt-oss-120b": the server knows it or says so
-        return ModelChoice(settings.model, settings.model, None, None, f"--server {settings.server_url}")
+        return ModelChoice(settings.model, settings.model, None, None, where)
 
 
 def load(choice: ModelChoice, settings: LoadSettings) -> ServerEngine:

@@ -64,11 +64,18 @@ def choose_model(client: Client, model: str | None) -> dict[str, Any]:
         return cards[0]
     if not cards:
         return {"id": model}
-    for same in (lambda card: model in (card["id"], card.get("root")), lambda card: _base(card["id"]) == _base(model)):
-        found = [card for card in cards if same(card)]
+    for loosely in (False, True):
+        found = [card for card in cards if is_named(model, card, loosely)]
         if found:
             return found[0]
     raise EngineError(f"--server {client.url} serves {shown}, not --model {model}", "give --model as it is served")
+
+
+def is_named(model: str, card: dict[str, Any], loosely: bool = False) -> bool:
+    """True if `model` (a name, hub id or folder) means the served model with this card; loosely: by its last part."""
+    if loosely:
+        return _base(str(card["id"])) == _base(model)
+    return model in (card["id"], card.get("root"))
 
 
 def _base(name: str) -> str:

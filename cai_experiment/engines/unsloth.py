@@ -27,6 +27,7 @@ from cai_experiment.engines import branches
 from cai_experiment.engines.base import Completion, Prompt
 from cai_experiment.engines.common import Request, core_of
 from cai_experiment.engines.generate import GenerateEngine
+from cai_experiment.models.disk import hf_home
 
 
 def load(place: str, max_length: int) -> tuple[Any, Any]:
@@ -36,6 +37,8 @@ def load(place: str, max_length: int) -> tuple[Any, Any]:
     same weights quantised beforehand: some 20 GB are fetched, not 65. There is no dynamic "-unsloth-bnb-4bit" of it.
     """
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
+    # what it compiles; by its own default that goes into the current folder
+    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(hf_home() / "unsloth_compiled_cache"))
     from unsloth import FastLanguageModel  # isort: skip - before torch's friends, see above
 
     model, tokenizer = FastLanguageModel.from_pretrained(

@@ -4,24 +4,22 @@ Its own process, because vLLM does not give GPU memory back while its process li
 are rendered to token ids, so no row of data can speak for us, and completions are cut by every engine's rule. vLLM
 keeps keys and values by content, so an example's growing conversation is computed once; a request starts as soon as it
 is sent and ends when it ends. Each request has a seed from (run seed, key); the draw is vLLM's own, so texts are not
-those of other engines, and the last bits may depend on the batch.
+those of other engines, and the last bits may depend on the batch. A child that dies or hangs is started again
+(revived.py).
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import itertools
 import math
 import os
-import queue
 import re
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Iterable, Iterator, Sequence
 
 from cai_experiment.engines.base import Completion, Prompt
-from cai_experiment.engines.process import Child, Gone
+from cai_experiment.engines.revived import Answers, Revived
 from cai_experiment.errors import EngineError
 from cai_experiment.models.hardware import POD_WORKSPACE, on_pod
 from cai_experiment.models.serving import VLLM_SHARE
@@ -53,6 +51,7 @@ class VLLMSettings:
     seed: int = 0
     random_weights: bool = False
     memory_share: float = VLLM_SHARE
+    deadline: float = 600.0  # seconds without any answer, after which the child is started again
 
     def arguments(self, max_length: int) -> dict[str, object]:
         """The arguments of vLLM's EngineArgs."""
@@ -85,33 +84,28 @@ class VLLMEngine:
         self.settings, self.tokenizer, self.renderer = settings, tokenizer, renderer
         self.facts = facts or {}
         self.first_line = ""
-        self._numbers = itertools.count()
-        self._routes: dict[int, queue.Queue[dict[str, Any] | None]] = {}
-        self._start: queue.Queue[dict[str, Any] | None] = queue.Queue()
-        self._fatal, self._ended, self._failed = "", False, False
-        self._child = Child(WORKER, _environment(), self._hear)
+        opening = {"engine": settings.arguments(renderer.max_length), "parent": os.getpid()}
+        self._child = Revived(WORKER, _environment(), opening, settings.deadline, self._remedy)
         print(f"vLLM loads {self.facts.get('model', settings.folder)} in a process of its own; that takes minutes, "
               f"and its log is {self._child.log}", file=sys.stderr, flush=True)  # fmt: skip
-        try:
-            self._child.say({"engine": settings.arguments(renderer.max_length), "parent": os.getpid()})
-            message = self._start.get()
-        except Gone:
-            message = None
-        except BaseException:
-            self.close()
-            raise
-        if message is None or "ready" not in message:
-            fault = self._fault("did not load")
-            self.close()
-            raise fault
-        self.ready: dict[str, object] = message["ready"]
+        self._child.wait_until_loaded()
+
+    @property
+    def width(self) -> int:
+        """How many prompts it wants at a time."""
+        return int(AHEAD * self.settings.slots)
+
+    @property
+    def loading(self) -> bool:
+        """True while a child loads: it answers nothing, and is not hanging."""
+        return self._child.loading
 
     def describe(self) -> dict[str, object]:
         """What the manifest records. There is no probe: a batch's shape may change the last bits here."""
         return {
             **self.facts,
             "engine": self.name,
-            **self.ready,
+            **self._child.ready,
             "layout": self.renderer.layout,
             "device": "cuda",
             "slots": self.settings.slots,
@@ -122,30 +116,31 @@ class VLLMEngine:
     # ------------------------------------------------------------ speaking
 
     def stream(self, prompts: Iterable[Prompt | None]) -> Iterator[Completion]:
-        """See `base.Engine.stream`. Raises EngineError if vLLM dies, or `prompts` gives None with nothing in work."""
+        """See `base.Engine.stream`. A prompt that kills vLLM even alone comes back with finish="error".
+
+        Raises EngineError if vLLM dies again and again, or `prompts` gives None with nothing in work.
+        """
         from cai_experiment.engines.common import DEADLOCK, Intake, Request
 
-        intake = Intake(self.renderer, prompts)
-        answers: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        intake, answers = Intake(self.renderer, prompts), Answers()
         asked: dict[int, Request] = {}
         try:
             while intake.open or asked:
                 moved = False
-                while intake.open and len(asked) < AHEAD * self.settings.slots and (item := intake.take()) is not None:
+                while intake.open and len(asked) < self.width and (item := intake.take()) is not None:
                     if isinstance(item, Request):
-                        self._ask(item, asked, answers)
+                        message = {"ids": item.ids.tolist(), "params": self._params(item)}
+                        asked[self._child.ask(item.prompt.id, message, answers)] = item
                     else:
                         moved = True
                         yield item
                 if asked:
-                    message = answers.get()
-                    if message is None:
-                        raise self._fault("died")
+                    message = self._child.answer(answers)
                     yield self._completion(asked.pop(message["n"]), message)
                 elif intake.open and not moved:
                     raise EngineError(DEADLOCK)
         finally:
-            self._drop(asked)
+            self._child.drop(list(asked))
 
     def choose(self, prompts: Sequence[Prompt], options: Sequence[str]) -> list[tuple[float, ...]]:
         """See `base.Engine.choose`. Raises EngineError for a prompt that cannot be weighed."""
@@ -155,17 +150,7 @@ class VLLMEngine:
 
     def close(self) -> None:
         """End the child and wait until it is gone, its GPU memory with it."""
-        self._child.close(keep_log=self._failed)  # a message has named it
-
-    def _ask(self, request: Request, asked: dict[int, Request], answers: queue.Queue[dict[str, Any] | None]) -> None:
-        number = next(self._numbers)
-        asked[number], self._routes[number] = request, answers
-        try:
-            self._child.say({"n": number, "ids": request.ids.tolist(), "params": self._params(request)})
-        except Gone:
-            raise self._fault("died") from None
-        if self._ended:  # after our entry into the routes, so nobody would tell us
-            raise self._fault("died")
+        self._child.close()
 
     def _params(self, request: Request) -> dict[str, object]:
         """The arguments of vLLM's SamplingParams. Options: one greedy token, and their raw log-probabilities."""
@@ -188,7 +173,8 @@ class VLLMEngine:
         name, size = request.prompt.id, len(request.ids)
         finish = message.get("finish", "error")
         if "error" in message or finish not in ("stop", "length"):
-            return Completion(name, "", "error", size, error=message.get("error", f"vLLM ended it with {finish!r}"))
+            error = message.get("error", f"vLLM ended it with {finish!r}")
+            return Completion(name, "", "error", size, error=error, final=message.get("final", ""))
         computed, tokens = size - message["cached"], message["tokens"]
         if request.option_ids:
             found = message.get("logprobs", {})
@@ -201,41 +187,13 @@ class VLLMEngine:
         text, stopped = self.renderer.stops.text(tokens)
         return Completion(name, text, "stop" if stopped else finish, size, computed, len(tokens))
 
-    # ------------------------------------------------------------ the child
-
-    def _hear(self, message: dict[str, Any] | None) -> None:
-        """Called by the listening thread: an answer goes to the stream that asked; the end goes to all of them."""
-        if message is not None and "n" in message:
-            if (route := self._routes.pop(message["n"], None)) is not None:
-                route.put(message)
-        elif message is not None and "fatal" in message:
-            self._fatal = message["fatal"]
-        elif message is not None:
-            self._start.put(message)
-        else:
-            self._ended = True
-            for waiting in {id(route): route for route in list(self._routes.values())}.values():
-                waiting.put(None)
-            self._start.put(None)
-
-    def _drop(self, asked: dict[int, Request]) -> None:
-        """Forget the requests of a stream that is given up."""
-        for number in asked:
-            self._routes.pop(number, None)
-        if asked and not self._ended:
-            with contextlib.suppress(Gone):
-                self._child.say({"drop": list(asked)})
-
-    def _fault(self, what: str) -> EngineError:
-        """One line on why the child is not there, with what mends it."""
-        self._failed = True
-        why = " ".join(self._fatal.split())[:300] or f"its process {self._child.how_it_ended()}"
-        step = f"its log is {self._child.log}"
+    def _remedy(self, why: str) -> str:
+        """What mends a child that has ended for this reason; "" if nothing is known."""
         if "Free memory on device" in why:
-            step = "another process holds the GPU (see nvidia-smi; a second vLLM of this run, for --critic, counts too)"
-        elif re.search("|".join(NO_MEMORY), why):
-            step = f"use a --batch-size below {self.settings.slots}, --engine unsloth (4-bit), or a quantised --model"
-        return EngineError(f"vLLM {what}: {why}", step)
+            return "another process holds the GPU (see nvidia-smi; a second vLLM of this run, for --critic, counts too)"
+        if re.search("|".join(NO_MEMORY), why):
+            return f"use a --batch-size below {self.settings.slots}, --engine unsloth (4-bit), or a quantised --model"
+        return ""
 
 
 def seed_of(seed: int, key: str) -> int:

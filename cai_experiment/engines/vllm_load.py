@@ -91,6 +91,7 @@ def _settings(
         tensor_parallel=tensor_parallel(numbers, hardware.gpus),
         seed=settings.seed,
         random_weights=random,
+        deadline=settings.deadline,
     )
 
 

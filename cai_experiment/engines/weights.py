@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
-from cai_experiment.errors import BadInputError, EngineError, UserError
+from cai_experiment.errors import BadInputError, DiskError, EngineError, UserError
+from cai_experiment.models.disk import hub_cache
 
 HASHED_WHOLE = 4 * 2**30  # bytes; of larger weights only header, size and both ends of each file are hashed
 END = 2**20  # bytes of such an end
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
 def check_folder(folder: Path) -> None:
@@ -96,6 +99,9 @@ def keep_trainable(model: Any) -> None:
 def loading_error(name: str, error: Exception) -> UserError:
     """The one line for an error of `from_pretrained`, found in its chain of causes (the hub's own stand below)."""
     kinds = {type(cause).__name__: cause for cause in _chain(error)}
+    if any(_is_full_disk(cause) for cause in kinds.values()):
+        step = f"make room at {hub_cache()}, or set HF_HOME to a larger disk; the same command then goes on"
+        return DiskError(f"--model {name}: the disk is full, and the download is not whole", step)
     if "GatedRepoError" in kinds:
         step = f"accept its licence at huggingface.co/{name}, then set HF_TOKEN"
         return EngineError(f"--model {name} is gated, and this machine has no access to it", step)
@@ -111,7 +117,13 @@ def loading_error(name: str, error: Exception) -> UserError:
         )
     if "OutOfMemoryError" in kinds or "DefaultCPUAllocator" in str(error):
         return EngineError(f"--model {name} does not fit into memory", "use --quantization 4bit or a smaller --model")
-    return EngineError(f"--model {name} cannot be loaded: {type(error).__name__}: {_first_line(error)}")
+    step = "python cai_experiment/scripts/doctor.py shows disk, memory, driver and versions; --debug shows where"
+    return EngineError(f"--model {name} cannot be loaded: {type(error).__name__}: {_first_line(error)}", step)
+
+
+def _is_full_disk(error: BaseException) -> bool:
+    """True for the kernel's own error, and for a library's that only repeats its words (safetensors, hf_xet)."""
+    return getattr(error, "errno", None) in FULL_DISK or "No space left on device" in str(error)
 
 
 def _chain(error: BaseException | None) -> list[BaseException]:

@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from typing import Any, Iterable, Mapping
 
+from cai_experiment.constitution.broad_grid import tempts
 from cai_experiment.engines.guard import CATEGORY_WORDS
 from cai_experiment.records.manifest import Manifest
 from cai_experiment.records.schema import Example
@@ -56,7 +57,9 @@ def describe_pairs(
     """The report's part on the data. `guard`: {"name", "safe"} of the last pass, None without a guard.
 
     "shares" maps source, topic, kind, length and principle to {value: {"drawn", "accepted", "share"}}, the share being
-    that of the accepted pairs; "log_ratio" is the mean log length ratio of chosen over rejected, 0 where they match.
+    that of the accepted pairs; "tempting" is the share of kinds that tempt among the pairs on the broad grid, None
+    without such pairs; "evaluation_sets" names what the instructions were held against;
+    "log_ratio" is the mean log length ratio of chosen over rejected, 0 where they match.
     """
     tally = _Tally()
     for examples in (accepted, rejected):
@@ -65,6 +68,8 @@ def describe_pairs(
     counts, written = manifest.counts, manifest.tokens.get("completion", 0)
     return {
         "shares": {name: _shares(drawn, tally.accepted.get(name, Counter())) for name, drawn in tally.drawn.items()},
+        "tempting": _tempting(tally.accepted.get("kind", Counter())),
+        "evaluation_sets": [name.partition(" sha256:")[0] for name in manifest.settings.get("exclude", [])],
         "refused": _after(counts, "refused/"),
         "ran_out": _after(counts, "ran_out/"),
         "lengths": _lengths(tally),
@@ -90,6 +95,11 @@ def _shares(drawn: Counter[str], accepted: Counter[str]) -> dict[str, dict[str, 
         value: {"drawn": count, "accepted": accepted[value], "share": accepted[value] / total if total else 0.0}
         for value, count in sorted(drawn.items(), key=lambda item: (-accepted[item[0]], -item[1], item[0]))
     }
+
+
+def _tempting(kinds: Counter[str]) -> float | None:
+    tempting = sum(count for kind, count in kinds.items() if tempts(kind))
+    return tempting / kinds.total() if tempting else None
 
 
 def _after(counts: Mapping[str, int], prefix: str) -> dict[str, int]:

@@ -14,6 +14,8 @@ RULES = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.l
 MEANINGFUL = 0.7  # the spec: 7 of 10 critiques
 PREFERRED = 0.8  # the spec: the model prefers revised answers in over 80% of held-out pairs
 MAY_FORGET = 0.05  # a rate may be this much lower than before training
+ON_TOPIC = 0.95
+MAY_DRIFT = 0.1  # distinct word pairs and sentences of the shipped model's answers: more or fewer by a tenth
 HALF = 0.5
 NOT_MEASURED = Result(None, 0, None)
 
@@ -108,7 +110,30 @@ def training_gates(milestone: str, metrics: Metrics, trained: Trained, pairs: in
         _quality_up(metrics),
         _kept(metrics, "arithmetic", "no forgetting: arithmetic"),
         _kept(metrics, "ends_by_itself", "no forgetting: answers end by themselves"),
+        *(_world_gates(metrics) if "on_topic_trained" in metrics else []),
     ]
+
+
+def _world_gates(metrics: Metrics) -> list[Gate]:
+    """Of the shipped model, whose world knows what an answer looks like: fewer flaws must not come from worse text."""
+    return [
+        _on(metrics, "on_topic_trained", "answers on topic", ">=", ON_TOPIC, "training"),
+        _steady(metrics, "distinct_2", "no collapse: change of distinct word pairs"),
+        _steady(metrics, "sentences", "no collapse: change of sentences an answer"),
+    ]
+
+
+def ratio(metrics: Metrics, stem: str) -> float | None:
+    """A figure of the trained model's answers over the base's; None where either is missing."""
+    before, after = (metrics.get(f"{stem}_{arm}", NOT_MEASURED).value for arm in ("base", "trained"))
+    return after / before if before and after is not None else None
+
+
+def _steady(metrics: Metrics, stem: str, name: str) -> Gate:
+    """A figure that training may raise or lower by MAY_DRIFT of it."""
+    found = ratio(metrics, stem)
+    change = None if found is None else round(abs(found - 1), 6)
+    return Gate(name, change, "<=", MAY_DRIFT, None, metrics.get(f"{stem}_trained", NOT_MEASURED).n, "training")
 
 
 def _quality_up(metrics: Metrics) -> Gate:

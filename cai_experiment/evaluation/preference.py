@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Iterator, Protocol, Sequence
 
 from cai_experiment.constitution.prompts import Turn
+from cai_experiment.engines.common import is_out_of_memory
+from cai_experiment.errors import EngineError
 from cai_experiment.judging.result import Result
 
 if TYPE_CHECKING:
@@ -81,15 +83,40 @@ def rows_of(renderer: Renderer, pair: Pair) -> tuple[Row, Row] | None:
 def completion_logps(model: Any, rows: Sequence[Row], batch_rows: int = BATCH_ROWS) -> list[float]:
     """Sum of log-probabilities (nats) of each row's completion tokens, in the order of `rows`.
 
-    Rows of like length share a batch, padded on the right, where a causal model never looks.
+    Rows of like length share a batch, padded on the right, where a causal model never looks. Out of memory, the batch
+    is halved; EngineError if it does not hold one row.
     """
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
     logps = [0.0] * len(rows)
-    for start in range(0, len(order), batch_rows):
+    start = 0
+    while start < len(order):
         batch = order[start : start + batch_rows]
-        for index, value in zip(batch, _batch_logps(model, [rows[i] for i in batch]), strict=True):
+        values = _try_batch(model, [rows[i] for i in batch])
+        if values is None:
+            batch_rows = len(batch) // 2
+            continue
+        for index, value in zip(batch, values, strict=True):
             logps[index] = value
+        start += len(batch)
     return logps
+
+
+def _try_batch(model: Any, rows: Sequence[Row]) -> list[float] | None:
+    """Log-probabilities of one batch, or None if memory does not hold it. EngineError if it is a single row."""
+    import torch
+
+    try:
+        return _batch_logps(model, rows)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    if len(rows) == 1:  # outside the handler, whose traceback keeps tensors alive
+        tokens = len(rows[0][0]) + len(rows[0][1])
+        raise EngineError(f"out of memory while scoring one answer of {tokens} tokens, after halving the batch to 1",
+                          "leave the evaluation out with --no-eval, or use a smaller --model")  # fmt: skip
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None
 
 
 def _batch_logps(model: Any, rows: Sequence[Row]) -> list[float]:

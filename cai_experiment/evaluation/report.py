@@ -31,7 +31,8 @@ class RunFacts:
     """What the report says beside the evaluation.
 
     `settings` is shown as it is (model, engine, quantisation, seed ...), under the part that it is of; `seconds` maps
-    a phase ("generation", "training", "evaluation") to its wall seconds; `history` is training's metrics.jsonl;
+    a phase ("generation", "training", "evaluation") to its wall seconds, `peak_gpu_gb` one to its peak of GPU memory
+    ("allocated" and "reserved" GB; None without a GPU); `history` is training's metrics.jsonl;
     `dataset` is `describe_pairs`' part, of the run that made the pairs; `next_command` follows a go.
     """
 
@@ -45,6 +46,7 @@ class RunFacts:
     next_command: str
     history: Sequence[Mapping[str, Any]] = field(default=())
     dataset: Mapping[str, Any] | None = None
+    peak_gpu_gb: Mapping[str, Mapping[str, float] | None] = field(default_factory=dict)
 
 
 def write_report(folder: Path, evaluation: Evaluation, facts: RunFacts) -> dict[str, Any]:
@@ -94,7 +96,7 @@ def build_report(evaluation: Evaluation, facts: RunFacts, earlier: Mapping[str, 
         "metrics": {**earlier.get("metrics", {}), **{k: v.to_json() for k, v in evaluation.metrics.items()}},
         "tests": {**earlier.get("tests", {}), **_tests(evaluation)},
         "counts": _counts(facts),
-        **_time_and_cost(facts, earlier.get("seconds", {})),
+        **_time_and_cost(facts, earlier),
         "settings": {**earlier.get("settings", {}), " and ".join(sorted(measured)): dict(facts.settings)},
         "dataset": facts.dataset or earlier.get("dataset"),
         "next": facts.next_command,
@@ -127,9 +129,9 @@ def _counts(facts: RunFacts) -> dict[str, Any]:
     return {"accepted": len(facts.accepted), "rejected": len(facts.rejected), "reasons": dict(reasons.most_common())}
 
 
-def _time_and_cost(facts: RunFacts, earlier: Mapping[str, float]) -> dict[str, Any]:
-    """Seconds by phase, and hours and dollars of all phases against the milestone's budget."""
-    seconds = {**earlier, **facts.seconds}
+def _time_and_cost(facts: RunFacts, earlier: Mapping[str, Any]) -> dict[str, Any]:
+    """Seconds by phase, and hours, dollars and GPU memory of all phases against the milestone's budget."""
+    seconds = {**earlier.get("seconds", {}), **facts.seconds}
     hours = sum(seconds.values()) / 3600
     return {
         "seconds": seconds,
@@ -139,6 +141,7 @@ def _time_and_cost(facts: RunFacts, earlier: Mapping[str, float]) -> dict[str, A
             "price_per_hour": facts.price_per_hour,
             "budget_hours": facts.milestone.budget_hours,
             "budget_dollars": facts.milestone.budget_dollars,
+            "peak_gpu_gb": {**earlier.get("cost", {}).get("peak_gpu_gb", {}), **facts.peak_gpu_gb},
         },
     }
 

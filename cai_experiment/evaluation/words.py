@@ -50,11 +50,17 @@ def report_warnings(report: Mapping[str, Any]) -> list[str]:
 def dataset_lines(dataset: Mapping[str, Any]) -> list[str]:
     """The data of a run in a few lines: shares, refusals, lengths, the guard, speed."""
     lines = [f"{name}: {shares_text(values)}" for name, values in dataset["shares"].items() if name in SHOWN_SHARES]
+    if dataset.get("tempting") is not None:
+        lines.append(f"kinds that tempt, in which the easy answer is a wrong one: {dataset['tempting']:.0%} of the "
+                     "pairs that the model wrote the instruction of")  # fmt: skip
     for name, drawn in dataset["ran_out"].items():
         lines.append(f"{name} ran out after {drawn:,} instructions; the other sources took its share")
     if dataset["refused"]:
         refused = ", ".join(f"{reason} {count:,}" for reason, count in dataset["refused"].items())
         lines.append(f"instructions refused: {refused}")
+    if "evaluation_sets" in dataset:  # a report of before knows none
+        sets, held = ", ".join(dataset["evaluation_sets"]), dataset["refused"].get("in_evaluation_set", 0)
+        lines.append(f"evaluation sets checked: {sets or 'none'}; {held:,} instructions stood in them and were refused")
     lines.append(lengths_text(dataset["lengths"]))
     if dataset["guard"] is not None:
         lines.append(guard_text(dataset["guard"]))
@@ -87,8 +93,11 @@ def guard_text(guard: Mapping[str, Any]) -> str:
             f"{f' ({unsafe})' if unsafe else ''} and {guard['unparsed']:,} unparsed, both rejected")  # fmt: skip
 
 
-def cost_text(cost: Mapping[str, float]) -> str:
-    """Time and dollars against the budget, on one line."""
+def cost_text(cost: Mapping[str, Any]) -> str:
+    """Time and dollars against the budget, and the peak of GPU memory where there is one, on one line."""
     spent = f"{cost['hours'] * 60:.1f} min, ${cost['dollars']:.2f}"
     budget = f"{cost['budget_hours'] * 60:.0f} min, ${cost['budget_dollars']:.2f} on the pod"
-    return f"{spent} (budget {budget})" + ("; over the time budget" if cost["hours"] > cost["budget_hours"] else "")
+    text = f"{spent} (budget {budget})" + ("; over the time budget" if cost["hours"] > cost["budget_hours"] else "")
+    peaks = {phase: peak for phase, peak in cost.get("peak_gpu_gb", {}).items() if peak}
+    memory = ", ".join(f"{peak['allocated']:.1f} GB in {phase}" for phase, peak in peaks.items())
+    return f"{text}; peak GPU memory {memory}" if memory else text

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
-from cai_experiment.models.memory import GB
+from cai_experiment.models.memory import GB, Architecture, adapter_parameters
+
+KEPT_CHECKPOINTS = 3  # two (training.checkpoints.KEEP) and the one that is being written
 
 
 def hf_home() -> Path:
@@ -27,6 +30,17 @@ def downloaded_gb(hub_id: str) -> float:
     return sum(file.stat().st_size for file in blobs.glob("*")) / GB
 
 
+def downloaded_4bit_gb(hub_id: str) -> float:
+    """As `downloaded_gb`, of the 4-bit weights that Unsloth fetches in this model's place (unsloth/NAME-bnb-4bit)."""
+    folders = hub_cache().glob(f"models--unsloth--{hub_id.split('/')[-1]}-*bnb-4bit/blobs")
+    return sum(file.stat().st_size for folder in folders for file in folder.glob("*")) / GB
+
+
+def checkpoints_gb(numbers: Architecture) -> float:
+    """GB that one training keeps: checkpoints of float32 adapter weights and Adam's two moments, the final adapter."""
+    return adapter_parameters(numbers) * 4 * (3 * KEPT_CHECKPOINTS + 1) / GB
+
+
 def folder_gb(folder: Path) -> float:
     """GB of the safetensors weights in a local model's folder."""
     return sum(file.stat().st_size for file in folder.glob("*.safetensors")) / GB
@@ -34,6 +48,20 @@ def folder_gb(folder: Path) -> float:
 
 def free_gb(place: Path) -> float:
     """GB free where `place` is, or would be made."""
+    return shutil.disk_usage(_existing(place)).free / GB
+
+
+def room(needs: Sequence[tuple[Path, float]]) -> list[tuple[Path, float, float]]:
+    """(place, GB needed, GB free) for each disk: needs at places on the same disk are added up under the first."""
+    disks: dict[int, tuple[Path, float]] = {}
+    for place, need in needs:
+        device = _existing(place).stat().st_dev
+        first, before = disks.get(device, (place, 0.0))
+        disks[device] = (first, before + need)
+    return [(place, need, free_gb(place)) for place, need in disks.values()]
+
+
+def _existing(place: Path) -> Path:
+    """`place`, or the nearest folder above it that exists."""
     place = place.expanduser().resolve()
-    existing = next(path for path in (place, *place.parents) if path.exists())
-    return shutil.disk_usage(existing).free / GB
+    return next(path for path in (place, *place.parents) if path.exists())

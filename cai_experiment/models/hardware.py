@@ -11,7 +11,7 @@ import platform
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -37,34 +37,51 @@ class Hardware:
     cores: int
     cuda_version: str = ""  # the newest CUDA that the driver serves, "" if unknown
     gpus: int = 1
-    dollars_per_hour: float | None = None  # what it rents for, where that is known
+    dollars_per_hour: float | None = None  # list price of one GPU, where it is known
+    price_from: str = ""  # whose list, and when it was read: prices change by the month
 
 
+SPEC_PRICE = "the spec's price of a RunPod A100 SXM"
+RUNPOD = "RunPod Secure Cloud's list price"  # by copies of its price page, which itself could not be read from here
+
+# Machines to plan with; RAM and cores are a usual pod's, memory is nvidia-smi's. 4-bit although 65 GB of bf16 would fit
+# into 80: QLoRA training and generation then share one load of the weights.
 PROFILES: dict[str, Hardware] = {
     h.name: h
     for h in (
-        # 4-bit although 65 GB of bf16 would fit: QLoRA training and generation then share one load of the weights
-        Hardware("runpod_a100_80gb", "cuda", "NVIDIA A100-SXM4-80GB", 80, "4bit", ram_gb=117, cores=16,
-                 dollars_per_hour=1.74),  # the spec's price
-        # Cards to plan with; RAM and cores are a usual pod's. Memory is nvidia-smi's.
-        Hardware("a100-80gb", "cuda", "NVIDIA A100-SXM4-80GB", 80, "4bit", ram_gb=117, cores=16),
-        Hardware("h100-80gb", "cuda", "NVIDIA H100 80GB HBM3", 79.6, "4bit", ram_gb=125, cores=16),
-        Hardware("h200-141gb", "cuda", "NVIDIA H200", 140.4, "4bit", ram_gb=188, cores=16),
-        Hardware("rtx-4090", "cuda", "NVIDIA GeForce RTX 4090", 24, "4bit", ram_gb=32, cores=8),
-        Hardware("rtx-3090", "cuda", "NVIDIA GeForce RTX 3090", 24, "4bit", ram_gb=32, cores=8),
-        Hardware("l4-24gb", "cuda", "NVIDIA L4", 22.5, "4bit", ram_gb=32, cores=8),
+        Hardware("a100-80gb", "cuda", "NVIDIA A100-SXM4-80GB", 80, "4bit", ram_gb=117, cores=16,
+                 dollars_per_hour=1.74, price_from=SPEC_PRICE),
+        Hardware("a100-40gb", "cuda", "NVIDIA A100-SXM4-40GB", 40, "4bit", ram_gb=200, cores=30,
+                 dollars_per_hour=1.99, price_from="Lambda's list price, 2026-11"),
+        Hardware("h100-80gb", "cuda", "NVIDIA H100 80GB HBM3", 79.6, "4bit", ram_gb=125, cores=16,
+                 dollars_per_hour=3.99, price_from=f"{RUNPOD}, 2026-11"),
+        Hardware("h200", "cuda", "NVIDIA H200", 140.4, "4bit", ram_gb=188, cores=16,
+                 dollars_per_hour=4.59, price_from=f"{RUNPOD}, 2026-10"),
+        Hardware("l40s", "cuda", "NVIDIA L40S", 45, "4bit", ram_gb=94, cores=16,
+                 dollars_per_hour=0.86, price_from=f"{RUNPOD}, 2025-08"),
+        Hardware("rtx-4090", "cuda", "NVIDIA GeForce RTX 4090", 24, "4bit", ram_gb=32, cores=8,
+                 dollars_per_hour=0.69, price_from=f"{RUNPOD}, 2025"),
+        Hardware("rtx-3090", "cuda", "NVIDIA GeForce RTX 3090", 24, "4bit", ram_gb=32, cores=8,
+                 dollars_per_hour=0.43, price_from=f"{RUNPOD}, 2025"),
+        Hardware("l4-24gb", "cuda", "NVIDIA L4", 22.5, "4bit", ram_gb=32, cores=8,
+                 dollars_per_hour=0.43, price_from=f"{RUNPOD}, 2025"),
         Hardware("t4-16gb", "cuda", "Tesla T4", 15, "4bit", ram_gb=13, cores=2),
         Hardware("cpu", "cpu", "", 0, "fp32", ram_gb=16, cores=2),  # bf16 is 4 to 5 times slower on most CPUs
     )
 }  # fmt: skip
+PROFILES["runpod_a100_80gb"] = replace(PROFILES["a100-80gb"], name="runpod_a100_80gb")  # its name in the first plans
 
-# GPU name part -> (memory bandwidth in GB/s, dense bf16 or fp16 TFLOP/s), from the makers' data sheets; for estimates
+# GPU name (a regular expression; the first that fits) -> (memory bandwidth in GB/s, dense bf16 or fp16 TFLOP/s), from
+# the makers' data sheets; for estimates
 GPU_SPEED: dict[str, tuple[float, float]] = {
+    r"A100-\w+-40GB": (1555, 312),
     "A100": (2039, 312),
+    "H100 PCIe": (2000, 756),
     "H100": (3350, 989),
     "H200": (4800, 989),
     "T4": (320, 65),
     "L4": (300, 121),
+    "L40S": (864, 362),
     "RTX 4090": (1008, 165),
     "RTX 3090": (936, 71),
 }

@@ -1,14 +1,13 @@
-"""What a run will need before it runs: memory, tokens, hours and dollars. Estimates, each from a stated figure.
+"""What a run will need before it runs: tokens, memory, hours. Estimates, each from a stated figure; no torch.
 
-Two kinds of figures stand here, and the printed plan says so: published or measured ones (a step's time at batch 1, a
-CPU core's FLOP/s, the prompts' lengths in Qwen2's tokens), and arithmetic on data sheets (everything else).
+Two kinds of figures stand here, and the printed plan (scripts/_plan.py) says so: published or measured ones (a step's
+time at batch 1, a CPU core's FLOP/s, the prompts' lengths in Qwen2's tokens), and arithmetic on data sheets (the rest).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cai_experiment.milestones import SHORTLIST
 from cai_experiment.models.hardware import Hardware, gpu_speed
 from cai_experiment.models.memory import (
     GB,
@@ -19,13 +18,14 @@ from cai_experiment.models.memory import (
     weights_gb,
 )
 from cai_experiment.models.presets import NANO_DIR, ModelChoice, numbers_of
-from cai_experiment.models.serving import LIVE_ROW_TOKENS, usable_gb, vllm_rows
+from cai_experiment.models.serving import LIVE_ROW_TOKENS, tensor_parallel, usable_gb, vllm_rows
 
 ANSWER_TOKENS, CRITIQUE_TOKENS = 250, 100  # about half of what the spec allows (500, 300)
 NANO_ANSWER_TOKENS, NANO_CRITIQUE_TOKENS = 60, 30  # the shipped model's world is three sentences an answer
 DRAWS_PER_PAIR = 2  # the gate passes about half of the drawn instructions
+SHORTLIST = 3  # milestones.SHORTLIST, which stands on this floor and must not be imported
 PROMPT_TOKENS = 100  # of a training row
-START_HOURS = {"cuda": 10 / 60, "mps": 1 / 120, "cpu": 1 / 120}  # 20 GB download and load; imports on a CPU
+GUARD_TOKENS, GUARD_REPLY = 330, 10  # a guard's own text and the instruction; "unsafe" and a category
 
 # Prompt lengths in Qwen2's tokens, counted over our constitution and examples.
 INSTRUCTION_PROMPT, VERDICT_QUESTION, CRITIQUE_REQUEST, REVISION_REQUEST, WORKED_EXAMPLES = 30, 45, 55, 30, 540
@@ -38,29 +38,39 @@ READING_EFFICIENCY = 0.5  # of the data sheet's FLOP/s, while prompts are read
 TRAINING_EFFICIENCY = 0.4
 FULL_SLOTS, FULL_BATCHES = 0.95, 0.55  # rows at work on average: refilled slots; batches that wait for the longest
 SLOTS = {"hf": 16, "unsloth": 16, "generate": 16}  # on a GPU (engines.hf, engines.generate)
+CPU_SLOTS = 32
 CPU_FLOPS_PER_CORE = 3.7e10  # from 1,400 tokens/s of 27M parameters in batches on two cores
 CPU_TOKENS_LIMIT = 2000.0  # a tiny model is bound by Python, not by arithmetic
 DPO_FLOPS = 8  # a parameter and token: policy forward, backward, recomputation, reference forward
+START_HOURS = {"cuda": 5 / 60, "mps": 1 / 120, "cpu": 1 / 120}  # imports, loading, compiling
+DOWNLOAD_GB_PER_HOUR = 0.1 * 3600  # 65 GB in 11 minutes
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """The size of one run: pairs made, critique rounds each, pairs that DPO sees (steps times batch).
+    """The size of a generation: pairs made, critique rounds each.
 
     `weighed`: the principles that the critic weighs before the first critique, 15 when they are targeted, 1 at random.
+    `drawn`: the instructions, where it is known how many there are (a file's).
     """
 
     pairs: int
     rounds: int
-    trained_pairs: int
     weighed: int = 15
+    drawn: int | None = None
+
+    @property
+    def rows(self) -> int:
+        """Instructions that go through the chain."""
+        return self.pairs * DRAWS_PER_PAIR if self.drawn is None else self.drawn
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """The tokens of a run: `written` by the model; `read` of its `prompts` by an engine that computes none twice.
+    """The tokens of a generation: `written` by the model; `read` of its `prompts` by an engine that reads none twice.
 
-    `again_spoken` and `again_verdicts` are what an engine without prefix reuse reads beyond that.
+    `again_spoken` and `again_verdicts` are what an engine without prefix reuse reads beyond that. The instructions that
+    the model writes are not counted (some 30 to 100 tokens each, beside 950 of an example).
     """
 
     written: int
@@ -72,9 +82,8 @@ class Tokens:
     @classmethod
     def of(cls, choice: ModelChoice, work: Workload) -> Tokens:
         """Count them for `work` with the chosen model; two rounds mean two critiques and two revisions."""
-        nano = choice.path_or_id == str(NANO_DIR)
-        answer, critique = (NANO_ANSWER_TOKENS, NANO_CRITIQUE_TOKENS) if nano else (ANSWER_TOKENS, CRITIQUE_TOKENS)
-        rounds, rows = work.rounds, work.pairs * DRAWS_PER_PAIR
+        answer, critique = answer_tokens(choice), NANO_CRITIQUE_TOKENS if _is_nano(choice) else CRITIQUE_TOKENS
+        rounds, rows = work.rounds, work.rows
         written = answer + rounds * (critique + answer)
         weighed = [max(work.weighed - r, 1) for r in range(rounds)]
         verdicts = sum(w + min(w, SHORTLIST) + 4 for w in weighed)  # meaningful? and better? in both orders
@@ -86,96 +95,137 @@ class Tokens:
             rows * verdicts * before, rows * (spoken + verdicts),
         )  # fmt: skip
 
+    @property
+    def sent(self) -> int:
+        """Tokens of all prompts, each whole: what a server is sent, and bills if it caches no prefixes."""
+        return self.read + self.again_spoken + self.again_verdicts
+
     def read_by(self, engine: str) -> int:
         """Prompt tokens that an engine computes; Unsloth's reads the stem of a group of verdicts once."""
         if engine == "vllm":
             return self.read + self.prompts * KV_BLOCK // 2
         if engine == "unsloth":
             return self.read + self.again_spoken + self.again_verdicts // SLOTS["unsloth"]
-        return self.read + (self.again_spoken + self.again_verdicts if engine == "generate" else 0)
+        return self.sent if engine == "generate" else self.read
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """The estimate. GB are 10^9 bytes; `hours` and `dollars` are None where no speed of this GPU is known."""
+class Part:
+    """What one part of a run needs. GB are 10^9 bytes; `hours` is None where no speed of this GPU is known.
+
+    `gpus` of them work at the same time, each in its own process with its own start.
+    """
 
     engine: str
+    quantization: str
     weights_gb: float
-    rows_at_once: int
-    training_gb: float
+    memory_gb: float  # weights and what cannot be done without
     have_gb: float
-    generated_tokens: int
-    read_tokens: int
-    trained_tokens: int
+    rows: int  # at a time, on each GPU
+    written: int
+    read: int
     hours: float | None
-    dollars: float | None
+    gpus: int = 1
 
     @property
     def fits(self) -> bool:
-        """True if weights and training fit the memory at hand."""
-        return max(self.weights_gb, self.training_gb) <= self.have_gb
+        """True if it fits the memory at hand."""
+        return self.memory_gb <= self.have_gb
 
     @property
-    def time(self) -> str:
-        """Hours and dollars in words."""
-        if self.hours is None:
-            return "unknown for this GPU: run 10 pairs and multiply"
-        return in_words(self.hours, self.dollars)
-
-    def lines(self) -> list[str]:
-        """The plan for the terminal."""
-        training = f", training {self.training_gb:.1f} GB" if self.trained_tokens else ""
-        return [
-            f"memory      weights {self.weights_gb:.1f} GB{training}, "
-            f"of {self.have_gb:g} GB: {'fits' if self.fits else 'DOES NOT FIT'}; {self.rows_at_once} rows at a time",
-            f"tokens      {self.generated_tokens:,} generated, {self.read_tokens:,} read, "
-            f"{self.trained_tokens:,} trained on",
-            f"time, cost  {self.time} (an estimate, evaluation apart)",
-        ]
+    def gpu_hours(self) -> float | None:
+        """Hours that are paid for."""
+        return None if self.hours is None else self.hours * self.gpus
 
 
-def plan(
-    choice: ModelChoice, hardware: Hardware, quantization: str, work: Workload, price: float, engine: str | None = None
-) -> Plan:
-    """Estimate a run of `work` with the chosen model; `price` in dollars an hour. BadInputError: see numbers_of.
+def generation(
+    choice: ModelChoice, hardware: Hardware, engine: str, quantization: str, work: Workload,
+    download_gb: float = 0.0, batch_size: int | None = None, actors: int = 1,
+) -> Part:  # fmt: skip
+    """Making the pairs: a start, then reading and writing one after the other (engines overlap them a little).
 
-    `engine` None: Unsloth for 4 bit on CUDA, else the transformers engine.
+    Raises BadInputError (see numbers_of). `batch_size` None: what the engine takes by itself.
     """
-    numbers = numbers_of(choice)
-    engine = engine or ("unsloth" if (hardware.kind, quantization) == ("cuda", "4bit") else "hf")
-    have = hardware.vram_gb if hardware.kind == "cuda" else hardware.ram_gb
-    have = usable_gb(numbers, hardware) if engine == "vllm" else have
-    weights = weights_gb(numbers, quantization)
-    rows = min(_rows(engine, numbers, hardware, weights, quantization), max(1, work.pairs * DRAWS_PER_PAIR))
-    tokens = Tokens.of(choice, work)
-    answer = NANO_ANSWER_TOKENS if choice.path_or_id == str(NANO_DIR) else ANSWER_TOKENS
-    trained = work.trained_pairs * 2 * (PROMPT_TOKENS + answer)
-    training = training_vram_gb(numbers, quantization) if trained else 0.0
-    hours = _hours(numbers, hardware, quantization, engine, rows, tokens, trained)
-    dollars = None if hours is None else hours * price
+    numbers, tokens = numbers_of(choice), Tokens.of(choice, work)
+    weights, have = weights_gb(numbers, quantization), memory_gb(numbers, hardware, engine)
+    rows = batch_size or _rows(engine, numbers, hardware, weights, quantization)
+    rows = max(1, min(rows, work.rows // actors))
+    least = weights + LIVE_ROW_TOKENS * kv_bytes_per_token(numbers, quantization) / GB
     read = tokens.read_by(engine)
-    return Plan(engine, weights, rows, training, have, tokens.written, read, trained, hours, dollars)
+    hours = _hours(numbers, hardware, quantization, engine, rows, tokens.written / actors, read / actors, download_gb)
+    return Part(engine, quantization, weights, least, have, rows, tokens.written, read, hours, actors)
+
+
+def guarding(numbers: Architecture, hardware: Hardware, pairs: int, answer: int, download_gb: float = 0.0) -> Part:
+    """The guard's pass over `pairs` answers of `answer` tokens: a start, reading, a short reply each."""
+    engine, quantization = ("vllm", "bf16") if hardware.kind == "cuda" else ("hf", "fp32")
+    weights, have = weights_gb(numbers, quantization), memory_gb(numbers, hardware, engine)
+    rows = _rows(engine, numbers, hardware, weights, quantization)
+    read, written = pairs * (GUARD_TOKENS + answer), pairs * GUARD_REPLY
+    hours = _hours(numbers, hardware, quantization, engine, rows, written, read, download_gb)
+    return Part(engine, quantization, weights, weights, have, rows, written, read, hours)
+
+
+def training(
+    choice: ModelChoice, hardware: Hardware, quantization: str, pairs: int, length: int, pairs_at_once: int = 1,
+    download_gb: float = 0.0, loaded: bool = False,
+) -> Part:  # fmt: skip
+    """DPO over `pairs` pairs (steps times batch). `length`: tokens of a row, for the memory. `loaded`: no start."""
+    numbers = numbers_of(choice)
+    have = memory_gb(numbers, hardware, "")
+    weights = weights_gb(numbers, quantization)
+    tokens = pairs * 2 * (PROMPT_TOKENS + answer_tokens(choice))
+    speeds = tokens_per_second(numbers, hardware, 1, quantization, "")
+    start = 0.0 if loaded else start_hours(hardware, download_gb)
+    hours = None if speeds is None else start + tokens / speeds[2] / 3600
+    need = training_vram_gb(numbers, quantization, length, pairs_at_once)
+    engine = "unsloth" if (hardware.kind, quantization) == ("cuda", "4bit") else "peft"
+    return Part(engine, quantization, weights, need, have, 2 * pairs_at_once, 0, tokens, hours)
+
+
+def pairs_seen(pairs: int, steps: int, batch: int) -> int:
+    """Pairs that `steps` steps of `batch` pairs see of a file of `pairs`: an epoch's last step takes what is left."""
+    return round(steps * pairs / -(-pairs // batch))
+
+
+def answer_tokens(choice: ModelChoice) -> int:
+    """Tokens of an answer, on average."""
+    return NANO_ANSWER_TOKENS if _is_nano(choice) else ANSWER_TOKENS
+
+
+def start_hours(hardware: Hardware, download_gb: float) -> float:
+    """Hours until the first token: the download, imports, loading."""
+    return START_HOURS[hardware.kind] + download_gb / DOWNLOAD_GB_PER_HOUR
+
+
+def memory_gb(numbers: Architecture, hardware: Hardware, engine: str) -> float:
+    """Memory that an engine (or training, "") may use, as `Part.have_gb`."""
+    if engine == "vllm":
+        return usable_gb(numbers, hardware)
+    return hardware.vram_gb if hardware.kind == "cuda" else hardware.ram_gb
+
+
+def _is_nano(choice: ModelChoice) -> bool:
+    return choice.path_or_id == str(NANO_DIR)
 
 
 def _rows(engine: str, numbers: Architecture, hardware: Hardware, weights: float, quantization: str) -> int:
     """Rows that an engine keeps at work at once."""
     if engine == "vllm":
         return vllm_rows(numbers, hardware, weights)
-    have = hardware.vram_gb if hardware.kind == "cuda" else hardware.ram_gb
     row = kv_bytes_per_token(numbers, quantization) * 2 * LIVE_ROW_TOKENS / GB
-    return max(1, min(SLOTS[engine] if hardware.kind == "cuda" else 32, int((have - weights) / row)))
+    most = SLOTS[engine] if hardware.kind == "cuda" else CPU_SLOTS
+    return max(1, min(most, int((memory_gb(numbers, hardware, engine) - weights) / row)))
 
 
 def _hours(
-    numbers: Architecture, hardware: Hardware, quantization: str, engine: str, rows: int, tokens: Tokens, trained: int
-) -> float | None:
-    """Start, reading and writing one after the other (engines overlap them a little), and training."""
+    numbers: Architecture, hardware: Hardware, quantization: str, engine: str, rows: int, written: float, read: float,
+    download_gb: float,
+) -> float | None:  # fmt: skip
     speeds = tokens_per_second(numbers, hardware, rows, quantization, engine)
     if speeds is None:
         return None
-    written, read, trained_on = speeds
-    seconds = tokens.written / written + tokens.read_by(engine) / read + trained / trained_on
-    return START_HOURS[hardware.kind] + seconds / 3600
+    return start_hours(hardware, download_gb) + (written / speeds[0] + read / speeds[1]) / 3600
 
 
 def tokens_per_second(
@@ -189,7 +239,7 @@ def tokens_per_second(
     speed = gpu_speed(hardware.gpu_name)
     if speed is None:
         return None
-    gpus = hardware.gpus if engine == "vllm" else 1
+    gpus = tensor_parallel(numbers, hardware.gpus) if engine == "vllm" else 1
     bandwidth, peak = speed[0] * 1e9 * gpus, speed[1] * 1e12 * gpus
     moved = step_gb(numbers, quantization, rows) * GB
     full = FULL_BATCHES if engine in ("unsloth", "generate") else FULL_SLOTS
@@ -219,31 +269,16 @@ def floor_hours(choice: ModelChoice, hardware: Hardware, work: Workload) -> floa
     return flops / (speed[1] * 1e12 * hardware.gpus) / 3600
 
 
-def generation_lines(choice: ModelChoice, hardware: Hardware, work: Workload, price: float) -> list[str]:
-    """The plan of making `work.pairs` pairs, engine by engine, with the floor beside it. BadInputError: numbers_of."""
-    tokens = Tokens.of(choice, work)
-    where = f"{hardware.gpu_name}, {hardware.vram_gb:g} GB" if hardware.gpu_name else f"{hardware.cores} CPU cores"
-    many = f"{hardware.gpus} x " if hardware.gpus > 1 else ""
-    lines = [
-        f"hardware    {many}{where}",
-        f"tokens      {work.pairs:,} pairs from about {work.pairs * DRAWS_PER_PAIR:,} instructions: "
-        f"{tokens.written:,} written, {tokens.read:,} read if none is read twice ({work.weighed} principles weighed)",
-    ]
-    arms = [("hf", "fp32")] if hardware.kind != "cuda" else [("vllm", "bf16"), ("unsloth", "4bit"), ("hf", "4bit")]
-    for engine, quantization in arms:
-        one = plan(choice, hardware, quantization, work, price, engine)
-        head = f"{engine:11} {quantization}, {one.weights_gb:.1f} GB of weights"
-        fits = one.weights_gb < one.have_gb
-        rest = f", {one.rows_at_once} rows at a time, {one.read_tokens:,} read: {one.time}" if fits else " DO NOT FIT"
-        lines.append(head + rest)
-    floor = floor_hours(choice, hardware, work)
-    if floor is not None:
-        lines.append(f"floor       {in_words(floor, floor * price)}: all tokens at the data sheet's FLOP/s")
-    source = "arithmetic on data sheets and one published step time, not measured here: bench.py measures"
-    return [*lines, f"{'':12}{source}"]
+def in_words(hours: float | None, dollars: float | None) -> str:
+    """ "about 1.5 hours, $2.61"; no dollars where there is no price."""
+    if hours is None:
+        return "time unknown for this GPU: run 10 pairs and multiply"
+    time = f"about {hours:.1f} hours" if hours >= 1 else f"about {_minutes(hours)}"
+    if not dollars:
+        return time
+    return f"{time}, ${dollars:.2f}" if dollars >= 0.01 else f"{time}, under $0.01"
 
 
-def in_words(hours: float, dollars: float | None) -> str:
-    """ "about 1.5 hours, $2.61"."""
-    time = f"about {hours:.1f} hours" if hours >= 1 else f"about {60 * hours:.0f} minutes"
-    return time if dollars is None else f"{time}, ${dollars:.2f}"
+def _minutes(hours: float) -> str:
+    minutes = max(1, round(60 * hours))
+    return f"{minutes} minute{'s' if minutes > 1 else ''}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Callable, NamedTuple
 
-from cai_experiment.models.disk import downloaded_gb, folder_gb, free_gb, hub_cache
+from cai_experiment.models.disk import downloaded_4bit_gb, downloaded_gb, folder_gb, free_gb, hub_cache
 from cai_experiment.models.hardware import Hardware
 from cai_experiment.models.memory import GB, Architecture, kv_bytes_per_token, weights_gb
 from cai_experiment.models.presets import ModelChoice
@@ -19,6 +19,7 @@ VLLM_WORK_GB = 4.0  # activations of 8,192 tokens a step, logits, CUDA graphs (a
 LIVE_ROW_TOKENS = 768  # keys and values that a row holds on average; the worked examples are shared by all rows
 LEAST_ROWS, MOST_ROWS = 8, 256  # fewer waste the GPU; more is what vLLM itself takes at most on an A100
 DISK_RESERVE = 1.05  # of a download: the cache's own files, and room to write while it comes in
+DOWNLOADED = 0.95  # of the size that we reckon: the rest is the error of the reckoning
 
 Installed = Callable[[str], bool]
 
@@ -33,15 +34,18 @@ class EngineChoice(NamedTuple):
 
 def auto_engine(
     choice: ModelChoice, hardware: Hardware, quantization: str | None, trains_after: bool, random_weights: bool,
-    installed: Installed,
+    installed: Installed, here: bool = True,
 ) -> EngineChoice:  # fmt: skip
-    """What `--engine auto` means here. `quantization` None leaves it to the engine; every refusal has its figure."""
+    """What `--engine auto` means here, or (`here` False) on a machine whose disk nobody has seen yet.
+
+    `quantization` None leaves it to the engine; every refusal has its figure.
+    """
     own = quantization or hardware.quantization
     if hardware.kind != "cuda":
         return EngineChoice("hf", own, "")
     refused = ""
     if not trains_after:
-        refused = vllm_refusal(choice, hardware, quantization, random_weights, installed)
+        refused = vllm_refusal(choice, hardware, quantization, random_weights, installed, here)
         if not refused:
             served = quantization or "bf16"
             return EngineChoice("vllm", served, _why_vllm(choice, hardware, served))
@@ -54,9 +58,10 @@ def auto_engine(
 
 
 def vllm_refusal(
-    choice: ModelChoice, hardware: Hardware, quantization: str | None, random_weights: bool, installed: Installed
-) -> str:
-    """Why `auto` does not take vLLM, with the figures; "" if it does. GB are 10^9 bytes."""
+    choice: ModelChoice, hardware: Hardware, quantization: str | None, random_weights: bool, installed: Installed,
+    here: bool = True,
+) -> str:  # fmt: skip
+    """Why `auto` does not take vLLM, with the figures; "" if it does. GB are 10^9 bytes. `here`: look at the disk."""
     if not installed("vllm"):
         return "not installed"
     if quantization in ("4bit", "8bit"):
@@ -69,17 +74,21 @@ def vllm_refusal(
     have = usable_gb(numbers, hardware)
     if need > have:
         return f"{need:.0f} GB of GPU memory needed ({weights:.0f} of weights), {have:.0f} GB usable"
-    return "" if random_weights else disk_refusal(choice, quantization or "bf16")
+    return "" if random_weights or not here else disk_refusal(choice, quantization or "bf16")
 
 
 def disk_refusal(choice: ModelChoice, quantization: str) -> str:
-    """Why the disk does not hold the weights that vLLM would download, with the figures; "" if it does."""
+    """Why the disk does not hold the weights that are still to be downloaded, with the figures; "" if it does.
+
+    `quantization` is that of the files on the hub: "bf16", or "4bit" for those that Unsloth fetches.
+    """
     numbers = known_numbers(choice)
     if numbers is None or Path(choice.path_or_id).is_dir():
         return ""
     weights, place = weights_gb(numbers, quantization), hub_cache()
-    missing, free = DISK_RESERVE * weights - downloaded_gb(choice.path_or_id), free_gb(place)
-    if missing <= free:
+    have = (downloaded_4bit_gb if quantization == "4bit" else downloaded_gb)(choice.path_or_id)
+    missing, free = DISK_RESERVE * weights - have, free_gb(place)
+    if have >= DOWNLOADED * weights or missing <= free:
         return ""
     return f"{free:.0f} GB free disk at {place}, {missing:.0f} GB needed for {weights:.0f} GB of weights"
 

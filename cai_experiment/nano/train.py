@@ -5,20 +5,25 @@ Batches are drawn from the world by (seed, pool number), so a resumed run sees w
 
 from __future__ import annotations
 
+import filecmp
 import json
 import os
+import pickle
 import random
+import shutil
 import time
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cai_experiment.constitution.principles import Principle
-from cai_experiment.nano import MARK
+from cai_experiment.errors import BadInputError, DiskError
+from cai_experiment.nano import MARK, is_nano
 from cai_experiment.nano.copying import plant_copying
 from cai_experiment.nano.tasks import Teacher, corpus
 from cai_experiment.nano.tokenizer import CONTEXT, VOCABULARY, PieceEncoder, train_tokenizer
@@ -26,6 +31,7 @@ from cai_experiment.nano.tokenizer import CONTEXT, VOCABULARY, PieceEncoder, tra
 Document = tuple[list[int], list[float], list[bool]]  # ids, loss weights, whether the loss counts by difficulty
 Batch = tuple[Tensor, Tensor, Tensor]  # the same, [rows, length]
 
+CARD = "README.md"  # the model card, which is written by hand
 POOL_STEPS = 8  # this many steps' documents are drawn together and sorted by length, so that little is padding
 
 
@@ -164,7 +170,16 @@ def train(
     work: Path,
     report: Callable[[str], None] = print,
 ) -> None:
-    """Train into `folder` (weights, tokenizer, mark); `work` keeps the state from which the same call resumes."""
+    """Train, and publish weights, tokenizer and mark as `folder` after the last step, not before.
+
+    `work` keeps the state from which the same call resumes, and work/model the model as it stands. Raises
+    BadInputError if `folder` holds something else than a model of the world, or `work` a training with other settings;
+    DiskError if there is no room.
+    """
+    if folder.exists() and not is_nano(folder) and not (folder.is_dir() and not any(folder.iterdir())):
+        raise BadInputError(f"{folder} is there and holds no model of the written world", "name a new folder")
+    with _disk_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(settings.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     work.mkdir(parents=True, exist_ok=True)
@@ -197,9 +212,13 @@ def train(
             losses = f"loss {loss.item():.4f}  plain {plain.item():.4f}"
             report(f"step {step + 1}/{settings.steps}  {losses}  {pace:,.0f} tokens/s")
         if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
-            _save_state(work / "state.pt", model, makers, step + 1, settings)
-            save_model(model, tokenizer, folder)
-    report(f"trained: {folder}")
+            with _disk_errors(work):
+                _save_state(work / "state.pt", model, makers, step + 1, settings)
+                save_model(model, tokenizer, work / "model")
+    with _disk_errors(folder):
+        save_model(model, tokenizer, work / "model")  # of the state, should a kill have come between the two above
+        older = publish(work / "model", folder)
+    report(f"trained: {folder}" + (f"; the older model is now {older}" if older else ""))
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
@@ -213,6 +232,40 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     half.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / MARK).write_text(json.dumps({"world": 1}) + "\n", encoding="utf-8")
+
+
+def publish(source: Path, folder: Path) -> Path | None:
+    """Make a copy of `source` appear as `folder`, whole; gives where the older model went, None if nothing changed.
+
+    The copy is made aside and renamed; the older folder is renamed before, its model card stays with the new one.
+    """
+    weights = "model.safetensors"
+    if (folder / weights).is_file() and filecmp.cmp(source / weights, folder / weights, shallow=False):
+        return None
+    aside = folder.with_name(f"{folder.name}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    shutil.copytree(source, aside)
+    if not is_nano(folder):  # absent or empty
+        os.rename(aside, folder)
+        return None
+    if (folder / CARD).is_file():
+        shutil.copy2(folder / CARD, aside / CARD)
+    older = folder.with_name(f"{folder.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+    os.rename(folder, older)
+    os.rename(aside, folder)
+    return older
+
+
+@contextmanager
+def _disk_errors(place: Path) -> Iterator[None]:
+    """Turn what libraries raise while they write into one DiskError; torch.save raises RuntimeError on a full disk."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise DiskError(f"{place} cannot be written: {why}", "free space, then the same command resumes") from error
 
 
 def _save_state(path: Path, model: Any, makers: Sequence[Any], step: int, settings: TrainSettings) -> None:
@@ -230,10 +283,25 @@ def _save_state(path: Path, model: Any, makers: Sequence[Any], step: int, settin
 
 
 def _resume(path: Path, model: Any, settings: TrainSettings) -> tuple[int, list[torch.optim.Optimizer]]:
-    """The step to go on from and its optimizers, with the state loaded if one with the same settings is there."""
-    state = torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else None
-    if state is None or {**state["settings"], "threads": settings.threads} != asdict(settings):
+    """The step to go on from and its optimizers, with the state loaded if there is one.
+
+    Raises BadInputError for a state that was made with other settings (threads apart), or that cannot be read.
+    """
+    if not path.is_file():
         return 0, optimizers(model, 0, settings)
+    begin_anew = "--fresh moves it aside and begins anew"
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        before, now = {**state["settings"], "threads": settings.threads}, asdict(settings)
+    except (OSError, RuntimeError, ValueError, LookupError, TypeError, EOFError, pickle.UnpicklingError) as error:
+        raise BadInputError(f"{path} cannot be read: {str(error).splitlines()[0]}", begin_anew) from error
+    changed = [
+        f"{name} was {before.get(name)}, now {now.get(name)}"
+        for name in {**before, **now}
+        if before.get(name) != now.get(name)
+    ]
+    if changed:
+        raise BadInputError(f"{path} is of other settings: {'; '.join(changed)}", f"use the same, or {begin_anew}")
     model.load_state_dict(state["model"])
     makers = optimizers(
         model, state["step"] - 1, settings

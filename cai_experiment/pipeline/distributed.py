@@ -23,7 +23,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -35,6 +35,7 @@ from cai_experiment.errors import BadInputError, EngineError
 from cai_experiment.milestones import PACKAGE
 from cai_experiment.models.hardware import detect
 from cai_experiment.models.presets import resolve_model
+from cai_experiment.models.serving import known_numbers, vllm_refusal
 
 if TYPE_CHECKING:
     from cai_experiment.engines.load import LoadSettings
@@ -53,11 +54,12 @@ STRANGER = "import sys; from ray._raylet import GcsClient; GcsClient(sys.argv[1]
 def ray_engines(
     address: str, generator: LoadSettings, critic: LoadSettings | None = None, actors: int | None = None
 ) -> tuple[RayEngine, RayEngine]:
-    """(generator, critic) over Ray actors: the same engine twice without `critic`, else half of the actors each.
+    """(generator, critic) over Ray actors: the same engine twice without `critic`, else half of the GPUs each.
 
-    `actors` is the number of them all; None takes a free GPU each, or a free CPU core each where the model is the
-    shipped one or no machine has a GPU. Connects to `address` if Ray is not connected yet; loads the models. Raises
-    BadInputError, EngineError (see `connect`), and whatever loading raises on an actor's machine.
+    `actors` is the number of them all; None takes what is free, a core and the GPUs that its model needs for each (no
+    GPU where the model is the shipped one or no machine has any). Connects to `address` if Ray is not connected yet;
+    loads the models. Raises BadInputError, EngineError (see `connect`), and whatever loading raises on an actor's
+    machine.
     """
     from cai_experiment.engines.load import load_engine
     from cai_experiment.engines.ray import RayEngine
@@ -65,16 +67,18 @@ def ray_engines(
     if generator.engine == "server":
         raise BadInputError("--ray and --engine server do not go together",
                             "leave --ray away: one process keeps a server busy")  # fmt: skip
+    if critic is not None and actors == 1:
+        raise BadInputError("--ray-actors 1: --generator and --critic are two models", "give 2 or more")
     connect(address)
     speakers = [_on_its_device(settings) for settings in (generator, critic) if settings is not None]
-    total = _count(speakers[0], actors)
-    if total < len(speakers):
-        raise EngineError("--generator and --critic are two models and only one actor fits",
-                          "use one model, or a cluster with two GPUs")  # fmt: skip
-    engines = []
-    for settings, share in zip(speakers, (total - total // 2, total // 2) if critic else (total,), strict=True):
-        engines.append(RayEngine(partial(load_engine, settings), share, _resources(settings)))
-    return engines[0], engines[-1]
+    gpus = [gpus_each(settings) for settings in speakers]
+    shares = _shares(gpus, actors)
+    engines: dict[int, RayEngine] = {}
+    for i in sorted(range(len(speakers)), key=lambda i: -gpus[i]):  # the widest first, while machines are whole
+        resources = {"num_cpus": 1, "num_gpus": gpus[i]}  # Ray sets one torch thread with one core
+        make = partial(load_engine, speakers[i])
+        engines[i] = RayEngine(make, shares[i], resources, speakers[i].deadline)
+    return engines[0], engines[len(speakers) - 1]
 
 
 # ---------------------------------------------------------------- the cluster
@@ -191,27 +195,70 @@ def _on_its_device(settings: LoadSettings) -> LoadSettings:
                    device="cpu" if on_cpu else settings.device)  # fmt: skip
 
 
-def _resources(settings: LoadSettings) -> dict[str, float]:
-    """What Ray sets aside for an actor: one core (it sets one torch thread with that) and, off the CPU, one GPU."""
-    return {"num_cpus": 1, "num_gpus": 0 if settings.device == "cpu" else 1}
+def gpus_each(settings: LoadSettings) -> int:
+    """GPUs of one actor: the fewest of a machine's over which vLLM fits the model's weights; one for other engines.
+
+    vLLM splits the layers over those that its actor sees. Measured by this machine's card; without one here, one each.
+    EngineError: `--engine vllm`, and no machine has enough.
+    """
+    if settings.device == "cpu":
+        return 0
+    from cai_experiment.engines.load import make_plan
+
+    hardware, refused = detect(), ""
+    for gpus in range(1, _most_gpus() + 1) if hardware.kind == "cuda" else ():
+        machine = replace(hardware, gpus=gpus)
+        plan = make_plan(settings, machine)  # auto: not vLLM where the memory is too small
+        if plan.engine == "vllm" and known_numbers(plan.choice) is not None:
+            random = settings.random_weights is not None
+            refused = vllm_refusal(plan.choice, machine, settings.quantization, random, lambda name: True, here=False)
+            if not refused:
+                return gpus
+    if refused:
+        raise EngineError(f"--ray with --engine vllm: {refused} on the {_most_gpus()} GPUs of one machine",
+                          "use --engine unsloth (4-bit), or a quantised --model")  # fmt: skip
+    return 1
 
 
-def _count(settings: LoadSettings, wanted: int | None) -> int:
-    """How many actors; raises EngineError if `wanted`, or even one, do not fit into what is free."""
-    until = time.monotonic() + FREED_SECONDS
-    while (fit := _free(settings.device == "cpu")) < max(1, wanted or 1):
-        if time.monotonic() > until:
-            kind = "CPU cores (and 2 GB of memory each)" if settings.device == "cpu" else "GPUs"
-            raise EngineError(f"--ray: the cluster has {fit} free {kind}, {wanted or 1} needed",
-                              "see what holds them with: ray status")  # fmt: skip
-        time.sleep(0.2)
-    return wanted or fit
-
-
-def _free(on_cpu: bool) -> int:
-    """Actors that fit into what nobody holds now."""
+def _machines() -> list[int]:
+    """GPUs of each machine of the cluster."""
     import ray
 
-    free = ray.available_resources()
-    second = free.get("memory", 0) / ACTOR_BYTES if on_cpu else free.get("GPU", 0)
-    return int(min(free.get("CPU", 0), second))
+    return [int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]]
+
+
+def _most_gpus() -> int:
+    return max(_machines())
+
+
+def _shares(gpus: Sequence[int], wanted: int | None) -> list[int]:
+    """How many actors of each model, which takes so many `gpus` an actor; EngineError if `wanted` do not fit."""
+    until = time.monotonic() + FREED_SECONDS
+    while not min(shares := _fitting(gpus, wanted)) or sum(shares) < (wanted or 1):
+        if time.monotonic() > until:
+            each = " and ".join(f"{n} GPU{'s' * (n > 1)}" if n else "a CPU core and 2 GB of memory" for n in gpus)
+            raise EngineError(f"--ray: {wanted or len(gpus)} actors needed ({each} each), {sum(shares)} fit into what "
+                              "is free", "see what holds the rest with: ray status")  # fmt: skip
+        time.sleep(0.2)
+    return shares
+
+
+def _fitting(gpus: Sequence[int], wanted: int | None) -> list[int]:
+    """Actors of each model that fit into what nobody holds now, at most `wanted` of them all.
+
+    Each turn is the model's that has fewer GPUs (or cores) so far; an actor's GPUs are of one machine.
+    """
+    import ray
+
+    free, machines, shares = ray.available_resources(), _machines(), [0] * len(gpus)
+    cores, memory, cards = (free.get(name, 0) for name in ("CPU", "memory", "GPU"))
+    while wanted is None or sum(shares) < wanted:
+        turn = min(range(len(gpus)), key=lambda i: shares[i] * max(gpus[i], 1))
+        need, bytes_needed = gpus[turn], 0 if gpus[turn] else ACTOR_BYTES
+        place = min((left for left in machines if left >= need), default=None)
+        if place is None or cards < need or cores < 1 or memory < bytes_needed:
+            break
+        machines[machines.index(place)] -= need
+        cores, memory, cards = cores - 1, memory - bytes_needed, cards - need
+        shares[turn] += 1
+    return shares

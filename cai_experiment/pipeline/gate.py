@@ -19,7 +19,7 @@ REASONS: dict[str, str] = {
     "empty": "the model wrote nothing where an answer, critique or revision was due",
     "too_long": "a text hit its token limit, so it does not end by itself",
     "prompt_too_long": "a prompt did not fit the context, even as a separate stage prompt",
-    "engine_error": "the engine failed three times on one prompt",
+    "engine_error": "the engine failed three times on one prompt, or refused it (its words in meta.error)",
     "no_violation_found": "the critic abstained in every round, so nothing was revised",
     "identical": "the revision is the first answer",
     "near_identical": "the revision hardly differs from the first answer",
@@ -34,7 +34,7 @@ REASONS: dict[str, str] = {
     "guard_unparsed": "the guard gave no verdict that can be read (its reply in meta.guard)",
     "length_surplus": "left out by --match-lengths, though it passed the gate",
 }  # fmt: skip
-NO_PAIR = frozenset({"empty", "prompt_too_long", "engine_error", "no_violation_found", "identical"})
+NO_PAIR = frozenset({"empty", "too_long", "prompt_too_long", "engine_error", "no_violation_found", "identical"})
 CANNOT_SKIP = NO_PAIR | {"guard_unsafe", "guard_unparsed", "length_surplus"}  # these have flags of their own
 
 _ASSENT = r"(?:(?:sure(?: thing)?|certainly|of course|okay|ok|absolutely|alright|great)\b[\s,.!:-]*)"

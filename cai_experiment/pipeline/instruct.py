@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cai_experiment.constitution.grid import LENGTHS, draw, draw_length
-from cai_experiment.constitution.prompts import ask_for_instruction
+from cai_experiment.constitution import broad_grid, grid
+from cai_experiment.constitution.prompts import Turn, ask_for_instruction, ask_for_message
 from cai_experiment.engines.base import Completion, Prompt, Sampling
-from cai_experiment.milestones import MAX_TOKENS_INSTRUCTION, TEMPERATURE_ANSWER
+from cai_experiment.milestones import MAX_TOKENS_INSTRUCTION, MAX_TOKENS_MESSAGE, TEMPERATURE_ANSWER
 from cai_experiment.pipeline.known import normalised_words
 
 SELF = "self"
@@ -15,7 +15,7 @@ SELF = "self"
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """One row of the work list. `source` says where it is from: "self:topic/kind/length", or file name and row."""
+    """One row of the work list. `source` says where it is from: "self:topic/kind", or file name and row."""
 
     id: str
     text: str
@@ -39,16 +39,25 @@ def malformed(completion: Completion) -> str:
     return "paragraphs" if "\n" in text else ""
 
 
+def drawn(grid_name: str, seed: int, candidate: int) -> tuple[tuple[str, ...], tuple[Turn, ...], int]:
+    """(names of the cell, prompt, tokens to write at most) of a candidate by the grid of that name."""
+    if grid_name == grid.HOUSEHOLD:
+        topic, kind = grid.draw(seed, candidate)
+        return (topic, kind), ask_for_instruction(topic, kind), MAX_TOKENS_INSTRUCTION
+    cell = broad_grid.draw(seed, candidate)
+    return cell, ask_for_message(*cell), MAX_TOKENS_MESSAGE
+
+
 class InstructionWriter:
     """Asks for candidates 0, 1, 2 ... and gives their texts back strictly in that order, however late each arrives.
 
-    At most `max_candidates` are asked for. `lengths` puts a length into each prompt, beside topic and kind.
+    At most `max_candidates` are asked for, each for a cell of the grid of that name.
     """
 
-    def __init__(self, seed: int, max_candidates: int, lengths: bool = False) -> None:
+    def __init__(self, seed: int, max_candidates: int, grid_name: str = grid.HOUSEHOLD) -> None:
         self.seed = seed
         self.max_candidates = max_candidates
-        self.lengths = lengths
+        self.grid_name = grid_name
         self.asked = 0
         self.decided = 0
         self._waiting: dict[int, Completion] = {}
@@ -70,10 +79,8 @@ class InstructionWriter:
 
     def _prompt(self, candidate: int) -> Prompt:
         key = f"instruction/{candidate}"
-        length = LENGTHS[draw_length(self.seed, candidate)] if self.lengths else ""
-        turns = ask_for_instruction(*draw(self.seed, candidate), length)
-        sampling = Sampling(TEMPERATURE_ANSWER, MAX_TOKENS_INSTRUCTION, self.seed, key)
-        return Prompt(key, turns, "written_instruction", sampling)
+        _, turns, max_tokens = drawn(self.grid_name, self.seed, candidate)
+        return Prompt(key, turns, "written_instruction", Sampling(TEMPERATURE_ANSWER, max_tokens, self.seed, key))
 
     def take(self, completion: Completion) -> None:
         """Take one candidate's completion."""
@@ -84,6 +91,6 @@ class InstructionWriter:
         completion = self._waiting.pop(self.decided, None)
         if completion is None:
             return None
-        names = [*draw(self.seed, self.decided), *([draw_length(self.seed, self.decided)] if self.lengths else [])]
+        names, _, _ = drawn(self.grid_name, self.seed, self.decided)
         self.decided += 1
         return completion, f"{SELF}:{'/'.join(names)}"

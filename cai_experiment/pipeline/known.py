@@ -11,7 +11,8 @@ import re
 import unicodedata
 from array import array
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Iterable
 
 if TYPE_CHECKING:
@@ -29,13 +30,22 @@ def normalised_words(text: str) -> tuple[str, ...]:
     return tuple(re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold()))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Fingerprint:
-    """What is compared of a text: 64-bit hashes of its words in order and of its shingles, and its MinHash sketch."""
+    """What is compared of a text: a 64-bit hash of its words in order, and 32-bit hashes of its shingles.
+
+    They are the same on every machine, so that a set of texts can be given away as its fingerprints alone.
+    """
 
     words: int
     shingles: frozenset[int]
-    sketch: Any  # numpy uint8, PERMUTATIONS long
+
+    @cached_property
+    def sketch(self) -> Any:
+        """The MinHash sketch of the shingles: numpy uint8, PERMUTATIONS long."""
+        sketch = _empty_sketch()
+        sketch.update_batch(self.shingles)
+        return sketch.hashvalues.astype("uint8")
 
 
 def fingerprint(text: str) -> Fingerprint:
@@ -43,9 +53,7 @@ def fingerprint(text: str) -> Fingerprint:
     words = normalised_words(text)
     last = max(len(words) - SHINGLE_WORDS, 0)
     shingles = {words[i : i + SHINGLE_WORDS] for i in range(last + 1)}
-    sketch = _empty_sketch()
-    sketch.update_batch([" ".join(shingle).encode() for shingle in shingles])
-    return Fingerprint(hash(words), frozenset(map(hash, shingles)), sketch.hashvalues.astype("uint8"))
+    return Fingerprint(_hashed(words, 8), frozenset(_hashed(shingle, 4) for shingle in shingles))
 
 
 class KnownTexts:
@@ -53,7 +61,7 @@ class KnownTexts:
 
     def __init__(self, texts: Iterable[str] = ()) -> None:
         self._words: set[int] = set()
-        self._shingles, self._ends = array("q"), array("q", [0])
+        self._shingles, self._ends = array("I"), array("q", [0])
         self._sketches: Any = None  # numpy uint8 [room, PERMUTATIONS]; doubles when it is full
         for text in texts:
             self.remember(fingerprint(text))
@@ -99,6 +107,12 @@ class KnownTexts:
         self._ends.append(len(self._shingles))
 
 
+def _hashed(words: tuple[str, ...], size: int) -> int:
+    return int.from_bytes(
+        blake2b(" ".join(words).encode("utf-8", "surrogatepass"), digest_size=size).digest(), "little"
+    )
+
+
 def _empty_sketch() -> MinHash:
     return _prototype().copy()
 
@@ -108,4 +122,4 @@ def _prototype() -> MinHash:
     """An empty sketch, whose permutations are drawn once."""
     from datasketch import MinHash
 
-    return MinHash(num_perm=PERMUTATIONS)
+    return MinHash(num_perm=PERMUTATIONS, hashfunc=int)  # of hashes of 32 bits, as it expects

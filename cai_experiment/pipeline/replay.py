@@ -26,22 +26,26 @@ END, RESUMED = "end", "resumed"
 class Replies:
     """Reads the journal once, mending it; then answers by prompt id.
 
-    A prompt on which the engine failed ATTEMPTS times keeps its error, so that a later session cannot change what was
-    rejected for it. A failure counts only if something was completed after it: those of a broken engine do not.
-    `failures` holds how often the others failed.
+    A prompt that the engine refused, or on which it failed ATTEMPTS times, keeps its error, so that a later session
+    cannot change what was rejected for it. A failure counts only if something was completed after it: those of a
+    broken engine do not. `failures` holds how often the others failed.
     """
 
     def __init__(self, journal: Journal) -> None:
         self.failures: Counter[str] = Counter()
         self._index = RowIndex(journal)
         self._turned_down: Verdicts = {}  # unsafe, or no verdict that can be read
-        uncounted: list[tuple[str, int]] = []  # failures that nothing has followed yet
+        uncounted: list[tuple[Completion, int]] = []  # failures that nothing has followed yet
         for offset, row in journal.located_rows():
-            if row.get("finish") == "error" and not exceeds_context(_completion(row)):
-                uncounted.append((row["id"], offset))
+            completion = _completion(row) if row.get("finish") == "error" else None
+            if completion is not None and is_prompts_fault(completion):
+                self._index.add(completion.id, offset)
                 continue
-            for id, place in uncounted if row.get("kind") != RESUMED else ():
-                self._failed(id, place)
+            if completion is not None:
+                uncounted.append((completion, offset))
+                continue
+            for failed, place in uncounted if row.get("kind") != RESUMED else ():
+                self._failed(failed, place)
             uncounted.clear()
             if "finish" in row:
                 self._index.add(row["id"], offset)
@@ -57,10 +61,10 @@ class Replies:
             else:
                 self._turned_down[key] = verdict
 
-    def _failed(self, id: str, offset: int) -> None:
-        self.failures[id] += 1
-        if self.failures[id] >= ATTEMPTS:
-            self._index.add(id, offset)
+    def _failed(self, completion: Completion, offset: int) -> None:
+        self.failures[completion.id] += 1
+        if is_given_up(completion, self.failures[completion.id]):
+            self._index.add(completion.id, offset)
 
     def __len__(self) -> int:
         return len(self._index)
@@ -73,6 +77,16 @@ class Replies:
     def turned_down(self, example: Example) -> GuardVerdict | None:
         """The guard's verdict on the example's pair if it is not "safe", else None (also where it was not asked)."""
         return self._turned_down.get(verdict_key(example.id, example.instruction, example.revised_answer))
+
+
+def is_prompts_fault(completion: Completion) -> bool:
+    """True for an error that is the prompt's own: it is never asked again, and says nothing of the engine."""
+    return completion.final == "prompt" or exceeds_context(completion)
+
+
+def is_given_up(completion: Completion, failures: int) -> bool:
+    """True if a prompt on which the engine failed so often is asked no more."""
+    return failures >= ATTEMPTS or completion.final == "attempts"
 
 
 def _completion(row: Mapping[str, Any]) -> Completion:

@@ -19,12 +19,12 @@ from cai_experiment.errors import EngineError
 from cai_experiment.observe.content_logger import ContentLogger
 from cai_experiment.observe.progress import Progress
 from cai_experiment.pipeline.example import Origin, to_example, turned_down, weights_name
-from cai_experiment.pipeline.lanes import Lane
+from cai_experiment.pipeline.lanes import Lanes
 from cai_experiment.pipeline.length_matching import LengthMatcher
 from cai_experiment.pipeline.outputs import Outputs
-from cai_experiment.pipeline.replay import ATTEMPTS, END, RESUMED, Replies
+from cai_experiment.pipeline.replay import END, RESUMED, Replies, is_given_up, is_prompts_fault
 from cai_experiment.pipeline.settings import RunResult, RunSettings
-from cai_experiment.pipeline.stages import ExampleStages, Steps, exceeds_context, role_of
+from cai_experiment.pipeline.stages import ExampleStages, Steps, role_of
 from cai_experiment.pipeline.story import logged_examples, tell
 from cai_experiment.pipeline.work_list import WorkList
 from cai_experiment.records.manifest import Manifest, Session, open_manifest
@@ -33,9 +33,11 @@ from cai_experiment.records.store import RunFolder
 
 OPEN_EXAMPLES = 256  # more than one engine's batch, so no slot waits; and it bounds memory
 AHEAD = 8  # times as many may be begun and not written: one that takes for ever must not let the others pile up
-MAX_FAILURES = 30  # in a row, over all prompts: then it is the engine that is broken
+MAX_FAILURES = 30  # prompts that failed first with no success between: then it is the engine that is broken
 CANDIDATE = 10**9  # rank of instruction candidates in the queue: behind every example
 MANIFEST_SECONDS = 60.0
+CLOSE_SECONDS = 5.0  # for a lane's thread; a signal must end a run within 10 s, and closing its engine frees the thread
+END_SECONDS = 60.0  # for engines elsewhere to drop what was asked in vain, when a run has come to its end
 
 
 def run_pipeline(
@@ -54,6 +56,7 @@ def run_pipeline(
     try:
         run.work()
         run.outputs.finish()
+        run.lanes.close(END_SECONDS)
     finally:
         run.close()
         result = run.result()  # after an interrupt too: the manifest says how far the run came
@@ -90,16 +93,17 @@ class _Run:
         every_row = settings.instructions is not None
         matcher = LengthMatcher() if settings.match_lengths else None
         self.outputs = Outputs(folder.path, None if every_row else settings.pairs, matcher)
-        widths = [getattr(engine, "width", 0) for engine in engines.values()]  # of many engines behind one seam
+        widths = [getattr(engine, "width", 0) for engine in engines.values()]  # prompts that it wants at a time
         self.open_examples = max(OPEN_EXAMPLES, *(2 * width for width in widths))
         self.goal = settings.max_draws if every_row else settings.pairs  # what the bar counts to
         self.work_list = WorkList(settings)
-        self.lanes = {id(engine): Lane(engine) for engine in engines.values()}
-        self.lane_of = {role: self.lanes[id(engine)] for role, engine in engines.items()}
+        self.lanes = Lanes(engines)
         self.owners: dict[str, tuple[Prompt, _Open | None]] = {}  # prompts asked and not answered
         self.replayed: deque[Completion] = deque()
         self.failures = self.replies.failures
-        self.failed_in_a_row = 0
+        self.failing: set[str] = set()  # prompts that failed for the first time, since the last success
+        self.failure: Completion | None = None  # the last one, unless a success followed
+        self.succeeded = len(self.replies) > 0  # whether the engine ever spoke in this run
         self.begun = self.finished = self.accepted = 0
         self.unwritten: dict[int, _Open] = {}  # finished, while an earlier one is not
         self.tokens: Counter[str] = Counter(prompt=0, computed=0, completion=0)
@@ -114,14 +118,13 @@ class _Run:
             if self.replayed:
                 self._deliver(self.replayed.popleft())
                 continue
-            busy = [lane for lane in self.lanes.values() if lane.busy]
-            if not busy:
+            if not self.lanes.busy:
                 self._write(self.outputs.rest())
                 break
-            for lane in busy:
-                if not self.outputs.complete:
-                    self._receive(lane.next())
-        if self.failed_in_a_row:
+            self._receive(self.lanes.next())
+        if self.failure is not None:
+            if not self.succeeded:
+                raise self._broken(self.failure)
             self.journal.append({"kind": END})  # the last failures count: the engine was not broken
 
     def _begin_more(self) -> None:
@@ -158,25 +161,41 @@ class _Run:
         if known is not None:
             self.replayed.append(known)
         else:
-            self.lane_of[role_of(prompt)].put(rank, prompt)
+            self.lanes.put(role_of(prompt), rank, prompt)
 
     def _receive(self, completion: Completion) -> None:
         """A completion from an engine: written down first, then asked again if it failed, else delivered."""
         self.journal.append(asdict(completion))
         self._count(completion)
-        prompt, example = self.owners[completion.id]
-        if completion.finish == "error" and not exceeds_context(completion):
-            self.failures[completion.id] += 1
-            self.failed_in_a_row += 1
-            if self.failed_in_a_row >= MAX_FAILURES:
-                raise EngineError(f"the engine failed {MAX_FAILURES} times running, last on {completion.id}: "
-                                  f"{completion.error}", "mend it; the same command resumes")  # fmt: skip
-            if self.failures[completion.id] < ATTEMPTS:
-                self.lane_of[role_of(prompt)].put(example.index if example else CANDIDATE, prompt)
-                return
-        else:
-            self.failed_in_a_row = 0
+        if completion.finish != "error":
+            self.failing.clear()
+            self.failure, self.succeeded = None, True
+        elif not is_prompts_fault(completion) and self._asks_again(completion):
+            return
         self._deliver(completion)
+
+    def _asks_again(self, completion: Completion) -> bool:
+        """Count a failure of the engine, and ask again unless that was often enough. Raises EngineError: it is broken.
+
+        A retry goes behind all that was begun, so that what fails at once does not fail three times in one breath. That
+        it fails again says little of the engine: the hopeless rows come together at a run's end.
+        """
+        id = completion.id
+        self.failures[id] += 1
+        self.failure = completion
+        if self.failures[id] == 1:
+            self.failing.add(id)
+        if len(self.failing) >= MAX_FAILURES:
+            raise self._broken(completion)
+        if is_given_up(completion, self.failures[id]):
+            return False
+        prompt, example = self.owners[id]
+        self.lanes.put(role_of(prompt), self.begun if example else CANDIDATE, prompt)
+        return True
+
+    def _broken(self, last: Completion) -> EngineError:
+        return EngineError(f"the engine failed {len(self.failing)} times running, each time on another prompt, "
+                           f"last on {last.id}: {last.error}", "mend it; the same command resumes")  # fmt: skip
 
     def _count(self, completion: Completion) -> None:
         self.tokens["prompt"] += completion.prompt_tokens
@@ -258,8 +277,7 @@ class _Run:
 
     def close(self) -> None:
         """Close files and streams as they stand."""
-        for lane in self.lanes.values():
-            lane.close()
+        self.lanes.close(CLOSE_SECONDS)
         self.outputs.close()
 
     def result(self) -> RunResult:

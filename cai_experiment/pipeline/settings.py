@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 
+from cai_experiment.constitution.grid import HOUSEHOLD
+from cai_experiment.pipeline.evaluation_sets import EvaluationSet
 from cai_experiment.pipeline.gate import GateSettings
 from cai_experiment.pipeline.instruct import Instruction
 from cai_experiment.pipeline.mix import Part
@@ -16,7 +18,8 @@ class RunSettings:
     """One run. Instructions come from `mix`, or are all written by the model, until `pairs` were accepted or
     `max_draws` were drawn; with `instructions` every row is used once.
 
-    The names are what the manifest says of files: their names and hashes. `evaluation_texts` must not be trained on.
+    The names are what the manifest says of files: their names and hashes. `evaluation_sets` must not be trained on.
+    `grid` names the grid from which the model's own instructions are drawn: HOUSEHOLD or BROAD.
     `guard` names the guard that reads the pairs afterwards; "" for none.
     """
 
@@ -28,9 +31,8 @@ class RunSettings:
     instructions_name: str = ""
     mix: tuple[Part, ...] = ()
     mix_name: str = ""
-    vary_length: bool = False  # instructions of the model's own: ask for one of several lengths
-    evaluation_texts: tuple[str, ...] = ()
-    evaluation_names: tuple[str, ...] = ()
+    grid: str = HOUSEHOLD
+    evaluation_sets: tuple[EvaluationSet, ...] = ()
     match_lengths: bool = False
     guard: str = ""
     seed: int = 0
@@ -42,8 +44,8 @@ class RunSettings:
         stages.pop("seed")
         gate = {f"gate_{name}": value for name, value in asdict(self.gate).items()}
         source = {
-            "instructions": self.instructions_name, "mix": self.mix_name, "vary_length": self.vary_length,
-            "exclude": list(self.evaluation_names),
+            "instructions": self.instructions_name, "mix": self.mix_name, "grid": self.grid,
+            "exclude": [one.name for one in self.evaluation_sets],
         }  # fmt: skip
         after = {"match_lengths": self.match_lengths, "guard": self.guard or "none"}
         return {"pairs": self.pairs, "max_draws": self.max_draws, **stages, **gate, **source, **after}

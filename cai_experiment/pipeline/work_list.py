@@ -10,6 +10,7 @@ import math
 from collections import Counter, deque
 
 from cai_experiment.engines.base import Completion, Prompt
+from cai_experiment.pipeline.evaluation_sets import EvaluationTexts
 from cai_experiment.pipeline.instruct import SELF, Instruction, InstructionWriter, example_id, malformed
 from cai_experiment.pipeline.known import KnownTexts, fingerprint
 from cai_experiment.pipeline.mix import Part, Turns, shuffled
@@ -31,7 +32,7 @@ class WorkList:
         self.ran_out: dict[str, int] = {}
         self.drawn = 0
         self.max_draws = settings.max_draws
-        self._evaluation = KnownTexts(settings.evaluation_texts)
+        self._evaluation = EvaluationTexts(settings.evaluation_sets)
         self._known = KnownTexts()
         self._every_row = settings.instructions is not None
         parts = settings.mix or (Part(SELF, 1.0),)
@@ -45,7 +46,7 @@ class WorkList:
         }
         speaks = any(part.name == SELF for part in parts)
         self.writer = InstructionWriter(
-            settings.seed, CANDIDATES_PER_DRAW * settings.max_draws if speaks else 0, settings.vary_length
+            settings.seed, CANDIDATES_PER_DRAW * settings.max_draws if speaks else 0, settings.grid
         )
 
     def prompts(self, wanted: int) -> list[Prompt]:
@@ -103,7 +104,7 @@ class WorkList:
         if self._every_row and not len(self._evaluation):
             return ""
         one = fingerprint(text)
-        if self._evaluation.find(one):
+        if self._evaluation.holds(one):
             return IN_EVALUATION_SET
         if self._every_row:
             return ""

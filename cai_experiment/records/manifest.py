@@ -70,7 +70,8 @@ class Manifest:
     `extended` holds the targets that the run had before it was given a larger one. `guard` is what judged the pairs.
     `models` maps a role ("generator", "critic") to the engine's `describe()`, which holds the probe's result too.
     `constitution` is {"file", "sha256"}. `tokens`, `wall_seconds` and `cost_dollars` are sums over all sessions of
-    the run, `counts` is the newest state (accepted, rejected, ...). Lengths of time are in seconds.
+    the run, `counts` is the newest state (accepted, rejected, ...). Lengths of time are in seconds; `wall_seconds` is
+    without `loading_seconds`, those of downloading and loading the models, and `cost_dollars` with them.
     """
 
     settings: dict[str, Any]
@@ -85,6 +86,7 @@ class Manifest:
     counts: dict[str, int] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
     wall_seconds: float = 0.0
+    loading_seconds: float = 0.0
     cost_dollars: float = 0.0
 
     @classmethod
@@ -115,6 +117,11 @@ class Manifest:
             cost_dollars=round(self.cost_dollars + seconds / 3600 * session.price_per_hour, 6),
         )
 
+    def after_loading(self, seconds: float, price_per_hour: float) -> Manifest:
+        """This manifest with one more loading of the models added."""
+        cost = round(self.cost_dollars + seconds / 3600 * price_per_hour, 6)
+        return dataclasses.replace(self, loading_seconds=round(self.loading_seconds + seconds, 3), cost_dollars=cost)
+
 
 def open_manifest(path: str | Path, new: Manifest) -> Manifest:
     """Start or resume: write and return `new`, with the sums of the sessions before it.
@@ -124,7 +131,8 @@ def open_manifest(path: str | Path, new: Manifest) -> Manifest:
     if Path(path).exists():
         old = Manifest.read(path)
         check_same_settings(old, new, show(path))
-        kept = {name: getattr(old, name) for name in ("guard", "counts", "tokens", "wall_seconds", "cost_dollars")}
+        sums = ("guard", "counts", "tokens", "wall_seconds", "loading_seconds", "cost_dollars")
+        kept = {name: getattr(old, name) for name in sums}
         extended = list(old.extended)
         if _grew("pairs", old.settings.get("pairs"), new.settings.get("pairs")):
             extended += [old.settings["pairs"]] * (old.settings["pairs"] != new.settings["pairs"])

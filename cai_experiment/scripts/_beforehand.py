@@ -1,45 +1,19 @@
-"""What can be said of a milestone before a model is loaded: its plan, and the report of a run that is finished."""
+"""What can be said of a milestone before a model is loaded: the report of a run that is finished, how far it came."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 from typing import Any
 
-from cai_experiment.constitution.principles import load_constitution
 from cai_experiment.milestones import Milestone
 from cai_experiment.models.hardware import detect
-from cai_experiment.models.presets import resolve_model
-from cai_experiment.pipeline.length_matching import BLOCK, KEEP
+from cai_experiment.models.presets import ModelChoice
 from cai_experiment.pipeline.settings import RunSettings
 from cai_experiment.records.files import ExampleFile, ends_whole
 from cai_experiment.records.manifest import Manifest
 from cai_experiment.scripts._generation import WITH_TRAINING
-from cai_experiment.scripts._inputs import earlier
-
-PAIRS_A_STEP = 8  # DPO's effective batch
-
-
-def plan_lines(args: argparse.Namespace, milestone: Milestone, settings: RunSettings) -> list[str]:
-    """Memory, tokens, hours and dollars of the whole milestone, for the terminal; nothing is loaded or asked for."""
-    from cai_experiment.models.plan import Workload, generation_lines, plan
-
-    hardware = detect()
-    choice = resolve_model(args.generator or args.model, hardware)
-    weighed = len(load_constitution(args.constitution).principles) if args.principles == "targeted" else 1
-    pairs = math.ceil(settings.pairs * BLOCK / KEEP) if settings.match_lengths else settings.pairs
-    quantization = args.quantization or hardware.quantization
-    lines = [f"model       {choice.name} | {quantization} | {choice.reason}"]
-    if milestone.name in WITH_TRAINING:
-        work = Workload(pairs, settings.stages.rounds, PAIRS_A_STEP * (milestone.dpo_steps or 0), weighed)
-        lines += plan(choice, hardware, quantization, work, args.price_per_hour).lines()
-    else:
-        work = Workload(pairs, settings.stages.rounds, 0, weighed)
-        lines += generation_lines(choice, hardware, work, args.price_per_hour)
-    if settings.guard:
-        lines.append(f"guard       {settings.guard}; access, disk and memory are checked before the first token")
-    return [*lines, f"budget      {milestone.budget_hours:g} hours, ${milestone.budget_dollars:.2f} on the pod"]
+from cai_experiment.scripts._inputs import chosen_model, earlier
 
 
 def finished_report(
@@ -57,7 +31,8 @@ def finished_report(
     if (reported.get("pairs"), reported.get("guard")) != (settings.pairs, settings.guard or "none"):
         return None  # of the run before it was extended, or guarded
     parts = {gate.get("part") for gate in report["gates"]}
-    untrained = milestone.name in WITH_TRAINING and report["counts"]["accepted"] and "training" not in parts
+    trains = milestone.name in WITH_TRAINING and (report["counts"]["accepted"] or args.random_weights)
+    untrained = trains and "training" not in parts
     return None if untrained else report
 
 
@@ -82,10 +57,27 @@ def _same_run(args: argparse.Namespace, settings: RunSettings, constitution_sha2
 
 
 def _same_models(args: argparse.Namespace, models: dict[str, dict[str, Any]]) -> bool:
-    """True if the flags name the models that the run was made with, as far as is known without loading them."""
-    named = {"generator": args.generator or args.model, "critic": args.critic or args.model}
+    """True if the flags name the models that the run was made with, as far as is known without loading or asking."""
     hardware, random = detect(), args.random_weights
-    return all(
-        models[role].get("model") == (f"random:{random}" if random else resolve_model(name, hardware).name)
-        for role, name in named.items()
-    )
+    for role in ("generator", "critic"):
+        choice, model = chosen_model(args, hardware, critic=role == "critic"), models[role]
+        if args.server:
+            same = _same_served(args.server, choice, model)
+        else:
+            same = model.get("model") == (f"random:{random}" if random else choice.name)
+        if not same:
+            return False
+    return True
+
+
+def _same_served(server: str, choice: ModelChoice, model: dict[str, Any]) -> bool:
+    """True if a server's `model` is the chosen one: by name, or without one what this address served."""
+    from cai_experiment.engines.server_address import read_address
+    from cai_experiment.engines.server_probe import is_named
+
+    if model.get("engine") != "server":
+        return False
+    if not choice.path_or_id:
+        return bool(model.get("url") == read_address(server)[0])
+    card = {"id": model.get("model"), **(model.get("served") or {})}
+    return is_named(choice.path_or_id, card) or is_named(choice.path_or_id, card, loosely=True)

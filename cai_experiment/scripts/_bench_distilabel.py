@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
 import sys
 import sysconfig
 import tempfile
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from cai_experiment.pipeline.stages import StageSettings
+from cai_experiment.scripts._bench_process import run_child
 
 VERSION = "1.5.3"
 CHAIN = Path(__file__).with_name("_bench_distilabel_chain.py")
@@ -22,13 +19,18 @@ SECONDS = 3600  # of one run, loading included
 
 @dataclass
 class Distilabel:
-    """Runs of distilabel over `rows` rows. The environment is made at the first one."""
+    """Runs of distilabel over `rows` rows. The environment is made at the first one.
+
+    With one process the whole chain is one task, which has all the threads; with two each half of the chain is a task
+    in a process of its own, which works beside the other with half of the threads.
+    """
 
     cache: Path
     model: str
     rows: int
     threads: int
     stages: StageSettings
+    processes: int
 
     def tokens_per_second(self) -> float:
         """Useful tokens a second of one run, loading excluded. RuntimeError says why there is no figure."""
@@ -38,11 +40,11 @@ class Distilabel:
             settings = {
                 "rows": self.rows, "seed": self.stages.seed, "principles": self.stages.principles, "model": self.model,
                 "cache": str(folder / "cache"), "times": str(folder / "times"), "result": str(folder / "result.json"),
+                "processes": self.processes,
             }  # fmt: skip
             (folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
-            # its two halves run side by side, each in its own process: together they get the threads that we have
-            env = {"OMP_NUM_THREADS": str(max(1, self.threads // 2)), "HF_HUB_OFFLINE": "1"}
-            self._run([str(python), str(CHAIN), str(folder / "settings.json")], env, "distilabel failed")
+            env = {"OMP_NUM_THREADS": str(max(1, self.threads // self.processes)), "HF_HUB_OFFLINE": "1"}
+            run_child([str(python), str(CHAIN), str(folder / "settings.json")], env, "distilabel failed", SECONDS)
             result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         if result["rows"] != self.rows:
             raise RuntimeError(f"distilabel gave back {result['rows']} of {self.rows} rows")
@@ -53,28 +55,11 @@ class Distilabel:
         folder = self.cache / f"distilabel-{VERSION}"
         python = folder / "bin" / "python"
         if not (folder / ".installed").exists():
-            self._run([sys.executable, "-m", "venv", "--clear", str(folder)], {}, "no environment for distilabel")
+            venv = [sys.executable, "-m", "venv", "--clear", str(folder)]
+            run_child(venv, {}, "no environment for distilabel", SECONDS)
             places = sysconfig.get_paths(vars={"base": str(folder), "platbase": str(folder)})
             Path(places["purelib"], "ours.pth").write_text(sysconfig.get_paths()["purelib"] + "\n", encoding="utf-8")
             install = [str(python), "-m", "pip", "install", "-q", f"distilabel=={VERSION}"]
-            self._run(install, {}, f"distilabel=={VERSION} cannot be installed")
+            run_child(install, {}, f"distilabel=={VERSION} cannot be installed", SECONDS)
             (folder / ".installed").touch()
         return python
-
-    def _run(self, command: list[str], env: dict[str, str], problem: str) -> None:
-        """Run a command in a session of its own, whose every process ends with it, however it ends."""
-        try:
-            process = subprocess.Popen(command, env=os.environ | env, stdout=subprocess.DEVNULL,
-                                       stderr=subprocess.PIPE, text=True, start_new_session=True)  # fmt: skip
-        except OSError as error:
-            raise RuntimeError(f"{problem}: {error}") from error
-        try:
-            _, said = process.communicate(timeout=SECONDS)
-        except subprocess.TimeoutExpired:
-            raise RuntimeError(f"{problem}: no end within {SECONDS} s") from None
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-        if process.returncode:
-            last = [line for line in said.splitlines() if line.strip()][-1:]
-            raise RuntimeError(f"{problem}: {''.join(last)[:200]}")

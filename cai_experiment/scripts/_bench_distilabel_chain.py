@@ -2,10 +2,10 @@
 
     python cai_experiment/scripts/_bench_distilabel_chain.py settings.json
 
-A distilabel Pipeline of one Task a half of the chain, each in its own process with its own TransformersLLM, as it
-does. Its inner pipeline speaks for one row at a time as shipped; here it gets batches, so that distilabel is shown at
-its best. It gives no log-probabilities, so a verdict is one greedy token. Writes {"rows", "tokens", "seconds"}, loading
-excluded.
+A distilabel Pipeline of one Task for the whole chain, or of one a half of it; each Task has its own process and its own
+TransformersLLM, as distilabel does it. Its inner pipeline speaks for one row at a time as shipped; here it gets full
+batches, so that distilabel is shown at its best. It gives no log-probabilities, so a verdict is one greedy token.
+Writes {"rows", "tokens", "seconds"}, loading and one small call to warm up excluded.
 """
 
 # no `from __future__ import annotations`: distilabel reads the annotations of `process`
@@ -27,21 +27,23 @@ from cai_experiment.engines.base import Completion, Prompt
 from cai_experiment.pipeline.instruct import Instruction
 from cai_experiment.scripts._bench_chain import batches, instructions_for, lockstep, stage_settings
 
-FIRST_HALF = 4  # stages: answer, verdicts, critique, revision; the rest is the second round
+FIRST_HALF = {"targeted": 5, "random": 4}  # stages: answer, verdicts (targeted: twice), critique, revision
 BATCH = 16
+ROWS_AT_ONCE = 4 * BATCH  # distilabel's own 50 would leave an inner batch of 2 over
 
 
 class BatchedLLM(TransformersLLM):
     """distilabel's own LLM, with its inner transformers pipeline speaking for BATCH rows at a time."""
 
     def load(self) -> None:
-        """Load as ever, then raise the batch."""
+        """Load as ever, raise the batch, and warm up."""
         super().load()
         self._pipeline._batch_size = BATCH
         self._pipeline.tokenizer.padding_side = "left"
+        self.generate_outputs(inputs=[[{"role": "user", "content": "How are you?"}]] * BATCH, max_new_tokens=8)
 
 
-class Half(Task):
+class Part(Task):
     """Stages of the chain for a batch of rows; what earlier stages said travels along as JSON in "replies"."""
 
     stages: int | None = None  # how far, None: to the end
@@ -68,7 +70,7 @@ class Half(Task):
         return {"generation": output}
 
     def process(self, inputs: StepInput) -> StepOutput:
-        """All stages of this half for one batch."""
+        """All stages of this part for one batch."""
         began = time.time()
         known = [{one["id"]: Completion(**one) for one in json.loads(row["replies"])} for row in inputs]
         said = {id: completion for row in known for id, completion in row.items()}
@@ -119,12 +121,14 @@ def main() -> None:
     settings = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     rows = [{"id": row.id, "instruction": row.text, "replies": "[]"}
             for row in instructions_for(settings["rows"], settings["seed"])]  # fmt: skip
-    shared = {"seed": settings["seed"], "principles": settings["principles"], "times": settings["times"]}
+    shared = {name: settings[name] for name in ("seed", "principles", "times")} | {"input_batch_size": ROWS_AT_ONCE}
     with Pipeline(name="chain", cache_dir=settings["cache"]) as pipeline:
-        load = LoadDataFromDicts(data=rows)
-        first = Half(name="first", llm=BatchedLLM(model=settings["model"]), stages=FIRST_HALF, **shared)
-        second = Half(name="second", llm=BatchedLLM(model=settings["model"]), **shared)
-        load >> first >> second
+        step = LoadDataFromDicts(data=rows, batch_size=ROWS_AT_ONCE)
+        for stages in [FIRST_HALF[settings["principles"]]] * (settings["processes"] == 2) + [None]:
+            name = "first_half" if stages else "to_the_end"
+            part = Part(name=name, llm=BatchedLLM(model=settings["model"]), stages=stages, **shared)
+            step >> part
+            step = part
     done = pipeline.run(use_cache=False)["default"]["train"]
     replies = [reply for row in done for reply in json.loads(row["replies"])]
     times = [float(word) for word in Path(settings["times"]).read_text(encoding="utf-8").split()]

@@ -3,12 +3,15 @@
 With --random-weights the architecture is a preset's own and the words are noise, so every completion runs to its last
 token and plain words of the same number of tokens stand in its place in the conversation. Those are computed
 anew, where a real model's own words lie in the cache already: the figure is on the careful side.
+
+Engine hf is watched pass by pass. vLLM and Unsloth are not: for them the fewest passes and reads are counted that their
+slots allow, so their share of the bandwidth is at least the one that is shown.
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
+import subprocess
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -23,8 +26,9 @@ from cai_experiment.models.plan import ANSWER_TOKENS, CRITIQUE_TOKENS
 from cai_experiment.models.presets import ModelPreset, numbers_of
 from cai_experiment.scripts._bench_chain import instructions_for, stage_settings
 from cai_experiment.scripts._bench_figures import Figure, Say
-from cai_experiment.scripts._bench_generation import Chain
-from cai_experiment.scripts._bench_watch import Passes, Recorded, watched_passes
+from cai_experiment.scripts._bench_generation import WARM_ROWS, Chain
+from cai_experiment.scripts._bench_process import peak_bytes
+from cai_experiment.scripts._bench_watch import Passes, Recorded, fewest_passes, watched_passes
 
 if TYPE_CHECKING:
     from cai_experiment.engines.load import Plan
@@ -42,6 +46,7 @@ class Worded:
 
     def __post_init__(self) -> None:
         self.name, self.first_line, self.renderer = self.engine.name, self.engine.first_line, self.engine.renderer
+        self.width, self.elsewhere = self.engine.width, self.engine.elsewhere
         self._filler = self.renderer.encode(FILLER * 40, False)
 
     def describe(self) -> dict[str, object]:
@@ -62,21 +67,28 @@ def on_card(args: argparse.Namespace, say: Say) -> list[Figure]:
         raise BadInputError("--gpu: this machine has no CUDA GPU", "add --tiny for a dry run on the CPU")
     engine, plan = _load(args, hardware)
     say(engine.first_line)
-    rows = args.rows or (TINY_ROWS if args.tiny else ROWS_A_SLOT * engine.slots)
+    rows = args.rows or (TINY_ROWS if args.tiny else ROWS_A_SLOT * slots_of(engine))
     stages = stage_settings(args.seed, args.principles)
     if args.random_weights:
         answer, critique = (TINY_TOKENS, TINY_TOKENS) if args.tiny else (ANSWER_TOKENS, CRITIQUE_TOKENS)
         stages = replace(stages, max_tokens_answer=answer, max_tokens_critique=critique)
     chain = Chain(engine, instructions_for(rows, args.seed), stages, plan.choice.path_or_id)
+    _run(replace(chain, instructions=chain.instructions[:WARM_ROWS]), bool(args.random_weights))  # untimed
     runs = []
     for number in range(args.repeats):
         runs.append(_run(chain, bool(args.random_weights)))
         say(f"round {number + 1} of {args.repeats}: {runs[-1].tokens_per_second:,.1f} tokens/s")
-    peak = _peak_gb(hardware)
+    peak = _peak_gb(hardware, plan.engine)
     engine.close()
     middle = median(run.tokens_per_second for run in runs)
     run = min(runs, key=lambda one: abs(one.tokens_per_second - middle))
     return figures(run, numbers_of(plan.choice), plan.quantization, hardware, peak)
+
+
+def slots_of(engine: Any) -> int:
+    """How many rows an engine speaks for at a time."""
+    own = engine.settings if engine.name == "vllm" else engine
+    return own.batch_size if engine.name == "unsloth" else own.slots
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +99,7 @@ class Run:
     spoken: int  # completion tokens
     computed: int  # prompt tokens that no cache held
     weighed: int  # prompts with options: each needs the head once
-    passes: int
+    passes: int  # of hf; of another engine the fewest possible, and so the reads
     cached_tokens_read: int
 
     @property
@@ -136,6 +148,8 @@ def _run(chain: Chain, worded: bool) -> Run:
 
 def _as_run(seconds: float, recorded: Recorded, passes: Passes) -> Run:
     done = recorded.completions
+    if not passes.occupancy.passes:  # not engine hf
+        passes = fewest_passes(done, slots_of(recorded.engine))
     return Run(
         seconds, sum(c.completion_tokens for c in done), sum(c.computed_tokens for c in done),
         sum(bool(c.logprobs) for c in done), passes.occupancy.passes, passes.cached_tokens_read,
@@ -143,14 +157,14 @@ def _as_run(seconds: float, recorded: Recorded, passes: Passes) -> Run:
 
 
 def _load(args: argparse.Namespace, hardware: Hardware) -> tuple[Any, Plan]:
-    """(engine hf, the plan it was loaded by); --tiny shrinks the preset of --random-weights."""
-    from cai_experiment.engines.hf import HFEngine
+    """(engine, the plan it was loaded by); --tiny shrinks the preset of --random-weights."""
     from cai_experiment.engines.load import LoadSettings, load_model, make_plan, make_renderer
 
-    quantization = args.quantization or ("4bit" if args.random_weights else None)
+    own = "4bit" if args.random_weights and args.engine == "hf" else None
     settings = LoadSettings(
-        model=args.model, quantization=quantization, batch_size=args.batch_size, engine="hf", seed=args.seed,
-        random_weights=args.random_weights, tokenizer=args.tokenizer, max_length=TINY_CONTEXT if args.tiny else None,
+        model=args.model, quantization=args.quantization or own, batch_size=args.batch_size, engine=args.engine,
+        seed=args.seed, random_weights=args.random_weights, tokenizer=args.tokenizer,
+        max_length=TINY_CONTEXT if args.tiny else None, trains_after=False,
     )  # fmt: skip
     plan = make_plan(settings, hardware)
     if args.tiny:
@@ -158,11 +172,28 @@ def _load(args: argparse.Namespace, hardware: Hardware) -> tuple[Any, Plan]:
             raise BadInputError("--tiny shrinks an architecture", "give its preset by --random-weights")
         name = f"{plan.choice.name}, shrunk"
         plan = replace(plan, choice=replace(plan.choice, name=name, preset=shrunk(plan.choice.preset)))
-    model, tokenizer, facts = load_model(plan, settings)
-    renderer = make_renderer(model, tokenizer, plan.choice, settings)
-    engine = HFEngine(model, tokenizer, renderer, args.batch_size, facts)
+    engine: Any
+    if plan.engine == "vllm":
+        from cai_experiment.engines import vllm_load
+
+        one_card = replace(hardware, gpus=1)  # the figures are one card's
+        engine = vllm_load.load(plan.choice, plan.quantization, settings, one_card)
+    else:
+        model, tokenizer, facts = load_model(plan, settings)
+        renderer = make_renderer(model, tokenizer, plan.choice, settings)
+        engine = _class_of(plan.engine)(model, tokenizer, renderer, args.batch_size, facts)
     engine.first_line = plan.first_line
     return engine, plan
+
+
+def _class_of(engine: str) -> Any:
+    if engine == "unsloth":
+        from cai_experiment.engines.unsloth import UnslothEngine
+
+        return UnslothEngine
+    from cai_experiment.engines.hf import HFEngine
+
+    return HFEngine
 
 
 def shrunk(preset: ModelPreset) -> ModelPreset:
@@ -175,10 +206,15 @@ def shrunk(preset: ModelPreset) -> ModelPreset:
     return replace(preset, numbers=small)
 
 
-def _peak_gb(hardware: Hardware) -> float:
-    """The most memory that this process has held: on the card as torch allocated it, else resident."""
+def _peak_gb(hardware: Hardware, engine: str) -> float:
+    """The most memory that was held: on the card as torch allocated it, for vLLM (whose process takes its share when it
+    starts) as nvidia-smi sees it; without a card this process's own."""
+    if hardware.kind != "cuda":
+        return peak_bytes() / GB
+    if engine == "vllm":
+        asked = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+        used = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
+        return max(map(int, used.split())) * 2**20 / GB  # of several cards: the one at work
     import torch
 
-    if hardware.kind == "cuda":
-        return torch.cuda.max_memory_allocated() / GB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GB
+    return torch.cuda.max_memory_allocated() / GB

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import replace
 
 from cai_experiment.scripts._bench_figures import Figure, Say, interleaved, timed
-from cai_experiment.scripts._bench_generation import Chain
+from cai_experiment.scripts._bench_generation import WARM_ROWS, Chain
 
 ROWS = 200
 
@@ -18,10 +18,12 @@ def two_over_one(args: argparse.Namespace, chain: Chain, say: Say) -> Figure:
 
     settings = LoadSettings(model=args.model, engine="hf", batch_size=args.batch_size, seed=args.seed)
     rows = replace(chain, instructions=chain.instructions[:ROWS])
+    few = replace(chain, instructions=chain.instructions[: 2 * WARM_ROWS])
 
     def run(actors: int) -> float:
         engine, _ = ray_engines(LOCAL, settings, actors=actors)
         try:
+            few.pipeline(engine)  # untimed: each actor's first passes
             return timed(lambda: len(rows.instructions) * bool(rows.pipeline(engine)))
         finally:
             engine.close()

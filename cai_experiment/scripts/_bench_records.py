@@ -17,7 +17,7 @@ from cai_experiment.records.files import encode_line
 from cai_experiment.records.store import Journal
 from cai_experiment.scripts._bench_figures import Figure, Say, interleaved, timed
 
-ROWS = 100_000
+ROWS, WARM_ROWS = 100_000, 100
 WORDS = 3 * "Turn the water off, open the tap and change the washer. If it still drips, ask someone who knows pipes. "
 
 
@@ -25,10 +25,12 @@ def records(args: argparse.Namespace, say: Say) -> list[Figure]:
     """Both figures, over `--rows` lines."""
     rows = args.rows or ROWS
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "journal.jsonl"
+        path, bare = Path(folder) / "journal.jsonl", Path(folder) / "bare.jsonl"
+        _append(path, WARM_ROWS)  # untimed
+        _write(bare, WARM_ROWS)
         speeds = interleaved(
             {"journal": lambda: timed(lambda: _append(path, rows)),
-             "bare_write": lambda: timed(lambda: _write(path.with_name("bare.jsonl"), rows))},
+             "bare_write": lambda: timed(lambda: _write(bare, rows))},
             args.repeats, say)  # fmt: skip
         scale = ROWS / rows  # seconds of 100,000 lines
         scans = interleaved({"resume": lambda: scale * _scan(path, rows), "bare_json": lambda: scale * _parse(path)},

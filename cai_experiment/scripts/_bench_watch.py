@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,8 @@ class Recorded:
 
     def __init__(self, engine: Any) -> None:
         self.engine, self.name, self.first_line = engine, engine.name, engine.first_line
-        self.renderer = engine.renderer
+        self.renderer, self.width = engine.renderer, getattr(engine, "width", 0)
+        self.elsewhere = getattr(engine, "elsewhere", False)
         self.prompts: list[Prompt] = []
         self.completions: list[Completion] = []
 
@@ -68,6 +70,17 @@ def watched_passes() -> Iterator[Passes]:
         yield seen
     finally:
         Loop.step = step  # type: ignore[method-assign]
+
+
+def fewest_passes(completions: Sequence[Completion], slots: int) -> Passes:
+    """What an engine that cannot be watched read at least: all `slots` at work in each pass, and each token that is
+    spoken reads the keys and values before it; a verdict reads those of its prompt."""
+    spoken = sum(c.completion_tokens for c in completions)
+    read = sum(
+        max(1, c.completion_tokens) * c.prompt_tokens + c.completion_tokens * (c.completion_tokens - 1) // 2
+        for c in completions
+    )
+    return Passes(Occupancy(passes=math.ceil(spoken / slots)), read)
 
 
 def computed_over_tree(recorded: Recorded) -> tuple[float, dict[str, float]]:

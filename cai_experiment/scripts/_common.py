@@ -15,27 +15,23 @@ import errno
 import os
 import signal
 import sys
+import threading
+import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from cai_experiment.errors import (
     EXIT_BAD_INPUT,
     EXIT_CTRL_C,
     EXIT_FAILURE,
     EXIT_HANGUP,
-    EXIT_OK,
     EXIT_TERMINATED,
     UserError,
 )
 from cai_experiment.milestones import CHECKPOINT_DIR, DATA_DIR, PACKAGE, POD_DOLLARS_PER_HOUR
-
-if TYPE_CHECKING:
-    from cai_experiment.models.plan import Workload
-    from cai_experiment.models.presets import ModelChoice
 
 ROOT = PACKAGE.parent
 QUANTIZATIONS = ("4bit", "8bit", "bf16", "fp32")
@@ -63,7 +59,17 @@ _use_project_python()  # here, before a script's other imports miss what only .v
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage block."""
+    """Says what is wrong in one line, without the usage block; checks --hardware and fills in the price."""
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """As argparse's; without --price-per-hour the price is that of --hardware, else of this machine."""
+        parsed = super().parse_args(args, namespace)
+        card = vars(parsed).get("hardware")
+        if card is not None and not parsed.plan:
+            self.error(f"--hardware {card} is for --plan alone; a run takes the machine that it is on: add --plan")
+        if vars(parsed).get("price_per_hour", 0.0) is None:
+            parsed.price_per_hour = default_price(card)
+        return parsed
 
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_BAD_INPUT, f"{self.prog}: {message}; see {self.prog} --help\n")
@@ -85,9 +91,27 @@ def dollars(text: str) -> float:
     return value
 
 
-def base_parser(doc: str | None, milestone: str | None = None) -> argparse.ArgumentParser:
-    """A parser with the flags of every script; `doc` is the script's docstring, `milestone` the default of --run."""
+def plain_parser(doc: str | None) -> argparse.ArgumentParser:
+    """A parser with --debug alone, for a script that works on no run; `doc` is the script's docstring."""
     parser = _Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    return parser
+
+
+def seconds(text: str) -> float:
+    """argparse type: a length of time above 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0")
+    return value
+
+
+def base_parser(doc: str | None, milestone: str | None = None, plans: bool = True) -> argparse.ArgumentParser:
+    """A parser with the flags of every script that works on a run; `milestone` is the default of --run.
+
+    `plans`: the script has a --plan to show.
+    """
+    parser = plain_parser(doc)
     files = parser.add_argument_group("files")
     files.add_argument("--run", metavar="NAME", default=milestone, help=f"this run's folder (default: {milestone})")
     files.add_argument("--data-dir", type=Path, default=DATA_DIR, help="where runs are kept: DATA_DIR/NAME")
@@ -102,11 +126,12 @@ def base_parser(doc: str | None, milestone: str | None = None) -> argparse.Argum
     model.add_argument("--random-weights", metavar="PRESET", help="its architecture, random weights: a test run")
     run = parser.add_argument_group("run")
     run.add_argument("--seed", type=int, default=0)
-    run.add_argument("--plan", action="store_true", help="show memory, tokens, hours and dollars; run nothing")
-    run.add_argument("--price-per-hour", type=dollars, default=default_price(), metavar="DOLLARS",
-                     help=f"for the cost shown (default: {POD_DOLLARS_PER_HOUR} on a pod, else 0)")
+    if plans:
+        run.add_argument("--plan", action="store_true", help="show memory, tokens, hours and dollars; run nothing")
+        run.add_argument("--hardware", metavar="NAME", help="with --plan: plan for this machine, e.g. a100-80gb")
+    run.add_argument("--price-per-hour", type=dollars, metavar="DOLLARS",
+                     help=f"for the cost shown (default: {POD_DOLLARS_PER_HOUR} on a pod, that of --hardware, else 0)")
     run.add_argument("-v", "--verbosity", type=int, choices=range(4), default=1, metavar="0..3", help="(default: 1)")
-    run.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
 
 
@@ -133,42 +158,32 @@ def add_generation_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--server", metavar="URL", help="an OpenAI-compatible endpoint; its key: CAI_API_KEY")
     group.add_argument("--server-concurrency", type=positive_int, default=64, metavar="N",
                        help="requests at a time, at most")
-    group.add_argument("--deadline", type=float, default=600.0, metavar="SECONDS", help="for one request to the server")
+    group.add_argument("--deadline", type=seconds, default=600.0, metavar="SECONDS",
+                       help="for one request to the server; of a vLLM or Ray actor that answers nothing, until it is "
+                            "started again")  # fmt: skip
     group.add_argument("--ray", metavar="ADDRESS|local",
                        help="actors of a Ray cluster, one engine each (docs/SCALING.md)")
     group.add_argument("--ray-actors", type=positive_int, metavar="N", help="(default: what is free)")
 
 
-def default_price() -> float:
-    """Dollars an hour: the spec's on a RunPod pod, else 0 (your own machine)."""
-    from cai_experiment.models.hardware import on_pod
+def default_price(card: str | None) -> float:
+    """Dollars an hour: the list price of the --hardware `card`, the spec's on a RunPod pod, else 0 (your own machine).
 
+    Raises BadInputError for an unknown card.
+    """
+    from cai_experiment.models.hardware import on_pod, profile
+
+    if card is not None:
+        return profile(card).dollars_per_hour or 0.0
     return POD_DOLLARS_PER_HOUR if on_pod() else 0.0
 
 
-def say_choice(choice: ModelChoice, engine: str, quantization: str) -> None:
-    """Print the first line of a script: model, engine, quantisation and why."""
-    kind = f" ({choice.kind})" if choice.kind else ""
-    print(f"model {choice.name}{kind} | engine {engine} | {quantization} | {choice.reason}", flush=True)
-
-
-def show_plan(args: argparse.Namespace, work: Workload, budget_hours: float | None = None) -> int:
-    """Answer --plan: print the model, memory, tokens, hours and dollars of `work` beside its budget; return EXIT_OK."""
-    from cai_experiment.models.hardware import detect
-    from cai_experiment.models.plan import plan
-    from cai_experiment.models.presets import resolve_model
-
-    hardware = detect()
-    choice = resolve_model(args.model, hardware)
-    quantization = args.quantization or hardware.quantization
-    say_choice(choice, "none (a plan)", quantization)
-    print("\n".join(plan(choice, hardware, quantization, work, args.price_per_hour).lines()))
-    if budget_hours is not None:
-        print(f"budget      {budget_hours:g} hours, ${budget_hours * POD_DOLLARS_PER_HOUR:.2f} on one A100 80 GB")
-    return EXIT_OK
-
-
 # ---------------------------------------------------------------- ending properly
+
+
+EXIT_CODES: dict[int, int] = {signal.SIGTERM: EXIT_TERMINATED, signal.SIGHUP: EXIT_HANGUP, signal.SIGINT: EXIT_CTRL_C}
+INTERRUPTED = "interrupted; everything finished so far is kept; the same command resumes"
+SECONDS_TO_END = 8.0  # of the 10 that a signal may take
 
 
 class Signalled(KeyboardInterrupt):
@@ -179,23 +194,52 @@ class Signalled(KeyboardInterrupt):
         self.exit_code = exit_code
 
 
-@contextmanager
-def _signals_interrupt() -> Iterator[None]:
-    """Within it, SIGTERM and SIGHUP raise Signalled; a hang-up that nohup ignores stays ignored."""
-    codes = {signal.SIGTERM: EXIT_TERMINATED, signal.SIGHUP: EXIT_HANGUP}
+class _Signals:
+    """Within it, SIGTERM and SIGHUP raise Signalled; a hang-up that nohup ignores stays ignored.
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise Signalled(codes[signal.Signals(number)])
+    From the first signal on (Ctrl-C is one) the process has SECONDS_TO_END, its exit included: a download's threads are
+    waited for by their pool and again by Python, for minutes. Journal and checkpoints are whole at any instant. The
+    watch hears of a signal by Python's wake-up pipe, since the main thread may be within a library's C code.
+    """
 
-    before: dict[signal.Signals, Any] = {number: signal.getsignal(number) for number in codes}
-    caught = [number for number in codes if before[number] != signal.SIG_IGN]
-    for number in caught:
-        signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
+    def __init__(self) -> None:
+        self.said = False  # the line of an interrupted run
+
+    def __enter__(self) -> None:
+        handlers: dict[int, Any] = {number: signal.getsignal(number) for number in EXIT_CODES}
+        caught = [number for number in EXIT_CODES if number != signal.SIGINT and handlers[number] != signal.SIG_IGN]
+        self._before = {number: handlers[number] for number in caught}
         for number in caught:
-            signal.signal(number, before[number])
+            signal.signal(number, self._interrupt)
+        self._heard, self._tell = os.pipe()
+        os.set_blocking(self._tell, False)
+        self._wakeup = signal.set_wakeup_fd(self._tell, warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def __exit__(self, *raised: object) -> None:
+        signal.set_wakeup_fd(self._wakeup)
+        os.close(self._tell)  # ends the watch, unless there was a signal
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        raise Signalled(EXIT_CODES[number])
+
+    def _watch(self) -> None:
+        with open(self._heard, "rb", buffering=0) as pipe:
+            codes = (EXIT_CODES.get(byte[0]) for byte in iter(lambda: pipe.read(1), b""))
+            code = next(filter(None, codes), None)
+        if code is None:
+            return
+        time.sleep(SECONDS_TO_END)
+        try:
+            if not self.said:
+                os.write(2, f"{INTERRUPTED}\n".encode())  # sys.stderr may be locked by a thread that hangs
+        finally:
+            os._exit(code)
+
+
+os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # a worker's signal is none of its parent's
 
 
 def run_main(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:
@@ -204,13 +248,14 @@ def run_main(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | 
     With --debug the traceback is printed too. Also sets HF_HOME to the pod's volume, before a library reads it.
     """
     debug = "--debug" in (sys.argv[1:] if argv is None else argv)
+    signals = _Signals()
     _keep_downloads_on_the_volume()
     try:
-        with _signals_interrupt():
+        with signals:
             return main(argv)
     except KeyboardInterrupt as stop:
-        return _end("interrupted; everything finished so far is kept; the same command resumes",
-                    getattr(stop, "exit_code", EXIT_CTRL_C), debug)
+        signals.said = True
+        return _end(INTERRUPTED, getattr(stop, "exit_code", EXIT_CTRL_C), debug)
     except BrokenPipeError:  # `script | head`: the reader has gone, so nothing more can be said
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return EXIT_FAILURE

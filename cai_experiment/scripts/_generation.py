@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from cai_experiment.constitution.broad_grid import BROAD
+from cai_experiment.constitution.grid import HOUSEHOLD
 from cai_experiment.constitution.principles import load_constitution
 from cai_experiment.errors import BadInputError
 from cai_experiment.milestones import MAX_TOKENS_ANSWER, MAX_TOKENS_CRITIQUE, Milestone
@@ -17,7 +19,7 @@ from cai_experiment.pipeline.settings import RunResult, RunSettings
 from cai_experiment.pipeline.stages import StageSettings
 from cai_experiment.records.store import RunFolder
 from cai_experiment.scripts._common import add_generation_flags, base_parser, positive_int
-from cai_experiment.scripts._inputs import earlier, evaluation_set, mix_of, rows_of, speaks_of_world, target
+from cai_experiment.scripts._inputs import earlier, evaluation_sets, mix_of, rows_of, speaks_of_world, target
 
 if TYPE_CHECKING:
     from cai_experiment.engines.load import LoadSettings
@@ -26,9 +28,9 @@ WITH_TRAINING = ("single", "batch")  # milestones whose script trains as well
 GUARDED = "full"  # the milestone whose pairs a guard reads unless it is told not to
 
 
-def generation_parser(doc: str | None, milestone: str) -> argparse.ArgumentParser:
-    """The flags of a script that makes pairs, the gate's thresholds among them."""
-    parser = base_parser(doc, milestone)
+def generation_parser(doc: str | None, milestone: str, plans: bool = True) -> argparse.ArgumentParser:
+    """The flags of a script that makes pairs, the gate's thresholds among them; `plans`: and those of --plan."""
+    parser = base_parser(doc, milestone, plans)
     add_generation_flags(parser)
     _add_gate_flags(parser)
     group = parser.add_argument_group("guard")
@@ -87,7 +89,6 @@ def run_settings(args: argparse.Namespace, milestone: Milestone) -> RunSettings:
         asked = pairs if args.count or args.add else len(rows)
         instructions = rows[:asked]
         pairs, max_draws = min(pairs, len(instructions)), len(instructions)
-    texts, names = evaluation_set(args)
     return RunSettings(
         pairs=pairs,
         max_draws=max_draws,
@@ -103,9 +104,8 @@ def run_settings(args: argparse.Namespace, milestone: Milestone) -> RunSettings:
         instructions_name=name,
         mix=mix,
         mix_name=mix_name,
-        vary_length=not speaks_of_world(args),
-        evaluation_texts=texts,
-        evaluation_names=names,
+        grid=HOUSEHOLD if speaks_of_world(args) else BROAD,
+        evaluation_sets=evaluation_sets(args),
         match_lengths=args.match_lengths,
         guard=args.guard or "",
         seed=args.seed,
@@ -131,13 +131,16 @@ def check_engine_flags(args: argparse.Namespace) -> None:
         raise BadInputError("--engine server needs an endpoint", "add --server http://127.0.0.1:8000/v1")
     if args.server and args.engine not in ("auto", "server"):
         raise BadInputError(f"--server and --engine {args.engine} do not go together", "leave one of them out")
+    if args.server and args.trains_after:
+        raise BadInputError("--server: this milestone trains the model that it loads", "use generate_mvp.py")
     if args.ray is None:
         return
     if args.trains_after:
         raise BadInputError("--ray: this milestone trains the model that it loads", "use generate_mvp.py")
     from cai_experiment.pipeline.distributed import check_address
 
-    check_address(args.ray)
+    if not args.plan:  # which may be of another machine's cluster
+        check_address(args.ray)
 
 
 def load_engines(args: argparse.Namespace) -> tuple[Any, Any]:
@@ -157,7 +160,7 @@ def load_engines(args: argparse.Namespace) -> tuple[Any, Any]:
     if not getattr(critic, "can_weigh", True):  # before the first token, not at the first verdict
         raise BadInputError(
             f"--server {args.server} gives no log-probabilities, and verdicts need them",
-            "judge with --critic on another engine, or serve with vLLM, SGLang or llama.cpp",
+            "name a --critic there that gives them, or serve with vLLM, SGLang or llama.cpp",
         )
     return generator, critic
 

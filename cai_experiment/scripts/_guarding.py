@@ -14,14 +14,13 @@ from cai_experiment.engines.guard import GuardChoice, GuardSettings, GuardVerdic
 from cai_experiment.errors import BadInputError
 from cai_experiment.models.hardware import detect
 from cai_experiment.models.memory import weights_gb
-from cai_experiment.models.presets import resolve_model
 from cai_experiment.observe.progress import Progress
 from cai_experiment.pipeline.guarding import GuardCounts, guard_pass
 from cai_experiment.pipeline.length_matching import SURPLUS
 from cai_experiment.records.files import ExampleFile
 from cai_experiment.records.manifest import Manifest
 from cai_experiment.records.store import RunFolder
-from cai_experiment.scripts._inputs import earlier
+from cai_experiment.scripts._inputs import chosen_model, earlier
 
 
 def choose_guard(args: argparse.Namespace, path: Path) -> GuardChoice | None:
@@ -35,7 +34,9 @@ def choose_guard(args: argparse.Namespace, path: Path) -> GuardChoice | None:
     before = None if args.fresh else earlier(path)
     used = "" if before is None else str(before.guard.get("name", ""))
     wanted = used if used and args.guard == "auto" else args.guard
-    choice = check_guard(GuardSettings(wanted, args.generator or args.model, still_to_download(args)), detect())
+    hardware = detect()
+    settings = GuardSettings(wanted, chosen_model(args, hardware).path_or_id, still_to_download(args), shares_gpu(args))
+    choice = check_guard(settings, hardware)
     if used and choice.name != used:
         raise BadInputError(f"--guard {choice.name}: {used} has judged pairs of this run already",
                             f"use --guard {used}, or --fresh")  # fmt: skip
@@ -47,10 +48,17 @@ def still_to_download(args: argparse.Namespace) -> float:
     """GB that the generator's 16-bit weights will still take of the disk; 0 where its size is not known."""
     from cai_experiment.models.disk import downloaded_gb
 
-    choice = resolve_model(args.generator or args.model, detect())
+    choice = chosen_model(args, detect())
     if args.random_weights or args.server or choice.preset is None or choice.preset.is_local:
         return 0.0
     return max(0.0, weights_gb(choice.preset.architecture, "bf16") - downloaded_gb(choice.path_or_id))
+
+
+def shares_gpu(args: argparse.Namespace) -> bool:
+    """True if --server is on this machine, so that it keeps its GPU memory while the guard reads."""
+    from cai_experiment.engines.server_address import is_loopback
+
+    return args.server is not None and is_loopback(args.server)
 
 
 def shares(choice: GuardChoice | None, generator: Any) -> bool:

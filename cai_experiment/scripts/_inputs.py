@@ -6,13 +6,13 @@ import argparse
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from cai_experiment.errors import BadInputError
 from cai_experiment.milestones import MILESTONES, Milestone
-from cai_experiment.models.hardware import detect
-from cai_experiment.models.presets import resolve_model
+from cai_experiment.models.hardware import Hardware, detect
+from cai_experiment.models.presets import ModelChoice, resolve_model
 from cai_experiment.nano import is_nano
+from cai_experiment.pipeline.evaluation_sets import EvaluationSet, read_evaluation_set, shipped_sets
 from cai_experiment.pipeline.instruct import SELF, Instruction
 from cai_experiment.pipeline.mix import Part, parse_mix
 from cai_experiment.pipeline.sources import load_instructions
@@ -94,18 +94,16 @@ def mix_of(args: argparse.Namespace) -> tuple[tuple[Part, ...], str]:
     return tuple(parts), ", ".join(said)
 
 
-def evaluation_set(args: argparse.Namespace) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(texts that must not be trained on, names and hashes of their sets): --exclude, and the lab's own questions."""
-    texts, names = [], []
-    for path in args.exclude:
-        rows, shown = rows_of(path, None)
-        texts += [row.text for row in rows]
-        names.append(shown)
+def evaluation_sets(args: argparse.Namespace) -> tuple[EvaluationSet, ...]:
+    """What must not be trained on: the sets shipped as hashes, those of --exclude, and the lab's own questions.
+
+    Those shipped do not hold against --instructions, whose rows the user asked for one by one.
+    """
+    sets = [] if args.instructions is not None else [*shipped_sets()]
+    sets += [read_evaluation_set(path) for path in args.exclude]
     if speaks_of_world(args):
-        own = held_out(args.seed)
-        texts += own
-        names.append(f"held-out questions of the shipped model's world sha256:{_digest(own)}")
-    return tuple(texts), tuple(names)
+        sets.append(EvaluationSet.of("held-out questions of the shipped model's world", held_out(args.seed)))
+    return tuple(sets)
 
 
 def held_out(seed: int) -> list[str]:
@@ -116,10 +114,28 @@ def held_out(seed: int) -> list[str]:
     return held_out_questions(HELD_OUT, seed)
 
 
+# ---------------------------------------------------------------- which model
+
+
+def chosen_model(args: argparse.Namespace, hardware: Hardware, critic: bool = False) -> ModelChoice:
+    """The generator (or the critic) that the flags name. With --server a name is the server's business, and none means
+    the model that it serves, never the one that this machine would take. Raises BadInputError for a name of nothing.
+    """
+    name = (args.critic if critic else args.generator) or args.model
+    if args.server is None:
+        return resolve_model(name, hardware)
+    from cai_experiment.engines.load import LoadSettings
+    from cai_experiment.engines.server_load import served_model
+
+    return served_model(LoadSettings(name, random_weights=args.random_weights, server_url=args.server), hardware)
+
+
 def speaks_of_world(args: argparse.Namespace) -> bool:
     """True if the generator is the shipped model, whose world has a truth, and which knows its own prompts only."""
-    name: Any = args.generator or args.model
-    return args.random_weights is None and is_nano(resolve_model(name, detect()).path_or_id)
+    if args.random_weights is not None:
+        return False
+    place = chosen_model(args, detect()).path_or_id
+    return place != "" and is_nano(place)
 
 
 def _digest(texts: Iterable[str]) -> str:

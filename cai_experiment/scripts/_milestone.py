@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import shlex
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cai_experiment.constitution.principles import load_constitution
-from cai_experiment.errors import EXIT_NO_GO, EXIT_OK
-from cai_experiment.milestones import DATA_DIR, MILESTONES, Milestone
+from cai_experiment.engines.load import ELSEWHERE
+from cai_experiment.errors import EXIT_NO_GO, EXIT_OK, BadInputError
+from cai_experiment.milestones import MILESTONES, Milestone
 from cai_experiment.models.hardware import detect
-from cai_experiment.models.presets import ModelChoice, resolve_model
+from cai_experiment.models.presets import ModelChoice
 from cai_experiment.pipeline.settings import RunSettings
 from cai_experiment.records.files import ExampleFile
 from cai_experiment.records.manifest import Manifest
 from cai_experiment.records.store import RunFolder
 from cai_experiment.scripts import _training
-from cai_experiment.scripts._beforehand import finished_report, generation_ended, plan_lines
+from cai_experiment.scripts._beforehand import finished_report, generation_ended
+from cai_experiment.scripts._following import next_command
 from cai_experiment.scripts._generation import (
     WITH_TRAINING,
     check_engine_flags,
@@ -31,13 +33,13 @@ from cai_experiment.scripts._generation import (
     summary,
 )
 from cai_experiment.scripts._guarding import choose_guard, guard_pairs, said, shares
-from cai_experiment.scripts._inputs import speaks_of_world
+from cai_experiment.scripts._inputs import chosen_model, speaks_of_world
 
 if TYPE_CHECKING:
     from cai_experiment.pipeline.guarding import GuardCounts
 
 SHARED_FLAGS = ("run", "data_dir", "checkpoint_dir", "seed", "quantization", "format", "random_weights", "debug",
-                  "price_per_hour", "verbosity", "constitution")  # fmt: skip
+                "price_per_hour", "verbosity", "constitution", "model", "generator", "critic")  # fmt: skip
 
 
 def run_milestone(doc: str | None, name: str, argv: Sequence[str] | None) -> int:
@@ -46,9 +48,11 @@ def run_milestone(doc: str | None, name: str, argv: Sequence[str] | None) -> int
     check_engine_flags(args)
     milestone, settings = MILESTONES[name], run_settings(args, MILESTONES[name])
     constitution = load_constitution(args.constitution)  # a mistake here is named before a model is loaded
-    choice = resolve_model(args.generator or args.model, detect())
+    choice = chosen_model(args, detect())
     if args.plan:
-        print(*plan_lines(args, milestone, settings), sep="\n")
+        from cai_experiment.scripts._plan import milestone_lines
+
+        print(*milestone_lines(args, milestone, settings), sep="\n")
         return EXIT_OK
     path = args.data_dir / args.run
     report = None if args.fresh else finished_report(args, milestone, settings, constitution.sha256)
@@ -83,7 +87,8 @@ def make_report(
     critic = engines[1] if engines else None
     evaluation = evaluate_generation(scope, accepted, rejected, settings.pairs, critic)
     loaded = manifest.models["generator"]
-    seconds, guard = {"generation": manifest.wall_seconds + time.monotonic() - started}, None
+    generation = manifest.wall_seconds + time.monotonic() - started
+    seconds, guard = {"loading": manifest.loading_seconds, "generation": generation}, None
     if counts is not None:
         seconds["guard"] = manifest.guard["seconds"]
         guard = {"name": manifest.guard["name"], "safe": counts.safe}
@@ -91,12 +96,13 @@ def make_report(
         milestone, args.run, accepted, rejected,
         settings={name: loaded.get(name) for name in ("model", "engine", "quantization")} | settings.recorded(),
         seconds=seconds,
+        peak_gpu_gb={"generation": _training.peak_gpu_gb()},
         price_per_hour=args.price_per_hour,
-        next_command=next_command(args, milestone),
+        next_command=next_command(args, milestone, milestone.next_command, loaded.get("engine") in ELSEWHERE),
         dataset=describe_pairs(accepted, rejected, manifest, guard),
     )  # fmt: skip
     report = write_report(folder.path, evaluation, facts)
-    if milestone.name in WITH_TRAINING and accepted:
+    if milestone.name in WITH_TRAINING and (accepted or args.random_weights):
         assert engines is not None
         if engines[1] is not engines[0]:
             engines[1].close()  # its memory is training's now
@@ -120,8 +126,15 @@ def make_pairs(
     try:
         while True:
             if not made:
+                began = time.monotonic()
                 engines = engines or load_engines(args)
-                print(*summary(generate(args, settings, folder, *engines), settings), sep="\n", flush=True)
+                loading = time.monotonic() - began
+                try:
+                    result = generate(args, settings, folder, *engines)
+                finally:
+                    if not isinstance(sys.exception(), BadInputError):  # which leaves the folder as it was
+                        note_loading(folder.path / "manifest.json", loading, args.price_per_hour)
+                print(*summary(result, settings), sep="\n", flush=True)
             if guard is None:
                 return engines, None
             if engines and not shares(guard, engines[0]):
@@ -138,18 +151,23 @@ def make_pairs(
         raise
 
 
+def note_loading(place: Path, seconds: float, price_per_hour: float) -> None:
+    """Put the time that downloading and loading took into a run's manifest, and its cost."""
+    if place.exists():
+        Manifest.read(place).after_loading(seconds, price_per_hour).write(place)
+
+
 def train_on_pairs(
     args: argparse.Namespace, milestone: Milestone, folder: Path, engine: Any, choice: ModelChoice, truth: bool
 ) -> dict[str, Any]:
     """DPO on the run's own pairs with the model that made them; adds the training part to the report and gives it."""
     from cai_experiment.scripts import train_dpo
     from cai_experiment.training import dpo
-    from cai_experiment.training.data import read_pairs
 
     flags = train_dpo.parser().parse_args(["--milestone", milestone.name])
     for name in SHARED_FLAGS:
         setattr(flags, name, getattr(args, name))
-    pairs, started = read_pairs(folder / "pairs.jsonl"), time.monotonic()
+    pairs, started = _training.own_pairs(args, milestone, folder), time.monotonic()
     settings = _training.training_settings(flags, pairs, len(pairs), choice, detect())
     with RunFolder(settings.output_dir):
         model, tokenizer = engine.release_for_training()
@@ -159,12 +177,3 @@ def train_on_pairs(
         report = _training.evaluate_and_report(flags, milestone, settings, [], trained, engine, truth, seconds)
         (settings.output_dir / train_dpo.EVALUATED).touch()
     return report
-
-
-def next_command(args: argparse.Namespace, milestone: Milestone) -> str:
-    """The command that follows a go. Training reads this run's folder, so it is told of it."""
-    command = milestone.next_command.split()
-    if milestone.name not in WITH_TRAINING:
-        command += [] if args.run == milestone.name else ["--run", args.run]
-        command += [] if args.data_dir == DATA_DIR else ["--data-dir", str(args.data_dir)]
-    return shlex.join(command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,11 +12,19 @@ from typing import TYPE_CHECKING, Any
 from cai_experiment.errors import BadInputError
 from cai_experiment.milestones import MILESTONES, SCRIPTS, Milestone
 from cai_experiment.models.hardware import Hardware
-from cai_experiment.models.presets import ModelChoice
+from cai_experiment.models.presets import PRESETS, ModelChoice
 from cai_experiment.records.files import read_examples
 from cai_experiment.records.schema import Example
-from cai_experiment.training.data import Pair
-from cai_experiment.training.dpo import SPEC_LEARNING_RATE, DPOSettings, TrainResult, steps_for, total_steps
+from cai_experiment.scripts._following import next_command
+from cai_experiment.training.data import Pair, read_pairs
+from cai_experiment.training.dpo import (
+    SPEC_LEARNING_RATE,
+    DPOSettings,
+    TrainResult,
+    check_flags,
+    steps_for,
+)
+from cai_experiment.training.plumbing import is_plumbing, label, plumbing_pairs
 
 if TYPE_CHECKING:
     from cai_experiment.engines.load import LoadSettings
@@ -33,27 +42,21 @@ def training_settings(
     steps = {"steps": args.steps, "epochs": args.epochs}
     if args.steps is None and args.epochs is None:
         steps = steps_for(None if args.pairs else MILESTONES[args.milestone], in_file)
-    rate, override = args.learning_rate, choice.preset.training if choice.preset else None
-    if rate is None and override is not None:
+    preset = PRESETS.get(args.random_weights) if args.random_weights else choice.preset
+    rate, override = args.learning_rate, preset.training if preset else None
+    if rate is None and preset is not None and override is not None:
         rate = override.learning_rate
-        print(f"learning rate {rate:g} from the preset {choice.name}: {override.reason}")
+        print(f"learning rate {rate:g} from the preset {preset.key}: {override.reason}")
     model = (args.random_weights or choice.name, args.quantization or hardware.quantization, args.format)
-    return DPOSettings(
+    settings = DPOSettings(
         tuple(pairs), args.checkpoint_dir / args.run, **steps, learning_rate=rate or SPEC_LEARNING_RATE,
         beta=args.beta, lora_r=args.lora_r, lora_alpha=args.lora_alpha, effective_batch=args.effective_batch,
         batch_size=args.batch_size, max_length=args.max_length, seed=args.seed, model_name=" ".join(model),
-        max_hours=args.max_hours, max_cost=args.max_cost, price_per_hour=args.price_per_hour,
+        started=args.started, max_hours=args.max_hours, max_cost=args.max_cost, price_per_hour=args.price_per_hour,
         report_to=args.report_to, resume=args.resume,
     )  # fmt: skip
-
-
-def show_plan(args: argparse.Namespace, settings: DPOSettings, choice: ModelChoice, hardware: Hardware) -> None:
-    """Print memory, tokens, hours and dollars of the training."""
-    from cai_experiment.models.plan import Workload, plan
-
-    work = Workload(0, 0, total_steps(settings, len(settings.pairs)) * settings.effective_batch)
-    quantization = args.quantization or hardware.quantization
-    print(*plan(choice, hardware, quantization, work, args.price_per_hour).lines(), sep="\n")
+    check_flags(settings)  # before a model is loaded for them
+    return settings
 
 
 def load_settings(args: argparse.Namespace) -> LoadSettings:
@@ -80,6 +83,26 @@ def load_for_training(args: argparse.Namespace) -> Any:
     return load_engine(load_settings(args))
 
 
+def own_pairs(args: argparse.Namespace, milestone: Milestone, folder: Path) -> Sequence[Pair]:
+    """The pairs that a milestone made; with random weights, which make none that pass, fixed ones, and says so."""
+    path = folder / "pairs.jsonl"
+    if args.random_weights is None or (path.exists() and read_examples(path)):
+        return read_pairs(path)
+    pairs = plumbing_pairs(milestone.pairs)
+    print(label(pairs), flush=True)
+    return pairs
+
+
+def peak_gpu_gb() -> dict[str, float] | None:
+    """This process's peak of GPU memory since the last call, in GB, as torch counts it; None where it used none."""
+    torch = sys.modules.get("torch")  # an engine in another process may have left it unimported here
+    if torch is None or not torch.cuda.is_available() or not torch.cuda.max_memory_allocated():
+        return None
+    found = {"allocated": torch.cuda.max_memory_allocated() / 1e9, "reserved": torch.cuda.max_memory_reserved() / 1e9}
+    torch.cuda.reset_peak_memory_stats()
+    return found
+
+
 def seconds_of_training(trained: TrainResult, this_call: float) -> float:
     """Wall seconds of training: this call's, loading included, and the steps of the calls before it."""
     return this_call + sum(row["seconds"] for row in trained.history if row["step"] <= trained.resumed_from)
@@ -99,7 +122,7 @@ def evaluate_and_report(
     from cai_experiment.evaluation.measure import HELD_OUT, EvaluationSettings, evaluate_training
     from cai_experiment.evaluation.report import RunFacts, write_report
 
-    started = time.monotonic()
+    started, peak = time.monotonic(), peak_gpu_gb()
     folder = args.data_dir / args.run
     accepted, rejected = (_examples(folder / name) for name in ("pairs.jsonl", "rejected.jsonl"))
     answers = 0 if milestone.name in WITHOUT_ANSWERS else HELD_OUT
@@ -109,6 +132,8 @@ def evaluate_and_report(
         unused_instructions=[example.instruction for example in rejected], engine_over=type(engine).from_model,
     )  # fmt: skip
     evaluation.notes += trained.alarms
+    if is_plumbing(settings.pairs):
+        evaluation.notes.insert(0, label(settings.pairs))
     if trained.dropped:
         evaluation.notes.append(f"{len(trained.dropped)} overlong pairs were dropped, not cut")
     loaded = engine.describe()
@@ -116,8 +141,9 @@ def evaluate_and_report(
         milestone, args.run, accepted, rejected,
         settings={name: loaded.get(name) for name in ("model", "engine", "quantization")} | settings.identity(),
         seconds={"training": training_seconds, "evaluation": time.monotonic() - started},
+        peak_gpu_gb={"training": peak},
         price_per_hour=args.price_per_hour,
-        next_command=AFTER_TRAINING.get(milestone.name, milestone.next_command),
+        next_command=next_command(args, milestone, AFTER_TRAINING.get(milestone.name, milestone.next_command)),
         history=trained.history,
     )  # fmt: skip
     return write_report(folder, evaluation, facts)

@@ -2,8 +2,10 @@
 
 Run: python cai_experiment/scripts/bench.py --suite generation --json bench.json    (an hour on two cores)
      python cai_experiment/scripts/bench.py --suite records
+     python cai_experiment/scripts/bench.py --suite scale        (5,000 examples to the end, and 500: hours)
+     python cai_experiment/scripts/bench.py --suite equality     (the same greedy texts from every engine)
      python cai_experiment/scripts/bench.py --suite generation --gpu --random-weights qwen2.5-32b
-     ... the same with --tiny: a dry run of the last one on a CPU
+     ... the same with --engine vllm, or with --tiny: a dry run on a CPU
 
 generation: useful tokens/s of the whole chain (answer, verdicts, critique, revision, as in milestone mvp) by the
 pipeline, by its engine alone, by plain transformers `generate` at batch 16 and 1, and by distilabel in an environment
@@ -34,8 +36,10 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cai_
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a suite, print its table, write its JSON; gives the exit code."""
     args = _parser().parse_args(argv)
-    if (args.random_weights or args.tiny) and not args.gpu:
-        raise BadInputError("--random-weights and --tiny measure a card", "add --gpu")
+    if (args.random_weights or args.tiny or args.engine != "hf") and not args.gpu:
+        raise BadInputError("--random-weights, --engine and --tiny measure a card", "add --gpu")
+    if args.gpu and args.suite != "generation":
+        raise BadInputError(f"--gpu measures the suite generation, not {args.suite}", "leave it out")
     from cai_experiment.records.files import write_json
     from cai_experiment.scripts._bench_figures import print_table
 
@@ -52,9 +56,17 @@ def _suite(args: argparse.Namespace) -> list:
         from cai_experiment.scripts._bench_records import records
 
         return records(args, _say)
+    if args.suite == "scale":
+        from cai_experiment.scripts._bench_scale import scale
+
+        return scale(args, _say)
     import torch
 
     torch.set_num_threads(args.threads)
+    if args.suite == "equality":
+        from cai_experiment.scripts._bench_equality import equality
+
+        return equality(args, _say)
     if args.gpu:
         from cai_experiment.scripts._bench_gpu import on_card
 
@@ -72,9 +84,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--suite", choices=("generation", "records"), required=True)
+    parser.add_argument("--suite", choices=("generation", "records", "scale", "equality"), required=True)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
-    parser.add_argument("--rows", type=positive_int, metavar="N", help="examples (400), or journal lines (100,000)")
+    rows = "examples (400), journal lines (100,000), examples of the larger run (5,000), or prompts (50)"
+    parser.add_argument("--rows", type=positive_int, metavar="N", help=rows)
     parser.add_argument("--repeats", type=positive_int, default=3, help="interleaved rounds; medians are shown")
     parser.add_argument("--threads", type=positive_int, default=2, help="CPU threads of every arm (default: 2)")
     parser.add_argument("--seed", type=int, default=0)
@@ -87,9 +100,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ray", action="store_true", help="measure two Ray actors against one as well")
     card = parser.add_argument_group("a card")
     card.add_argument("--gpu", action="store_true", help="speed, memory and shares of the card's limits instead")
-    card.add_argument("--random-weights", metavar="PRESET", help="its architecture in NF4, nothing to download")
+    card.add_argument("--engine", choices=("hf", "vllm", "unsloth"), default="hf", help="whose speed (default: hf)")
+    card.add_argument("--random-weights", metavar="PRESET", help="its architecture, nothing to download")
     card.add_argument("--tokenizer", metavar="FOLDER", help="for random weights (default: one token a byte)")
-    card.add_argument("--quantization", choices=QUANTIZATIONS, help="default: 4bit for random weights")
+    card.add_argument("--quantization", choices=QUANTIZATIONS, help="default: hf 4bit, vllm bf16")
     card.add_argument("--tiny", action="store_true", help="two narrow layers: a dry run, on a CPU too")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser

@@ -21,7 +21,7 @@ if not __package__:  # run as a file: import from this checkout, whatever the cu
 from cai_experiment.constitution.principles import DEFAULT_CONSTITUTION, load_constitution
 from cai_experiment.errors import EXIT_NO_GO, EXIT_OK
 from cai_experiment.nano import NANO_DIR
-from cai_experiment.scripts._common import run_main
+from cai_experiment.scripts._common import plain_parser, positive_int, run_main
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,14 +53,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = plain_parser(__doc__)
     parser.add_argument("--model", type=Path, default=NANO_DIR, help="a model folder of the written world")
-    parser.add_argument("--items", type=int, default=400, help="items a row")
+    parser.add_argument("--items", type=positive_int, default=400, help="items a row")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--format", choices=("auto", "chat", "base"), default="auto")
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--batch-size", type=positive_int, default=64)
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
 
 

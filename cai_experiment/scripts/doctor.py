@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,15 +20,15 @@ if not __package__:  # run as a file: import from this checkout, whatever the cu
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from cai_experiment.errors import EXIT_FAILURE, EXIT_OK
-from cai_experiment.models.disk import free_gb, hf_home
+from cai_experiment.models.disk import checkpoints_gb, downloaded_4bit_gb, downloaded_gb, hf_home, hub_cache, room
 from cai_experiment.models.hardware import Hardware, detect, driver_problem, on_pod
 from cai_experiment.models.memory import weights_gb
 from cai_experiment.models.presets import NANO_DIR, ModelChoice, qlora_need_gb, resolve_model
-from cai_experiment.models.serving import auto_engine
+from cai_experiment.models.serving import auto_engine, disk_refusal
 from cai_experiment.scripts._common import ROOT, base_parser, run_main
 
 OK, WARN, FAIL = "ok", "warn", "FAIL"
-OUTPUT_GB = 2  # of data, adapters and checkpoints, up to milestone 2
+SMALL_OUTPUT_GB = 1.0  # journals, pairs and reports; all that the shipped model writes
 
 
 class Row(NamedTuple):
@@ -67,13 +67,42 @@ def model_rows(choice: ModelChoice, hardware: Hardware) -> Iterator[Row]:
         yield Row("weights", text, OK if need <= hardware.vram_gb else FAIL)
 
 
-def disk_row(data_dir: Path, choice: ModelChoice) -> Row:
-    """Free space where outputs and downloads go, against what the chosen model needs there (GB = 10^9 bytes)."""
-    need = float(OUTPUT_GB)
-    if choice.preset is not None and not choice.preset.is_local and not is_downloaded(choice.path_or_id):
-        need += weights_gb(choice.preset.architecture, "4bit")
-    free = free_gb(data_dir)
-    return Row("disk", f"{free:.0f} GB free at {data_dir}; {need:.0f} GB needed", OK if free >= need else FAIL)
+def disk_rows(data_dir: Path, choice: ModelChoice, hardware: Hardware) -> Iterator[Row]:
+    """Room for outputs and for the weights still to be downloaded (GB = 10^9 bytes), for both ways of generating.
+
+    M0 and M1 load 4-bit weights; M2 and M3 generate by vLLM from 16-bit ones where they fit, M3's guard follows, and
+    training takes the 4-bit ones. Where the 16-bit ones do not fit, `--engine auto` does without: that is no failure.
+    """
+    if choice.preset is None or choice.preset.is_local:
+        yield _room("disk", [(data_dir, SMALL_OUTPUT_GB)], {"outputs": SMALL_OUTPUT_GB}, FAIL)
+        return
+    from cai_experiment.engines.guard_models import LLAMA_GUARD
+
+    numbers, hub_id = choice.preset.architecture, choice.path_or_id
+    whole = max(0.0, weights_gb(numbers, "bf16") - downloaded_gb(hub_id))
+    four_bit = max(0.0, weights_gb(numbers, "4bit") - downloaded_4bit_gb(hub_id))
+    output = checkpoints_gb(numbers) + SMALL_OUTPUT_GB
+    if hardware.kind != "cuda":
+        needs = {"weights": whole, "checkpoints and data": output}
+        yield _room("disk", [(hub_cache(), whole), (data_dir, output)], needs, FAIL)
+        return
+    needs = {"4-bit weights": four_bit, "checkpoints and data": output}
+    yield _room("disk M0-1", [(hub_cache(), four_bit), (data_dir, output)], needs, FAIL)
+    guard = max(0.0, LLAMA_GUARD.download_gb - downloaded_gb(LLAMA_GUARD.hub_id))
+    needs = {"bf16 weights for vLLM": whole, "M3's guard": guard, **needs}
+    row = _room("disk M2-3", [(hub_cache(), whole + guard + four_bit), (data_dir, output)], needs, WARN)
+    refused = disk_refusal(choice, "bf16")
+    way = "generation takes the 4-bit weights" if refused else "vLLM's fit alone: make room before guard and training"
+    yield row if row.state == OK else row._replace(value=f"{row.value}; {way}")
+
+
+def _room(name: str, disks: Sequence[tuple[Path, float]], needs: Mapping[str, float], otherwise: str) -> Row:
+    """One line: what is needed, what is free, whether it fits; the state is `otherwise` if it does not."""
+    rooms = room(disks)
+    fits = all(free >= need for _, need, free in rooms)
+    what = " + ".join(f"{gb:.0f} {name}" for name, gb in needs.items())
+    free = ", ".join(f"{free:.0f} GB free at {place}" for place, _, free in rooms)
+    return Row(name, f"{free}; {what}: {'fits' if fits else 'DOES NOT FIT'}", OK if fits else otherwise)
 
 
 def engine_rows(choice: ModelChoice, hardware: Hardware) -> Iterator[Row]:
@@ -81,11 +110,6 @@ def engine_rows(choice: ModelChoice, hardware: Hardware) -> Iterator[Row]:
     for what, trains_after in (("engine M0-1", True), ("engine M2-3", False)):
         found = auto_engine(choice, hardware, None, trains_after, False, lambda name: find_spec(name) is not None)
         yield Row(what, f"{found.engine}, {found.quantization}" + (f" ({found.why})" if found.why else ""))
-
-
-def is_downloaded(hub_id: str) -> bool:
-    """True if the cache holds a folder of this model (Unsloth's pre-quantised weights have the same name inside)."""
-    return any((hf_home() / "hub").glob(f"models--*{hub_id.split('/')[-1]}*"))
 
 
 def token_row() -> Row:
@@ -143,7 +167,7 @@ def examine(data_dir: Path, model: str | None) -> list[Row]:
     memory = Row("memory", f"{hardware.ram_gb:g} GB RAM, {hardware.cores} cores")
     rows = [python_row(), gpu_row(hardware), memory, *model_rows(choice, hardware),
             *engine_rows(choice, hardware)]  # fmt: skip
-    return [*rows, disk_row(data_dir, choice), token_row(), *pod_rows(), *version_rows(hardware)]
+    return [*rows, *disk_rows(data_dir, choice, hardware), token_row(), *pod_rows(), *version_rows(hardware)]
 
 
 def show(rows: Sequence[Row]) -> None:
@@ -164,7 +188,7 @@ def show(rows: Sequence[Row]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Read the flags, examine the machine, say what to do."""
-    args = base_parser(__doc__).parse_args(argv)
+    args = base_parser(__doc__, plans=False).parse_args(argv)
     rows = examine(args.data_dir, args.model)
     show(rows)
     failed = [row.what for row in rows if row.state == FAIL]

@@ -26,7 +26,7 @@ PAIRS, REJECTED = "pairs.jsonl", "rejected.jsonl"
 
 def make_parser() -> argparse.ArgumentParser:
     """The flags."""
-    parser = base_parser(__doc__, NEWEST)
+    parser = base_parser(__doc__, NEWEST, plans=False)
     group = parser.add_argument_group("which examples")
     group.add_argument("--id", help="show this example in full, accepted or rejected")
     group.add_argument("--index", type=int, metavar="N", help="show the N-th example of the list in full (from 0)")

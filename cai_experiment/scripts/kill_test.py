@@ -85,7 +85,7 @@ def _end(job: Job, folder: Path, reference: Path, sessions: list[Session], tally
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Import what a run needs, fork and kill; gives the exit code."""
-    parser = generation_parser(__doc__, "batch")
+    parser = generation_parser(__doc__, "batch", plans=False)
     parser.add_argument("--cycles", type=positive_int, default=20, metavar="N", help="kills, each with its resume")
     parser.add_argument("--scripted", action="store_true", help="an engine of written words, which imports no torch")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the runs here (default: a temporary folder)")

@@ -5,7 +5,7 @@ Run: python cai_experiment/scripts/train_dpo.py --milestone mvp
 
 Reads DATA_DIR/NAME/pairs.jsonl, writes checkpoints, metrics.jsonl and final/ (the adapter) to CHECKPOINT_DIR/NAME and
 the report to DATA_DIR/NAME. --fresh starts the checkpoints anew; pairs are never touched. --max-hours and --max-cost
-end a call after its current step, with exit code 0; they count this call alone.
+end a call after its current step, with exit code 0; they count this call alone, downloading and loading included.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ if not __package__:  # run as a file: import from this checkout, whatever the cu
 
 from cai_experiment.errors import EXIT_NO_GO, EXIT_OK, BadInputError
 from cai_experiment.milestones import MILESTONES, Milestone
-from cai_experiment.models.hardware import detect
 from cai_experiment.models.presets import ModelChoice, resolve_model
 from cai_experiment.nano import is_nano
+from cai_experiment.records.files import show
 from cai_experiment.records.store import RunFolder
-from cai_experiment.scripts import _training
+from cai_experiment.scripts import _plan, _training
 from cai_experiment.scripts._common import base_parser, dollars, positive_int, run_main
+from cai_experiment.scripts._following import take_generator
 from cai_experiment.training import dpo
 from cai_experiment.training.data import HELD_OUT_SHARE, Pair, read_pairs, split_by_instruction
 
@@ -62,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument("--report-to", choices=("none", "tensorboard", "wandb"), default="none")
     group.add_argument("--resume", type=Path, metavar="PATH", help="this checkpoint, not the newest whole one")
     group.add_argument("--no-eval", action="store_true", help="leave out the milestone's evaluation")
+    flags.set_defaults(started=None)  # the clock of the limits
     return flags
 
 
@@ -74,26 +76,57 @@ def milestone_of(name: str | None, pairs: int) -> Milestone:
 def main(argv: Sequence[str] | None = None) -> int:
     """Read the pairs, train or resume, evaluate, report; gives the exit code."""
     args = parser().parse_args(argv)
+    args.started = time.monotonic()
     if args.milestone is None and args.pairs is None:
         raise BadInputError("neither --milestone nor --pairs is given", "e.g. --milestone batch")
     args.run = args.run or args.milestone or args.pairs.stem
-    everything = read_pairs(args.pairs or args.data_dir / args.run / "pairs.jsonl")
+    if args.resume is not None:
+        check_resume(args)
+    hardware = _plan.machine(args)
+    whose = take_generator(args)
+    choice = resolve_model(args.model, hardware)
+    everything = pairs_of(args)
     milestone = milestone_of(args.milestone, len(everything))
     share = 0.0 if milestone.name in OWN_PAIRS else HELD_OUT_SHARE
     pairs, held_out = split_by_instruction(everything, args.seed, share)
-    hardware = detect()
-    choice = resolve_model(args.model, hardware)
-    if not args.plan:
+    if args.plan:
+        print(*_plan.heading(args, hardware, choice), sep="\n")
+        if not place_of_pairs(args).exists():
+            print(f"pairs       none at {show(place_of_pairs(args))} yet: planned with the milestone's number")
+    else:
         _training.say_model(args, hardware)
+    print(whose, end="")
     settings = _training.training_settings(args, pairs, len(everything), choice, hardware)
     steps = dpo.total_steps(settings, len(pairs))
     print(f"{len(pairs)} training pairs, {len(held_out)} held out; {steps} steps of {settings.effective_batch} pairs")
     if args.plan:
-        _training.show_plan(args, settings, choice, hardware)
+        print(*_plan.training_lines(args, milestone, settings, choice, hardware), sep="\n")
         return EXIT_OK
     command = shlex.join(["python", "cai_experiment/scripts/train_dpo.py", *(sys.argv[1:] if argv is None else argv)])
     with RunFolder(settings.output_dir, args.fresh), RunFolder(args.data_dir / args.run):
         return train_and_report(args, milestone, settings, held_out, choice, command.replace(" --fresh", ""))
+
+
+def place_of_pairs(args: argparse.Namespace) -> Path:
+    """The file of the pairs: --pairs, or the run's own."""
+    return args.pairs or args.data_dir / args.run / "pairs.jsonl"
+
+
+def pairs_of(args: argparse.Namespace) -> list[Pair]:
+    """The pairs to train on; for the plan of a milestone that has none yet, as many as it will make."""
+    path = place_of_pairs(args)
+    if args.plan and args.pairs is None and not path.exists():
+        return _plan.stand_ins(MILESTONES[args.milestone])
+    return read_pairs(path)
+
+
+def check_resume(args: argparse.Namespace) -> None:
+    """Raise BadInputError for a --resume that cannot be followed; nothing is loaded for it."""
+    folder = args.checkpoint_dir / args.run
+    if args.fresh and folder.resolve() in args.resume.resolve().parents:
+        message = f"--fresh moves {show(folder)} away, and --resume names a checkpoint in it"
+        raise BadInputError(message, "leave one of the two out")
+    dpo.check_resume(args.resume, folder)
 
 
 def train_and_report(

@@ -2,48 +2,54 @@
 
 Run: python cai_experiment/scripts/train_nano.py            (two free cores: some 40 minutes, by its pace so far)
 
-It stops by steps, not by the clock, and the same command resumes. Measure the result with check_nano.py.
+It stops by steps, not by the clock, and the same command resumes. The model grows in WORK/model; only after the last
+step it becomes OUT, and the model that was there is moved to OUT.<time>. Measure the result with check_nano.py.
 """
 
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 if not __package__:  # run as a file: import from this checkout, whatever the current folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from cai_experiment.constitution.principles import DEFAULT_CONSTITUTION, load_constitution
+from cai_experiment.errors import EXIT_OK
 from cai_experiment.nano import NANO_DIR
+from cai_experiment.records.store import RunFolder
+from cai_experiment.scripts._common import ROOT, plain_parser, positive_int, run_main
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Parse the flags, train, say what to do next."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--out", type=Path, default=NANO_DIR, help="where the model is written (default: the shipped one's folder)"
-    )
-    parser.add_argument("--work", type=Path, default=Path("build/nano"), help="where the state for resuming is kept")
-    parser.add_argument("--steps", type=int, default=None, help="optimizer steps (default: the shipped model's)")
-    parser.add_argument("--seed", type=int, default=None, help="another seed makes another model of the same kind")
-    parser.add_argument("--threads", type=int, default=2)
-    args = parser.parse_args(argv)
+    args = _parser().parse_args(argv)
+    principles = load_constitution(DEFAULT_CONSTITUTION).principles
 
     from cai_experiment.nano.train import TrainSettings, train
 
     changes = {"steps": args.steps, "seed": args.seed, "threads": args.threads}
-    settings = TrainSettings(**{k: v for k, v in changes.items() if v is not None})
-    train(
-        settings,
-        load_constitution(DEFAULT_CONSTITUTION).principles,
-        args.out,
-        args.work,
-        lambda line: print(line, flush=True),
-    )
-    print("next: python cai_experiment/scripts/check_nano.py")
-    return 0
+    settings = TrainSettings(**{name: value for name, value in changes.items() if value is not None})
+    with RunFolder(args.work, args.fresh):
+        train(settings, principles, args.out, args.work, lambda line: print(line, flush=True))
+    check = [] if args.out.resolve() == NANO_DIR else ["--model", str(args.out)]
+    print("next: " + shlex.join(["python", "cai_experiment/scripts/check_nano.py", *check]))
+    return EXIT_OK
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = plain_parser(__doc__)
+    parser.add_argument("--out", type=Path, default=NANO_DIR, help="the finished model (default: the shipped one)")
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "nano", help="where the training resumes from")
+    parser.add_argument("--fresh", action="store_true", help="start anew; what is in WORK is moved to WORK.<time>")
+    parser.add_argument("--steps", type=positive_int, metavar="N", help="(default: the shipped model's)")
+    parser.add_argument("--seed", type=int, help="another seed makes another model of the same kind")
+    parser.add_argument("--threads", type=positive_int, metavar="N", help="(default: 2)")
+    return parser
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_main(main))

@@ -97,9 +97,10 @@ def set_aside_newer(folder: Path, step: int, say: Callable[[str], None]) -> None
 
 
 def sweep(folder: Path) -> None:
-    """Remove what a killed write or a killed deletion left behind (`*.tmp`)."""
+    """Remove what a killed write or a killed deletion left behind: `checkpoint-N.tmp`, `final.tmp`, nothing else."""
     for path in folder.glob(f"*{ASIDE}"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if path.is_dir() and (path.stem == "final" or _NAME.fullmatch(path.stem)):
+            shutil.rmtree(path)
 
 
 # ---------------------------------------------------------------- reading
@@ -132,6 +133,11 @@ def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
         else:
             return path, skipped
     return None, skipped
+
+
+def any_in(folder: Path) -> bool:
+    """True if `folder` holds a checkpoint, whole or damaged."""
+    return bool(_numbered(folder))
 
 
 def named(path: Path, required: Iterable[str] = TRAINING_FILES) -> Path:

@@ -52,13 +52,14 @@ class DPOSettings:
     lora_r: int = 32
     lora_alpha: int = 64  # 2 * rank
     effective_batch: int = 8  # pairs a step
-    batch_size: int | None = None  # pairs a forward pass; None: 8 on a CPU, 1 on a GPU (full logits of two rows)
     max_length: int = 4096  # tokens; less where the model's context is shorter
     warmup_share: float = 0.1  # of the steps; a run of fewer than 20 has no warm-up, and a cosine follows
     seed: int = 0
     model_name: str = ""
-    # the rest does not change the result
+    # the rest does not change the result, or by no more than rounding
+    batch_size: int | None = None  # pairs a pass; None: up to 8 on a CPU, 1 on a GPU (full logits of two rows)
     save_every: int | None = None  # steps; None: a tenth of the run, at most 25
+    started: float | None = None  # time.monotonic() from which hours and cost count; None: when training begins
     max_hours: float | None = None
     max_cost: float | None = None
     price_per_hour: float = 0.0
@@ -67,7 +68,7 @@ class DPOSettings:
 
     def identity(self) -> dict[str, Any]:
         """What must not change between an interrupted call and the one that resumes it."""
-        names = ("steps", "epochs", "learning_rate", "beta", "lora_r", "lora_alpha", "effective_batch", "batch_size",
+        names = ("steps", "epochs", "learning_rate", "beta", "lora_r", "lora_alpha", "effective_batch",
                  "max_length", "warmup_share", "seed", "model_name")  # fmt: skip
         pairs = f"{len(self.pairs)} with sha256 {pairs_sha256(self.pairs)[:16]}"
         return {"pairs": pairs, **{name: getattr(self, name) for name in names}}
@@ -141,42 +142,52 @@ def train(
     `model` is the plain causal LM (4-bit, 8-bit, bf16 or float32); the adapter is put into it, and `result.model`
     is it with the adapter, ready to generate. Files in `settings.output_dir`: checkpoint-N/, final/, metrics.jsonl.
 
-    Raises BadInputError (changed settings, a named checkpoint that is damaged, no usable pair), EngineError (a margin
-    that is not 0 before the first step, a loss or gradient that is not finite), DiskError, and Interrupted on
-    SIGINT, SIGTERM or SIGHUP, after the checkpoint of the current step was written.
+    Raises BadInputError (changed settings, a flag or checkpoint that cannot be used, no usable pair), EngineError (a
+    margin that is not 0 before the first step, a loss or gradient that is not finite, no memory), DiskError, and
+    Interrupted on SIGINT, SIGTERM or SIGHUP, after the checkpoint of the current step was written.
     """
+    check_flags(settings)
     settings.output_dir.mkdir(parents=True, exist_ok=True)
     check_settings(settings)
     checkpoints.sweep(settings.output_dir)
-    final = settings.output_dir / "final"
     if is_finished(settings.output_dir, say):
+        if settings.resume is not None:
+            raise _nothing_to_resume(settings.resume, settings.output_dir)
         result = finished(settings.output_dir)
         result.resumed_from = result.steps
-        result.model = load_adapter(model, final)
+        result.model = load_adapter(model, settings.output_dir / "final")
         return result
     limit = min(settings.max_length, renderer.max_length)
     rows, dropped = tokenize_pairs(settings.pairs, renderer, limit)
     if dropped:
         say(f"{len(dropped)} of {len(settings.pairs)} pairs are longer than {limit} tokens and were dropped, not cut")
-    from cai_experiment.training.run import Training
+    from cai_experiment.training.run import Training, memory_errors
 
-    training = Training(settings, rows, total_steps(settings, len(rows)), model, tokenizer, say)
-    start = _starting_point(settings, say)
+    with memory_errors(settings, rows):
+        training = Training(settings, rows, total_steps(settings, len(rows)), model, tokenizer, say)
+        write_json(settings.output_dir / SETTINGS, settings.identity())  # now that nothing more is refused
+        return _run(training, dropped)
+
+
+def _run(training: Any, dropped: list[str]) -> TrainResult:
+    """Train from where an interrupted call stopped to the end or to a limit, measured before and after."""
+    settings = training.settings
+    start = _starting_point(settings, training.say)
     before = training.measure()
     _check_step0(before)
     stopped = training.run(start)
     if training.signal is not None:
         raise Interrupted(training.signal, "the same command resumes it")
     result = TrainResult(
-        adapter_dir=final, steps=training.step, history=training.history(), dropped=dropped,
+        adapter_dir=settings.output_dir / "final", steps=training.step, history=training.history(), dropped=dropped,
         step0_margin=before["margin"], loss_before=before["loss"], loss_after=None, stopped=stopped, before=before,
-        measured=min(len(rows), MEASURED_PAIRS), pairs=len(rows), total_steps=training.total,
+        measured=min(len(training.rows), MEASURED_PAIRS), pairs=len(training.rows), total_steps=training.total,
         resumed_from=checkpoints.step_of(start) if start else 0, alarms=training.alarms,
     )  # fmt: skip
     if stopped:
         result.adapter_dir = settings.output_dir / f"checkpoint-{training.step}"
     else:
-        _finish(training, result, say)
+        _finish(training, result, training.say)
     result.model = training.release()
     return result
 
@@ -222,14 +233,42 @@ def _starting_point(settings: DPOSettings, say: Callable[[str], None]) -> Path |
 # ---------------------------------------------------------------- what stands on disk
 
 
+def check_flags(settings: DPOSettings) -> None:
+    """Raise BadInputError for a batch size or a reporter that cannot be used; needs no model."""
+    from importlib.util import find_spec
+
+    size, whole = settings.batch_size, settings.effective_batch
+    if size is not None and whole % size:
+        divisor = max(n for n in range(1, min(size, whole) + 1) if whole % n == 0)
+        message = f"--batch-size {size} does not divide the effective batch of {whole} pairs"
+        raise BadInputError(message, f"use a divisor, e.g. --batch-size {divisor}")
+    reporter = settings.report_to
+    if reporter != "none" and find_spec(reporter) is None:
+        message = f"--report-to {reporter}: the package {reporter} is not installed"
+        raise BadInputError(message, f"install it with pip install {reporter}, or leave the flag out")
+
+
+def check_resume(checkpoint: Path, output_dir: Path) -> None:
+    """Raise BadInputError for a named checkpoint that cannot be resumed from; before anything is loaded."""
+    checkpoints.step_of(checkpoints.named(checkpoint))
+    if _problem_of_final(output_dir) is None:
+        raise _nothing_to_resume(checkpoint, output_dir)
+
+
+def _nothing_to_resume(checkpoint: Path, output_dir: Path) -> BadInputError:
+    message = f"--resume {show(checkpoint)}: the training in {show(output_dir)} is finished"
+    return BadInputError(
+        message, "leave --resume out to use it, or train anew with --fresh (the old folder is kept, under a new name)"
+    )
+
+
 def check_settings(settings: DPOSettings) -> None:
-    """Remember the settings at the first call; at later ones stop with the difference if they have changed."""
+    """Stop with the difference if a checkpoint or final adapter was made with other settings."""
     path = settings.output_dir / SETTINGS
-    now = json.loads(json.dumps(settings.identity()))
-    if not path.exists():
-        write_json(path, now)
+    made = checkpoints.any_in(settings.output_dir) or (settings.output_dir / "final").exists()
+    if not made or not path.exists():
         return
-    then = read_json(path)
+    now, then = json.loads(json.dumps(settings.identity())), read_json(path)
     changed = [f"{name} {then.get(name)!r} -> {now[name]!r}" for name in now if then.get(name) != now[name]]
     if changed:
         message = f"{show(settings.output_dir)} was trained with other settings: {', '.join(changed)}"
@@ -238,19 +277,27 @@ def check_settings(settings: DPOSettings) -> None:
 
 def is_finished(output_dir: Path, say: Callable[[str], None] = print) -> bool:
     """True if `output_dir` holds a final adapter that verifies; a damaged one is set aside as final.bad."""
-    final = output_dir / "final"
-    if not final.exists():
-        return False
-    try:
-        checkpoints.verify(final, (*checkpoints.ADAPTER_FILES, RECORD))
-    except checkpoints.Damaged as reason:
+    problem = _problem_of_final(output_dir)
+    if problem:
+        final = output_dir / "final"
         aside = final.with_name("final.bad")
         while aside.exists():
             aside = aside.with_name(aside.name + "-")
         final.rename(aside)
-        say(f"{show(final)} is damaged ({reason}): moved to {aside.name}, and made again from the last checkpoint")
-        return False
-    return True
+        say(f"{show(final)} is damaged ({problem}): moved to {aside.name}, and made again from the last checkpoint")
+    return problem is None
+
+
+def _problem_of_final(output_dir: Path) -> str | None:
+    """None if the final adapter is there and verifies, "" if there is none, else what is wrong with it."""
+    final = output_dir / "final"
+    if not final.exists():
+        return ""
+    try:
+        checkpoints.verify(final, (*checkpoints.ADAPTER_FILES, RECORD))
+    except checkpoints.Damaged as reason:
+        return str(reason)
+    return None
 
 
 def finished(output_dir: Path) -> TrainResult:

@@ -7,7 +7,8 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -16,13 +17,14 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 
-from cai_experiment.errors import EXIT_CTRL_C, EXIT_HANGUP, EXIT_TERMINATED
+from cai_experiment.engines.common import is_out_of_memory
+from cai_experiment.errors import EXIT_CTRL_C, EXIT_HANGUP, EXIT_TERMINATED, EngineError
 from cai_experiment.records.files import write_jsonl
 from cai_experiment.records.store import Journal
 from cai_experiment.training import checkpoints
 from cai_experiment.training.data import TokenPair
 from cai_experiment.training.dpo import MEASURED_PAIRS, METRICS, DPOSettings
-from cai_experiment.training.trainer import build_trainer
+from cai_experiment.training.trainer import build_trainer, pairs_at_once
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -43,10 +45,10 @@ class Training:
         tokenizer: PreTrainedTokenizerBase,
         say: Callable[[str], None],
     ) -> None:
-        self.settings, self.total, self.say = settings, total, say
+        self.settings, self.rows, self.total, self.say = settings, rows, total, say
         self.signal: int | None = None
         self.alarms: list[str] = []
-        self.started = time.monotonic()
+        self.started = time.monotonic() if settings.started is None else settings.started
         self.metrics = Journal(settings.output_dir / METRICS)
         self.trainer = build_trainer(settings, rows, total, model, tokenizer, Watch(self))
 
@@ -119,6 +121,29 @@ class Training:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return model.eval()
+
+
+@contextmanager
+def memory_errors(settings: DPOSettings, rows: Sequence[TokenPair]) -> Iterator[None]:
+    """Within it, memory that ran out becomes an EngineError that names what was tried and what helps."""
+    try:
+        yield
+        return
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    longest = max(row.length for row in rows)  # outside the handler, whose traceback keeps tensors alive
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    size = pairs_at_once(settings, "cuda" if torch.cuda.is_available() else "cpu")
+    tried = f"{size} {'pair' if size == 1 else 'pairs'} a pass, the longest of {longest} tokens"
+    tried += ", gradient checkpointing" if torch.cuda.is_available() else ""
+    fresh = " --fresh" if checkpoints.any_in(settings.output_dir) else ""
+    step = f"train_dpo.py --max-length {longest // 2}{fresh} drops the longer pairs; or take a smaller --model"
+    if size > 1:
+        step = f"--batch-size 1 needs less (the same command resumes); then {step}"
+    raise EngineError(f"out of memory in training, with {tried}", step)
 
 
 # ---------------------------------------------------------------- watching

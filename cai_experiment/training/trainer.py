@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from transformers.trainer_callback import PrinterCallback
 
 from cai_experiment.engines.weights import keep_trainable
-from cai_experiment.errors import BadInputError, EngineError
+from cai_experiment.errors import EngineError
 from cai_experiment.training import checkpoints
 from cai_experiment.training.data import TokenPair
 from cai_experiment.training.dpo import MEASURED_PAIRS, DPOSettings
@@ -48,7 +48,7 @@ def build_trainer(
     trainer = trainer_class(
         model=adapted,
         args=config,
-        data_collator=WholePairs(DataCollatorForPreference(pad_token_id=tokenizer.pad_token_id, max_length=None)),
+        data_collator=WholePairs(DataCollatorForPreference(pad_token_id=pad_id(tokenizer, rows), max_length=None)),
         train_dataset=Dataset.from_list(
             [{"row": i, "prompt_ids": r.prompt_ids, "chosen_ids": r.chosen_ids, "rejected_ids": r.rejected_ids}
              for i, r in enumerate(rows)]
@@ -68,6 +68,11 @@ def build_trainer(
     return trainer
 
 
+def pad_id(tokenizer: PreTrainedTokenizerBase, rows: Sequence[TokenPair]) -> int:
+    """What fills a batch up, under mask 0: the pad token, or the end token that every answer ends in."""
+    return rows[0].chosen_ids[-1] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
 def with_adapter(settings: DPOSettings, model: PreTrainedModel) -> PeftModel:
     """`model` with a fresh LoRA adapter on all linear layers: Unsloth's own where Unsloth loaded it, else PEFT's."""
     if hasattr(model, "peft_config"):
@@ -82,15 +87,22 @@ def with_adapter(settings: DPOSettings, model: PreTrainedModel) -> PeftModel:
         )  # fmt: skip
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
+    targets = adapted_layers(model)
     if getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False):
         keep_trainable(model)
         # the trainer switches gradient checkpointing on, with the arguments that it wants
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     lora = LoraConfig(
-        r=settings.lora_r, lora_alpha=settings.lora_alpha, target_modules=LORA_LAYERS, lora_dropout=0.0, bias="none",
+        r=settings.lora_r, lora_alpha=settings.lora_alpha, target_modules=targets, lora_dropout=0.0, bias="none",
         task_type="CAUSAL_LM",
     )  # fmt: skip
     return get_peft_model(model, lora)
+
+
+def adapted_layers(model: PreTrainedModel) -> list[str] | str:
+    """LORA_LAYERS where the model has them all, else every linear layer but the head: fused ones have other names."""
+    names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    return LORA_LAYERS if names.issuperset(LORA_LAYERS) else "all-linear"
 
 
 def dpo_config(settings: DPOSettings, pairs: int, total: int, model: PreTrainedModel) -> DPOConfig:
@@ -101,11 +113,7 @@ def dpo_config(settings: DPOSettings, pairs: int, total: int, model: PreTrainedM
     from trl import DPOConfig
 
     device = next(model.parameters()).device.type
-    at_once = settings.batch_size or (min(settings.effective_batch, 8) if device == "cpu" else 1)
-    if settings.effective_batch % at_once:
-        message = f"--batch-size {at_once} does not divide the effective batch of {settings.effective_batch} pairs"
-        raise BadInputError(message, "use a divisor, e.g. --batch-size 1")
-    _check_reporter(settings.report_to)
+    at_once = pairs_at_once(settings, device)
     return DPOConfig(
         output_dir=str(settings.output_dir),
         beta=settings.beta, loss_type=["sigmoid"], max_length=None, disable_dropout=True,
@@ -124,6 +132,11 @@ def dpo_config(settings: DPOSettings, pairs: int, total: int, model: PreTrainedM
     )  # fmt: skip
 
 
+def pairs_at_once(settings: DPOSettings, device: str) -> int:
+    """Pairs a forward pass, on "cpu" or "cuda"."""
+    return settings.batch_size or (even_batch(settings.effective_batch, 8) if device == "cpu" else 1)
+
+
 def warmup_steps(settings: DPOSettings, total: int) -> int:
     """`warmup_share` of the steps, rounded down. The first warm-up step has learning rate 0, so one alone is none."""
     steps = int(settings.warmup_share * total)
@@ -133,14 +146,6 @@ def warmup_steps(settings: DPOSettings, total: int) -> int:
 def even_batch(pairs: int, most: int) -> int:
     """The largest batch of at most `most` that divides `pairs`: TRL averages an evaluation over its batches."""
     return max(size for size in range(1, most + 1) if pairs % size == 0)
-
-
-def _check_reporter(report_to: str) -> None:
-    from importlib.util import find_spec
-
-    if report_to != "none" and find_spec(report_to) is None:
-        message = f"--report-to {report_to}: the package {report_to} is not installed"
-        raise BadInputError(message, f"install it with pip install {report_to}, or leave the flag out")
 
 
 class WholePairs:

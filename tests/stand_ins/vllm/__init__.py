@@ -1,7 +1,8 @@
 """A stand-in for vLLM 0.32.0, as far as engines/vllm_worker.py calls it; put on the child's PYTHONPATH by test_vllm.py.
 
 Names and arguments are those of vLLM's source (test_vllm.py compares them with an installed one); what it says is made
-up: token `seed % 90 + 300`, `seed % 7 + 1` times, then the first stop token. Faults come from the variable STAND_IN.
+up: token `seed % 90 + 300`, `seed % 7 + 1` times, then the first stop token. Faults come from the variable STAND_IN;
+"once:FILE:fault" is a fault of the first process alone, which makes FILE.
 """
 
 from __future__ import annotations
@@ -19,7 +20,14 @@ from vllm.sampling_params import RequestOutputKind
 
 __version__ = "0.32.0"
 FAULT = os.environ.get("STAND_IN", "")
+if FAULT.startswith("once:"):
+    _, made, FAULT = FAULT.split(":")
+    if os.path.exists(made):
+        FAULT = ""
+    else:
+        open(made, "x").close()
 VOCABULARY = 1000
+POISON = 1.75  # a temperature: such a request ends this process
 LOAD_FAULTS = {
     "oom": "CUDA out of memory. Tried to allocate 540.00 MiB.\nGPU 0 has a total capacity of 79.25 GiB",
     "kv": "To serve at least one request with the model's max seq len (4096), 1.00 GiB KV cache is needed, which is "
@@ -125,7 +133,7 @@ class LLMEngine:
         if max(ids) >= VOCABULARY:
             raise ValueError(f"Token id {max(ids)} is out of vocabulary")
         self.added += 1
-        if FAULT == "die" and self.added == 2:
+        if (FAULT == "die" and self.added == 2) or params.temperature == POISON:
             os.kill(os.getpid(), signal.SIGKILL)
         blocks = [tuple(ids[: end + 16]) for end in range(0, len(ids) - 16, 16)]
         cached = 16 * sum(block in self.seen for block in blocks)
@@ -141,6 +149,8 @@ class LLMEngine:
     def step(self) -> list[Any]:
         if FAULT == "step" and self.added >= 2:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        if FAULT == "hang" and self.added >= 2:
+            time.sleep(300)
         while self.waiting and len(self.running) < self.slots:
             request_id = next(iter(self.waiting))
             self.running[request_id] = self.waiting.pop(request_id)

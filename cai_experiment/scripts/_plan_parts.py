@@ -1,0 +1,226 @@
+"""The parts of a plan, in words: generation engine by engine, the guard's pass, training, disk. See _plan.py."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+from cai_experiment.errors import BadInputError
+from cai_experiment.milestones import Milestone
+from cai_experiment.models.disk import checkpoints_gb, downloaded_4bit_gb, downloaded_gb, hub_cache, room
+from cai_experiment.models.hardware import Hardware
+from cai_experiment.models.memory import Architecture, weights_gb
+from cai_experiment.models.plan import (
+    Part,
+    Tokens,
+    Workload,
+    answer_tokens,
+    floor_hours,
+    generation,
+    guarding,
+    in_words,
+    pairs_seen,
+    training,
+)
+from cai_experiment.models.presets import ModelChoice, numbers_of, resolve_model
+from cai_experiment.models.serving import auto_engine
+from cai_experiment.scripts._generation import WITH_TRAINING
+from cai_experiment.training.data import HELD_OUT_SHARE
+from cai_experiment.training.dpo import DPOSettings, total_steps
+
+USUAL_LENGTH, SPEC_LENGTH = 1024, 4096  # tokens of a training row: a usual one's upper end; the spec's limit
+
+
+class Need(NamedTuple):
+    """GB of disk: what for, what is still to come, and whether it lies among the downloads."""
+
+    what: str
+    gb: float
+    download: bool = True
+
+
+def generation_lines(
+    args: argparse.Namespace, choice: ModelChoice, hardware: Hardware, work: Workload, trains_after: bool
+) -> tuple[str, Part, list[str]]:
+    """(engine, its part, lines): first the engine that the run takes, then the others that it could."""
+    actors = 1
+    if args.ray is not None:  # an engine for each GPU, or for each core
+        actors = args.ray_actors or (hardware.gpus if hardware.kind == "cuda" else hardware.cores)
+        hardware = replace(hardware, gpus=1, cores=hardware.cores if hardware.kind == "cuda" else 1)
+    arms, why = _engines(args, choice, hardware, trains_after)
+    parts: list[Part] = []
+    lines: list[str] = []
+    for engine, quantization in arms:
+        download = download_gb_of(args, choice, engine, quantization)
+        part = generation(choice, hardware, engine, quantization, work, download, args.batch_size, actors)
+        parts.append(part)
+        lines.append(f"{'or ' if lines else ''}{_of_engine(part, args.price_per_hour)}")
+    floor = floor_hours(choice, hardware, work)
+    if floor is not None:
+        least = in_words(floor / actors, floor * args.price_per_hour)
+        lines.append(f"the floor, all at the data sheet's FLOP/s: {least}")
+    if why:
+        lines.insert(1, f"   taken by auto: {why}")
+    return arms[0][0], parts[0], in_block("generation", lines)
+
+
+def _engines(
+    args: argparse.Namespace, choice: ModelChoice, hardware: Hardware, trains_after: bool
+) -> tuple[list[tuple[str, str]], str]:
+    """([(engine, quantization)], the first the one that the run takes, and why)."""
+    random = args.random_weights is not None
+    if args.engine != "auto":
+        own = "bf16" if args.engine == "vllm" else hardware.quantization
+        return [(args.engine, args.quantization or own)], ""
+    found = auto_engine(choice, hardware, args.quantization, trains_after, random, _installed(args), not args.hardware)
+    chosen = found.engine, found.quantization
+    others = [("vllm", "bf16"), ("unsloth", "4bit"), ("hf", "4bit")] if hardware.kind == "cuda" else []
+    barred = {"vllm"} if trains_after else set()
+    barred |= {"unsloth"} if random else set()
+    others = [(e, q) for e, q in others if e not in barred and args.quantization in (None, q)]
+    return [chosen, *(arm for arm in others if arm != chosen)], found.why
+
+
+def _installed(args: argparse.Namespace) -> Callable[[str], bool]:
+    """Whether a package is there; on a machine that is only planned for, setup_runpod.sh has put all there."""
+    return lambda package: bool(args.hardware) or find_spec(package) is not None
+
+
+def _of_engine(part: Part, price: float) -> str:
+    text = f"{part.engine}, {part.quantization}: {part.weights_gb:.1f} GB of weights"
+    if not part.fits:
+        return f"{text}, DOES NOT FIT into {part.have_gb:.0f} GB"
+    rows = f"{part.rows} row{'s' if part.rows > 1 else ''} at a time"
+    many = f" on each of {part.gpus} actors" if part.gpus > 1 else ""
+    return f"{text}, {rows}{many}, {part.read:,} tokens read: {cost_of(part, price)}"
+
+
+def server_lines(url: str, tokens: Tokens) -> list[str]:
+    """What a server is asked for: tokens alone, since how fast they come and what they cost is its own."""
+    return in_block("generation", [
+        f"{url}: speed and price are the server's",
+        f"{tokens.prompts:,} requests, {tokens.sent:,} prompt tokens sent, of which a server that keeps prefixes reads "
+        f"{tokens.read:,}; {tokens.written:,} written; make 10 pairs (--count 10) and multiply",
+    ])  # fmt: skip
+
+
+def guard_pass(
+    args: argparse.Namespace, name: str, choice: ModelChoice, hardware: Hardware, pairs: int
+) -> tuple[list[Part], list[Need], list[str]]:
+    """(part, disk, line) of the guard's pass; the shipped model guards its own world, in the generator's engine."""
+    from cai_experiment.engines.guard_models import AUTO, GUARDS, LLAMA_GUARD, QWEN_SMALL, is_shipped
+
+    generator = args.generator or args.model or choice.name
+    if is_shipped(name) or (name.lower() == AUTO and is_shipped(generator)):
+        return [], [], [in_line("guard", f"{name}: the shipped model reads its own pairs, in a minute or two")]
+    auto = LLAMA_GUARD if hardware.kind == "cuda" else QWEN_SMALL
+    guards = {guard.hub_id.lower(): guard for guard in GUARDS} | {AUTO: auto}
+    if (guard := guards.get(name.lower())) is not None:
+        shown, numbers, download = f"{name}, {guard.hub_id}" if name == AUTO else name, guard.numbers, guard.download_gb
+        download -= 0 if args.hardware else min(download, downloaded_gb(guard.hub_id))
+    elif Path(name).expanduser().is_dir():
+        shown, numbers, download = name, Architecture.from_config(Path(name).expanduser()), 0.0
+    else:
+        raise BadInputError(f"--guard {name}: no such guard", f"use auto, nano, {', '.join(g.hub_id for g in GUARDS)}")
+    part = guarding(numbers, hardware, pairs, answer_tokens(choice), download)
+    return [part], [Need("guard", download)], [in_line("guard", f"{shown}, {_of_engine(part, args.price_per_hour)}")]
+
+
+def training_after(
+    args: argparse.Namespace, milestone: Milestone, generator: ModelChoice, hardware: Hardware, pairs: int, engine: str
+) -> tuple[list[Part], list[Need], list[str]]:
+    """(part, disk, lines) of the training that follows on `pairs` pairs made by `engine`."""
+    same_load = milestone.name in WITH_TRAINING
+    try:
+        choice = generator if same_load or args.random_weights else resolve_model(args.model, hardware)
+        numbers = numbers_of(choice)
+    except BadInputError:
+        return [], [], [in_line("training", f"not reckoned: the size of {args.model} is not known here")]
+    held_out = 0 if same_load else round(HELD_OUT_SHARE * pairs)
+    settings = DPOSettings((), args.checkpoint_dir, steps=milestone.dpo_steps, epochs=milestone.epochs)
+    steps = total_steps(settings, pairs - held_out)
+    quantization = args.quantization or hardware.quantization
+    trainer = trainer_of(hardware, quantization)
+    same_files = engine != "server" and (engine == "unsloth") == (trainer == "unsloth")
+    fetched = same_load or (same_files and choice.path_or_id == generator.path_or_id)
+    download = 0.0 if fetched else download_gb_of(args, choice, trainer, quantization)
+    part, lines = dpo_lines(args, choice, hardware, pairs - held_out, steps, settings, download, loaded=same_load)
+    disk = [Need(f"{quantization} to train", download), Need("checkpoints", checkpoints_gb(numbers), download=False)]
+    return [part], disk, lines
+
+
+def dpo_lines(
+    args: argparse.Namespace, choice: ModelChoice, hardware: Hardware, pairs: int, steps: int, settings: DPOSettings,
+    download_gb: float, loaded: bool,
+) -> tuple[Part, list[str]]:  # fmt: skip
+    """(part, lines) of DPO on `pairs` pairs."""
+    quantization = args.quantization or hardware.quantization
+    context = choice.preset.context if choice.preset else SPEC_LENGTH
+    longest, batch = min(settings.max_length, context), settings.effective_batch
+    at_once = settings.batch_size or (min(batch, 8) if hardware.kind == "cpu" else 1)
+    seen = pairs_seen(pairs, steps, batch)
+    usual, most = (
+        training(choice, hardware, quantization, seen, length, at_once, download_gb, loaded)
+        for length in (min(USUAL_LENGTH, longest), longest)
+    )
+    verdict = "fits" if most.fits else "the longest DO NOT FIT (--max-length)" if usual.fits else "DOES NOT FIT"
+    command = "in the same load" if loaded else "train_dpo.py"
+    takes = cost_of(usual, args.price_per_hour) if usual.fits else "DOES NOT FIT"
+    plural = "s" if at_once > 1 else ""
+    return usual, in_block("training", [
+        f"{command}, {quantization}: {steps:,} step{'s' if steps > 1 else ''} of up to {batch} pairs, {usual.read:,} "
+        f"tokens with prompts: {takes}",
+        f"memory, {at_once} pair{plural} at a time: {usual.memory_gb:.1f} GB with rows of "
+        f"{min(USUAL_LENGTH, longest):,} tokens, {most.memory_gb:.1f} GB with {longest:,}, "
+        f"of {usual.have_gb:g} GB: {verdict}",
+    ])  # fmt: skip
+
+
+def trainer_of(hardware: Hardware, quantization: str) -> str:
+    """Whose loader and kernels train there: "unsloth", which fetches 4-bit weights, or "peft"."""
+    return "unsloth" if (hardware.kind, quantization) == ("cuda", "4bit") else "peft"
+
+
+def download_gb_of(args: argparse.Namespace, choice: ModelChoice, engine: str, quantization: str) -> float:
+    """GB that are still to be fetched: Unsloth takes weights quantised beforehand, all others the 16-bit ones."""
+    if choice.preset is None or choice.preset.is_local or args.random_weights is not None:
+        return 0.0
+    four_bit = engine == "unsloth" and quantization == "4bit"
+    whole = weights_gb(choice.preset.architecture, "4bit" if four_bit else "bf16")
+    if args.hardware:
+        return whole
+    return max(0.0, whole - (downloaded_4bit_gb if four_bit else downloaded_gb)(choice.path_or_id))
+
+
+def disk_lines(args: argparse.Namespace, needs: Sequence[Need]) -> list[str]:
+    """What will be written; on this machine also whether there is room."""
+    needs = [need for need in needs if need.gb >= 0.05]
+    whole = sum(need.gb for need in needs)
+    parts = " + ".join(f"{need.gb:.1f} {need.what}" for need in needs)
+    lines = [f"{whole:.1f} GB: {parts}" if needs else "less than 0.1 GB"]
+    if not args.hardware:
+        downloads = sum(need.gb for need in needs if need.download)
+        folders = [(args.data_dir, whole - downloads), *([(hub_cache(), downloads)] if downloads else [])]
+        for place, gb, free in room(folders):
+            lines.append(f"{free:.0f} GB free at {place}: {'enough' if free >= gb else f'NOT ENOUGH for {gb:.0f} GB'}")
+    return in_block("disk", lines)
+
+
+def cost_of(part: Part, price: float) -> str:
+    """Hours and dollars of a part in words; every GPU is paid for."""
+    dollars = None if part.gpu_hours is None else part.gpu_hours * price
+    return in_words(part.hours, dollars)
+
+
+def in_line(name: str, text: str) -> str:
+    """A line of the plan: twelve columns of name."""
+    return f"{name:<12}{text}"
+
+
+def in_block(name: str, lines: Sequence[str]) -> list[str]:
+    """Lines under one name."""
+    return [in_line("" if i else name, text) for i, text in enumerate(lines)]
