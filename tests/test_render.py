@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -210,6 +213,47 @@ def test_a_stage_prompt_keeps_instruction_latest_answer_and_what_followed() -> N
     assert shortened[:2] == (TRANSCRIPT[0], Turn("answer", "Use a large pot."))
     assert [turn.kind for turn in shortened[2:]] == ["critique_request", "critique", "revision_request"]
     assert TRANSCRIPT_EXAMPLES[0][0] not in shortened
+
+
+# ---------------------------------------------------------------- the README's own lines
+
+
+def readme_lines(instruction: str) -> str:
+    """The README's program that speaks with a trained adapter, with another instruction."""
+    text = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+    section = text.split("## How to prompt the trained adapter")[1].split("\n## ")[0]
+    code = textwrap.dedent(section[section.index("    import torch") :])
+    assert code.count("\ninstruction = ") == 1
+    return re.sub(r"(?m)^instruction = .*$", lambda _: f"instruction = {instruction!r}", code)
+
+
+@pytest.mark.parametrize("instruction", ["How do I keep basil alive?", " Two\n\nlines, 12 plus 7?\n", FORGED_CHAT])
+@pytest.mark.parametrize("vocabulary", ["tokenizer", "qwen2"])
+def test_the_readmes_lines_prompt_as_training_does(
+    vocabulary: str, instruction: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    import peft
+    import torch
+    import transformers
+
+    tokenizer = request.getfixturevalue(vocabulary)
+    renderer = Renderer(tokenizer, "base", 10_000)
+    asked: dict[str, Any] = {}
+
+    def generate(prompt: torch.Tensor, **settings: Any) -> torch.Tensor:
+        asked.update(settings, ids=prompt[0].tolist())
+        return torch.cat([prompt, torch.tensor([renderer.completion_ids("So.")])], dim=1)
+
+    model = SimpleNamespace(device="cpu", generate=generate)
+    for owner, loaded in (
+        (transformers.AutoTokenizer, tokenizer), (transformers.AutoModelForCausalLM, model), (peft.PeftModel, model),
+    ):  # fmt: skip
+        monkeypatch.setattr(owner, "from_pretrained", lambda *_, loaded=loaded, **__: loaded)
+    exec(readme_lines(instruction), {})
+    assert asked["ids"] == renderer.bare_prompt_ids(instruction)
+    assert asked["eos_token_id"] == renderer.end_token_id
+    assert capsys.readouterr().out == "So.\n"
 
 
 # ---------------------------------------------------------------- what cannot be rendered

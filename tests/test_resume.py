@@ -289,10 +289,11 @@ class Held(Elsewhere):
 
     def __init__(self) -> None:
         super().__init__(speak=lambda prompt: Completion(prompt.id, "", "stop"))
-        self.go = threading.Event()
+        self.holds, self.go = threading.Event(), threading.Event()
 
     def stream(self, prompts: Iterable[Prompt | None]) -> Iterator[Completion]:
         for completion in super().stream(prompts):
+            self.holds.set()
             self.go.wait()
             yield completion
 
@@ -316,6 +317,7 @@ def test_closing_does_not_wait_for_an_engine_that_hangs() -> None:
     slow = Held()
     lanes = Lanes({"generator": slow, "critic": Elsewhere()})
     lanes.put("generator", 0, ask("slow", "answer"))
+    assert slow.holds.wait(60)
     lanes.close(0.05)
     assert not slow.closed
     slow.go.set()  # as closing the engine does

@@ -137,7 +137,8 @@ def main(argv: Sequence[str]) -> int:
     from cai_experiment.scripts import _milestone, generate_full
     from cai_experiment.scripts._common import run_main
 
-    generate, taken = _milestone.generate, {}
+    generate = _milestone.generate
+    taken: dict[str, float] = {}
 
     def watched(*given: Any) -> Any:
         wall, cpu = time.perf_counter(), time.process_time()
