@@ -76,6 +76,7 @@ class VLLMEngine:
     """Speaks through a child process that holds vLLM. Several streams may be open at once."""
 
     name = "vllm"
+    elsewhere = True  # in its own process
 
     def __init__(
         self, settings: VLLMSettings, tokenizer: Any, renderer: Renderer, facts: dict[str, object] | None = None

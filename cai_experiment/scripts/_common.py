@@ -159,8 +159,8 @@ def add_generation_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--server-concurrency", type=positive_int, default=64, metavar="N",
                        help="requests at a time, at most")
     group.add_argument("--deadline", type=seconds, default=600.0, metavar="SECONDS",
-                       help="for one request to the server; of a vLLM or Ray actor that answers nothing, until it is "
-                            "started again")  # fmt: skip
+                       help="for one row on a server, its retries and waits included; of a vLLM or Ray actor that "
+                            "answers nothing, until it is started again (default: %(default)g)")  # fmt: skip
     group.add_argument("--ray", metavar="ADDRESS|local",
                        help="actors of a Ray cluster, one engine each (docs/SCALING.md)")
     group.add_argument("--ray-actors", type=positive_int, metavar="N", help="(default: what is free)")

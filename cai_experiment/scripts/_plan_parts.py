@@ -101,8 +101,10 @@ def _of_engine(part: Part, price: float) -> str:
 
 def server_lines(url: str, tokens: Tokens) -> list[str]:
     """What a server is asked for: tokens alone, since how fast they come and what they cost is its own."""
+    from cai_experiment.engines.server_address import read_address
+
     return in_block("generation", [
-        f"{url}: speed and price are the server's",
+        f"{read_address(url)[0]}: speed and price are the server's",
         f"{tokens.prompts:,} requests, {tokens.sent:,} prompt tokens sent, of which a server that keeps prefixes reads "
         f"{tokens.read:,}; {tokens.written:,} written; make 10 pairs (--count 10) and multiply",
     ])  # fmt: skip
