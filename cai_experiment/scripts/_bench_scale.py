@@ -147,7 +147,7 @@ def main(argv: Sequence[str]) -> int:
         taken["examples"] = result.drawn
         return result
 
-    _milestone.generate = watched
+    _milestone.generate = watched  # type: ignore[assignment]
     code = run_main(generate_full.main, argv[1:])
     if code in (EXIT_OK, EXIT_NO_GO):
         Path(argv[0]).write_text(json.dumps({**taken, "peak_bytes": peak_bytes()}), encoding="utf-8")
