@@ -122,7 +122,8 @@ def base_parser(doc: str | None, milestone: str | None = None, plans: bool = Tru
     model.add_argument("--model", help="preset, hub id or folder (default: what the hardware allows)")
     model.add_argument("--quantization", choices=QUANTIZATIONS, help="default: 4bit on CUDA, fp32 on a CPU")
     model.add_argument("--format", choices=("auto", "chat", "base"), default="auto", help="prompt layout")
-    model.add_argument("--batch-size", type=positive_int, metavar="N", help="rows at a time (default: what fits)")
+    model.add_argument("--batch-size", type=positive_int, metavar="N",
+                       help="rows at a time (default: on a GPU what fits, on a CPU 32)")  # fmt: skip
     model.add_argument("--random-weights", metavar="PRESET", help="its architecture, random weights: a test run")
     run = parser.add_argument_group("run")
     run.add_argument("--seed", type=int, default=0)
