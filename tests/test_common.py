@@ -57,6 +57,7 @@ def test_signals_end_with_the_houses_exit_codes(number: signal.Signals, code: in
     child = os.fork()  # a process of its own: once it was signalled, it ends
     if child == 0:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored, also in this suite
         before = signal.getsignal(number)
         found = _common.run_main(main, [])
         os._exit(found if signal.getsignal(number) is before else 99)
