@@ -16,6 +16,7 @@ from functools import partial
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import scripted_engine
@@ -150,14 +151,18 @@ BIG = LoadSettings("qwen2.5-32b", trains_after=False)
 
 @pytest.fixture
 def machines(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Returns a function that makes up a cluster: a card (a profile's), the GPUs of each machine, cores, memory."""
-    ray = pytest.importorskip("ray", reason="Ray is not installed: --ray is not tried")
+    """Returns a function that makes up a cluster: a card (a profile's), the GPUs of each machine, cores, memory.
+
+    The real Ray is left alone: it reads its environment when it is first imported, and that is `connect`'s to set.
+    """
+    ray = SimpleNamespace()
+    monkeypatch.setitem(sys.modules, "ray", ray)
 
     def make(card: str, *gpus: int, cores: int = 64, memory: float = 1e12) -> None:
         nodes = [{"Alive": True, "Resources": {"GPU": float(n)} if n else {}} for n in gpus]
         free = {"CPU": float(cores), "memory": memory, "GPU": float(sum(gpus))}
-        monkeypatch.setattr(ray, "nodes", lambda: [*nodes, {"Alive": False, "Resources": {"GPU": 16.0}}])
-        monkeypatch.setattr(ray, "available_resources", lambda: free)
+        ray.nodes = lambda: [*nodes, {"Alive": False, "Resources": {"GPU": 16.0}}]
+        ray.available_resources = lambda: free
         monkeypatch.setattr(distributed, "detect", lambda: PROFILES[card])
         monkeypatch.setattr(distributed, "FREED_SECONDS", 0.0)
         monkeypatch.setattr(load, "find_spec", lambda name: True)
