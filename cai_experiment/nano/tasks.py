@@ -288,10 +288,18 @@ class Teacher:
         """Words in no order, said again at once or behind a principle: keeps the initial weights' copying circuit.
 
         Without such documents it is gone after 25 steps, and a quote then keeps a sentence's pattern but not its words.
+        In half of them a few words come again and again, so that what follows one does not tell what is to be said:
+        "begins with the" stands in many answers, and the word after it is the one in which revisions went wrong.
         """
-        count, words = rng.randint(4, 90), common_words()
-        some = [rng.choice(words) if rng.random() < 0.7 else world.made_up_noun(rng) for _ in range(count)]
-        said = " ".join(some)
+        words = common_words()
+        few, share_few = rng.sample(words, 3), rng.choice((0.0, 0.5))
+
+        def word() -> str:
+            if rng.random() < share_few:
+                return rng.choice(few)
+            return rng.choice(words) if rng.random() < 0.7 else world.made_up_noun(rng)
+
+        said = " ".join(word() for _ in range(rng.randint(4, 90)))
         if rng.random() < 0.5:
             return [(Turn("question", f"Say this again: {said}"), 0.0), (Turn("answer", said), 1.0)]
         between = ask.ask_for_critique(self.principles[rng.choice(tuple(self.principles))])
