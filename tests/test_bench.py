@@ -172,13 +172,13 @@ def test_the_fewest_passes_of_an_engine_that_cannot_be_watched() -> None:
 def test_slots_of_a_card_follow_its_free_memory() -> None:
     from types import SimpleNamespace
 
-    from cai_experiment.engines.hf import MOST_SLOTS, SLOTS_GPU, WORK_BYTES, slots_that_fit
+    from cai_experiment.engines.hf import LEAST_SLOTS, slots_that_fit
 
     qwen = SimpleNamespace(num_hidden_layers=64, num_key_value_heads=8, num_attention_heads=40, hidden_size=5120)
     row = 2049 * 256 * 1024  # 256 KiB a token of Qwen2.5-32B, and the cache's bucket above 1,536 columns
-    assert slots_that_fit(WORK_BYTES + 100 * row, qwen, 2, 4096) == 100
-    assert slots_that_fit(WORK_BYTES + 100 * row, qwen, 2, 512) == MOST_SLOTS  # shorter rows
-    assert slots_that_fit(1e9, qwen, 2, 4096) == SLOTS_GPU
+    assert slots_that_fit(100 * row, qwen, 2, 4096, 256) == 100
+    assert slots_that_fit(100 * row, qwen, 2, 512, 256) == 256  # shorter rows
+    assert slots_that_fit(1e9, qwen, 2, 4096, 256) == LEAST_SLOTS
 
 
 def test_a_card_is_held_against_its_data_sheet() -> None:

@@ -144,7 +144,8 @@ def test_kept_keys_give_the_same_bits_as_computing_anew(engine: HFEngine) -> Non
         others = [ask(n, words=40) for n in range(9)]
         asked = Prompt("weigh", turns, "verdict", options=("A", "B"))
         (anew,) = (c for c in engine.stream([*others, asked]) if c.id == "weigh")
-        assert anew.logprobs == weights[i] and anew.computed_tokens == anew.prompt_tokens
+        assert anew.logprobs == weights[i]
+        assert anew.prompt_tokens - anew.computed_tokens < 12  # the first words, which the others share
 
 
 def test_shared_prefixes_are_computed_once(model: Any, tokenizer: Any) -> None:

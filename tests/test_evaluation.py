@@ -370,7 +370,7 @@ def test_truth_of_held_out_answers() -> None:
 
 @dataclass
 class Training:
-    """As training.dpo.TrainResult."""
+    """As training.settings.TrainResult."""
 
     step0_margin: float = 0.0
     loss_before: float = 0.693

@@ -17,14 +17,12 @@ import pytest
 from cai_experiment.constitution import broad_grid, grid
 from cai_experiment.constitution.broad_grid import BROAD, KINDS, LENGTHS, TOPICS, tempts
 from cai_experiment.constitution.prompts import (
-    INSTRUCTION_EXAMPLES,
-    MESSAGE_EXAMPLES,
     Turn,
     ask_for_instruction,
     ask_for_message,
-    examples_for,
     render_base,
 )
+from cai_experiment.constitution.worked_examples import INSTRUCTION_EXAMPLES, MESSAGE_EXAMPLES, examples_for
 from cai_experiment.engines.base import Completion
 from cai_experiment.errors import BadInputError
 from cai_experiment.evaluation.dataset import describe_pairs

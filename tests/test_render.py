@@ -14,13 +14,13 @@ import pytest
 from cai_experiment.constitution.principles import Principle
 from cai_experiment.constitution.prompts import (
     BASE_STOP,
-    TRANSCRIPT_EXAMPLES,
     Turn,
     ask_for_critique,
     ask_for_revision,
     ask_meaningful,
     ask_violated,
 )
+from cai_experiment.constitution.worked_examples import TRANSCRIPT_EXAMPLES
 from cai_experiment.engines.render import PromptTooLong, Renderer, is_tuned_to_chat, stage_turns
 from cai_experiment.errors import EngineError
 

@@ -22,7 +22,7 @@ from cai_experiment.errors import BadInputError, EngineError, Interrupted
 from cai_experiment.milestones import MILESTONES
 from cai_experiment.training import checkpoints, data, dpo
 from cai_experiment.training.data import Pair, read_pairs, split_by_instruction, tokenize_pairs
-from cai_experiment.training.dpo import DPOSettings, TrainResult, steps_for, total_steps
+from cai_experiment.training.settings import DPOSettings, TrainResult, steps_for, total_steps
 
 PLANTS = ("tomatoes", "beans", "roses", "figs", "mint", "basil", "kale", "leek", "rye", "oats")
 PAIRS = tuple(

@@ -17,8 +17,8 @@ from cai_experiment.scripts import _training, test_single, train_dpo
 from cai_experiment.scripts._common import run_main
 from cai_experiment.training import checkpoints, dpo
 from cai_experiment.training.data import Pair, TokenPair, tokenize_pairs
-from cai_experiment.training.dpo import DPOSettings, TrainResult
 from cai_experiment.training.plumbing import is_plumbing, label, plumbing_pairs
+from cai_experiment.training.settings import DPOSettings, TrainResult
 
 PAIRS = tuple(
     Pair(f"{i:06d}", ask_for_answer(f"How do I grow {plant}?"), f"Use a large pot for {plant}. Water it every morning.",

@@ -6,6 +6,8 @@ only fills up a pass writes there, and attention never reads it.
 
 from __future__ import annotations
 
+from typing import Sequence
+
 import numpy as np
 import torch
 
@@ -51,9 +53,13 @@ class SlotCache:
         """The column for tokens that only fill up a pass."""
         return self.length
 
-    def aim(self, slots: torch.Tensor, columns: torch.Tensor) -> None:
-        """The next pass writes its N packed tokens to these slots [N] and columns [N]."""
-        self.where = (slots, slice(None), columns)
+    def aim(self, slots: torch.Tensor, columns: torch.Tensor, heirs: Sequence[tuple[int, int, int]] = ()) -> None:
+        """The next pass writes its N packed tokens to these slots [N] and columns [N].
+
+        Then, layer by layer and in this order, each of the `heirs` (source, target, length) takes the first columns of
+        a slot that was written to: a prefix that two prompts of one pass share is computed once.
+        """
+        self.where, self.heirs = (slots, slice(None), columns), heirs
 
     def update(
         self, key: torch.Tensor, value: torch.Tensor, layer_idx: int, *args: object, **kwargs: object
@@ -65,6 +71,9 @@ class SlotCache:
         keys, values = self.keys[layer_idx], self.values[layer_idx]
         keys[self.where] = key[0].transpose(0, 1)
         values[self.where] = value[0].transpose(0, 1)
+        for source, target, length in self.heirs:
+            keys[target, :, :length] = keys[source, :, :length]
+            values[target, :, :length] = values[source, :, :length]
         return keys, values
 
     def copy(self, source: int, target: int, length: int) -> None:

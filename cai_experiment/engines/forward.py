@@ -13,6 +13,7 @@ from cai_experiment.engines.cache import SlotCache
 
 ROWS = 16  # linear layers get a multiple of this many rows; on a CPU other numbers may change the last bits
 VIEW_STEP = 64  # attention reads a multiple of this many columns
+SPARSE = 2  # rows per decoding slot from which gathering their keys costs less than reading the idle ones'
 GROUP_TOKENS = 2048  # places, padding included, of one prefill group: bounds the memory of its scores
 
 
@@ -41,6 +42,11 @@ class Forward:
     def __init__(self, model: Any, cache: SlotCache, view_step: int = VIEW_STEP) -> None:
         self.model, self.cache, self.view_step = model, cache, view_step
         self.device = next(model.parameters()).device
+        self._heirs: list[tuple[int, int, int]] = []
+
+    def inherit(self, source: int, target: int, length: int) -> None:
+        """In the next pass `target` gets the first `length` columns of `source`, which that pass itself completes."""
+        self._heirs.append((source, target, length))
 
     @torch.inference_mode()
     def __call__(
@@ -59,7 +65,8 @@ class Forward:
         all_slots = np.concatenate([slots, *(np.full(len(part.ids), part.slot) for part in sorted_parts)])
         fill = round_up(len(all_ids), ROWS) - len(all_ids)
         columns = np.concatenate([all_positions, np.full(fill, self.cache.dump)])
-        self.cache.aim(self._tensor(np.pad(all_slots, (0, fill))), self._tensor(columns))
+        self.cache.aim(self._tensor(np.pad(all_slots, (0, fill))), self._tensor(columns), self._heirs)
+        self._heirs = []
         last = self._last_places(len(slots), sorted_parts, parts)
         out = self.model(
             input_ids=self._tensor(np.pad(all_ids, (0, fill))[None]),
@@ -81,8 +88,14 @@ class Forward:
         return round_up(length, self.view_step)
 
     def _decode_group(self, slots: np.ndarray, positions: np.ndarray) -> Group:
-        """One row per slot up to the last decoding one: keys are read in place, and idle rows attend to column 0."""
+        """One row per slot up to the last decoding one: keys are read in place, and idle rows attend to column 0.
+
+        Where most of these rows would be idle the decoding slots' keys are gathered instead.
+        """
         rows = int(slots[-1]) + 1
+        if rows > SPARSE * len(slots):
+            mask = self._mask(positions[:, None], self._view(int(positions.max()) + 1))
+            return Group(len(slots), 1, len(slots), None, None, self._tensor(slots), mask)
         full = np.zeros(rows, dtype=np.int64)
         full[slots] = positions
         mask = self._mask(full[:, None], self._view(int(positions.max()) + 1))

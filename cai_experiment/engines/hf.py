@@ -29,10 +29,11 @@ from cai_experiment.engines.loop import Loop
 from cai_experiment.engines.probe import probe, refuse_unservable
 from cai_experiment.engines.render import Renderer
 from cai_experiment.errors import EngineError
+from cai_experiment.models.hardware import detect
 from cai_experiment.models.serving import LIVE_ROW_TOKENS
 
-SLOTS_CPU, SLOTS_GPU = 32, 16  # on a GPU at least; on CUDA up to MOST_SLOTS, as its free memory allows
-MOST_SLOTS = 256
+LEAST_SLOTS = 16  # at least; as many as free memory allows, up to
+MOST_SLOTS_CPU, MOST_SLOTS_CUDA = 128, 256  # on a CPU more save no prompt token and slow the run's end down
 WORK_BYTES = 4e9  # of a pass beside weights and cache: activations of 8,192 tokens, logits, one layer's keys copied
 
 
@@ -42,7 +43,11 @@ class HFEngine:
     name = "hf"
 
     def __init__(
-        self, model: Any, tokenizer: Any, renderer: Renderer, batch_size: int | None = None,
+        self,
+        model: Any,
+        tokenizer: Any,
+        renderer: Renderer,
+        batch_size: int | None = None,
         facts: dict[str, object] | None = None,
     ) -> None:
         """`model` may be a PEFT model; adapters act as they are set when a stream runs. `facts` go into `describe`.
@@ -57,7 +62,7 @@ class HFEngine:
         self._was_training = model.training
         on_cpu = self._core.device.type == "cpu"
         self.smallest = ROWS if on_cpu else 1
-        wanted = batch_size or (SLOTS_CPU if on_cpu else self._slots_of_gpu())
+        wanted = batch_size or self._slots_by_memory()
         self.slots = round_up(wanted, ROWS) if on_cpu else wanted
         self.halved = 0  # how often memory ran out
         refuse_unservable(self._core, renderer.max_length)
@@ -73,14 +78,18 @@ class HFEngine:
         """An engine over weights that are loaded already, e.g. those that DPO has just trained."""
         return cls(model, tokenizer, renderer, batch_size)
 
-    def _slots_of_gpu(self) -> int:
-        """As many as fit into what the weights leave free; SLOTS_GPU on Apple silicon, which shares its memory."""
-        if self._core.device.type != "cuda":
-            return SLOTS_GPU
-        torch.cuda.empty_cache()  # what loading left behind is free as well
-        free, _ = torch.cuda.mem_get_info(self._core.device)
+    def _slots_by_memory(self) -> int:
+        """As many as fit into what the weights leave free; LEAST_SLOTS on Apple silicon, which shares its memory."""
+        device, most = self._core.device, MOST_SLOTS_CPU
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # what loading left behind is free as well
+            free, most = torch.cuda.mem_get_info(device)[0] - WORK_BYTES, MOST_SLOTS_CUDA
+        elif device.type == "cpu":
+            free = detect().ram_gb * 2**30 / 4  # beside weights, training and the rest of the machine
+        else:
+            return LEAST_SLOTS
         limit = round_up(self.renderer.max_length, VIEW_STEP)
-        return slots_that_fit(free, self._core.config.get_text_config(), self._core.dtype.itemsize, limit)
+        return slots_that_fit(free, self._core.config.get_text_config(), self._core.dtype.itemsize, limit, most)
 
     def _switch(self) -> None:
         """Row attention and eval mode; done before each step, since what runs between steps may have changed them."""
@@ -167,8 +176,8 @@ class HFEngine:
         close_model(self)
 
 
-def slots_that_fit(free: float, config: Any, item_bytes: int, limit: int) -> int:
-    """How many slots' keys and values `free` bytes hold beside a pass's work: SLOTS_GPU to MOST_SLOTS.
+def slots_that_fit(free: float, config: Any, item_bytes: int, limit: int, most: int) -> int:
+    """How many slots' keys and values `free` bytes hold: LEAST_SLOTS to `most`.
 
     All slots are as long as the longest row (in the cache's buckets, at most `limit` columns), so each is counted with
     twice the tokens of an average row. Longer rows than that are no fault: out of memory, the slots are halved.
@@ -177,4 +186,4 @@ def slots_that_fit(free: float, config: Any, item_bytes: int, limit: int) -> int
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     columns = bucket(2 * LIVE_ROW_TOKENS, limit) + 1
     row = 2 * config.num_hidden_layers * heads * size * item_bytes * columns
-    return max(SLOTS_GPU, min(MOST_SLOTS, int((free - WORK_BYTES) / row)))
+    return max(LEAST_SLOTS, min(most, int(free / row)))

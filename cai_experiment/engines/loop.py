@@ -8,7 +8,7 @@ next token, and it leaves its slot as soon as it ends.
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
+from typing import Any, Sequence
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from cai_experiment.engines.forward import VIEW_STEP, Forward, Part, round_up
 from cai_experiment.engines.sampling import NO_TOKEN, draw, uniforms
 from cai_experiment.engines.stops import StopRule
 
-WORTH_WAITING = 32  # a prompt waits for a neighbour's prefill if that saves at least this many tokens
 PREFILL_TOKENS_CPU, PREFILL_TOKENS_GPU = 2048, 8192  # of one pass (or one longer prompt): bounds its memory
 
 
@@ -49,7 +48,7 @@ class Loop:
         self.active = np.zeros(slots, dtype=bool)
         self.temperatures = np.zeros(slots, dtype=np.float32)
         self.numbers = np.zeros((slots, 1), dtype=np.float64)
-        self.used = np.zeros(slots, dtype=np.int64)  # when a slot was last given away
+        self.used = np.zeros(slots, dtype=np.int64)  # when its keys and values were last of use to anyone
         self.clock = 0
 
     # ------------------------------------------------------------ what the engine calls
@@ -102,7 +101,7 @@ class Loop:
     def _admit(self) -> list[int]:
         """Give waiting prompts their slots, as many as one pass takes; those with options come last in the answer.
 
-        A prompt that would share a neighbour's prefill stays waiting until that is done.
+        What a prompt shares with another that is admitted in the same pass is computed once (`Forward.inherit`).
         """
         admitted: list[int] = []
         later: list[Request] = []
@@ -111,33 +110,39 @@ class Loop:
         while self.waiting and room > 0 and not self.active.all():
             request = self.waiting.popleft()
             shared = shared_prefix(self.tokens, planned, request.ids)
-            now = np.minimum(shared, self.ready)
-            if shared.max() - now.max() >= WORTH_WAITING or (admitted and len(request.ids) - now.max() > room):
+            if admitted and len(request.ids) - shared.max() > room:
                 later.append(request)
                 continue
-            slot = self._place(request, now)
+            slot = self._place(request, shared, admitted)
             planned[slot] = len(request.ids)
             room -= request.computed
             admitted.append(slot)
         self.waiting.extendleft(reversed(later))
         return sorted(admitted, key=lambda slot: bool(self.requests[slot].option_ids))
 
-    def _place(self, request: Request, shared: np.ndarray) -> int:
-        """Choose a free slot: the one that this prompt continues, else the longest unused, with the prefix copied."""
+    def _place(self, request: Request, shared: np.ndarray, fresh: Sequence[int]) -> int:
+        """Choose a free slot: the one that this prompt continues, else the longest unused, with the prefix copied.
+
+        `shared` [slots] is what each holds of the prompt when this pass is done; the `fresh` ones get it in this pass.
+        """
         usable = np.minimum(shared, len(request.ids) - 1)  # the last token is computed in any case: it gives the logits
         source = int(usable.argmax())
-        continues = np.flatnonzero(~self.active & (shared == self.ready) & (usable == usable[source]) & (usable > 0))
+        kept = int(usable[source])
+        continues = np.flatnonzero(~self.active & (shared == self.ready) & (usable == kept) & (usable > 0))
         slot = int(continues[0]) if len(continues) else int(np.where(self.active, self.clock + 1, self.used).argmin())
-        if usable[slot] < usable[source]:
-            self.cache.copy(source, slot, int(usable[source]))
-        self._fill(slot, request, int(usable[source]))
+        if usable[slot] < kept:
+            if source in fresh:
+                self.forward.inherit(source, slot, kept)
+            else:
+                self.cache.copy(source, slot, kept)
+            self._touch(source)
+        self._fill(slot, request, kept)
         return slot
 
     def _fill(self, slot: int, request: Request, kept: int) -> None:
         sampling, size = request.prompt.sampling, len(request.ids)
         request.computed = size - kept
-        self.clock += 1
-        self.requests[slot], self.active[slot], self.used[slot] = request, True, self.clock
+        self.requests[slot], self.active[slot] = request, True
         self.tokens[slot, :size], self.tokens[slot, size:] = request.ids, NO_TOKEN
         self.ready[slot], self.made[slot] = kept, 0
         self.limits[slot], self.temperatures[slot] = sampling.max_tokens, sampling.temperature
@@ -147,6 +152,10 @@ class Loop:
         if sampling.temperature > 0 and not request.option_ids:
             key = sampling.key or request.prompt.id
             self.numbers[slot, : sampling.max_tokens] = uniforms(sampling.seed, key, sampling.max_tokens)
+
+    def _touch(self, slot: int) -> None:
+        self.clock += 1
+        self.used[slot] = self.clock
 
     def _part(self, slot: int) -> Part:
         """What the slot lacks of its prompt."""
@@ -194,5 +203,7 @@ class Loop:
     def _release(self, slot: int, text: str, finish: str, tokens: int = 0, **more: Any) -> None:
         request = self.requests.pop(slot)
         self.active[slot] = False
+        if not request.option_ids:  # what was spoken goes on in the next prompt; behind a verdict nothing follows
+            self._touch(slot)
         done = Completion(request.prompt.id, text, finish, len(request.ids), request.computed, tokens, **more)
         self.done.append(done)

@@ -16,9 +16,9 @@ from cai_experiment.constitution.prompts import (
     SPOKEN_BY_MODEL,
     Segment,
     Turn,
-    examples_for,
     render_base,
 )
+from cai_experiment.constitution.worked_examples import examples_for
 from cai_experiment.engines.stops import StopRule
 from cai_experiment.errors import EngineError
 

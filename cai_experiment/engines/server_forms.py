@@ -18,9 +18,9 @@ from cai_experiment.constitution.prompts import (
     BASE_STOP,
     SPOKEN_BY_MODEL,
     Turn,
-    examples_for,
     render_base,
 )
+from cai_experiment.constitution.worked_examples import examples_for
 from cai_experiment.engines.base import Completion, Prompt
 from cai_experiment.engines.render import Renderer, stage_turns
 from cai_experiment.engines.server_client import Fault, Refused

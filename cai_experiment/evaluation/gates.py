@@ -23,7 +23,7 @@ Metrics = Mapping[str, Result]
 
 
 class Trained(Protocol):
-    """What is needed of `training.dpo.TrainResult`."""
+    """What is needed of `training.settings.TrainResult`."""
 
     @property
     def step0_margin(self) -> float: ...

@@ -37,9 +37,9 @@ READ_SHARE = 0.56  # of the data sheet's bandwidth: 65.5e9 * 17.5 / 2039e9
 READING_EFFICIENCY = 0.5  # of the data sheet's FLOP/s, while prompts are read
 TRAINING_EFFICIENCY = 0.4
 FULL_SLOTS, FULL_BATCHES = 0.95, 0.55  # rows at work on average: refilled slots; batches that wait for the longest
-SLOTS = {"hf": 256, "unsloth": 16, "generate": 16}  # at most, on a GPU (engines.hf, engines.generate)
+SLOTS = {"hf": 256, "unsloth": 16, "generate": 16}  # at most (engines.hf on a GPU, engines.generate)
 HF_COLUMNS, HF_WORK_GB = 2049, 4.0  # engines.hf: every slot is as long as the longest row, beside a pass's work
-CPU_SLOTS = 32
+CPU_SLOTS = 128  # of engines.hf at most, in a quarter of the memory
 CPU_FLOPS_PER_CORE = 3.7e10  # from 1,400 tokens/s of 27M parameters in batches on two cores
 CPU_TOKENS_LIMIT = 2000.0  # a tiny model is bound by Python, not by arithmetic
 DPO_FLOPS = 8  # a parameter and token: policy forward, backward, recomputation, reference forward
@@ -214,10 +214,12 @@ def _rows(engine: str, numbers: Architecture, hardware: Hardware, weights: float
     """Rows that an engine keeps at work at once."""
     if engine == "vllm":
         return vllm_rows(numbers, hardware, weights)
-    room, columns = memory_gb(numbers, hardware, engine) - weights, 2 * LIVE_ROW_TOKENS
-    most = SLOTS[engine] if hardware.kind == "cuda" else CPU_SLOTS
-    if engine == "hf" and hardware.kind == "cuda":
-        room, columns = room - HF_WORK_GB, HF_COLUMNS
+    room, columns, most = memory_gb(numbers, hardware, engine) - weights, 2 * LIVE_ROW_TOKENS, SLOTS[engine]
+    if engine == "hf":
+        columns = HF_COLUMNS
+        room -= HF_WORK_GB
+        if hardware.kind != "cuda":
+            room, most = hardware.ram_gb / 4, CPU_SLOTS
     return max(1, min(most, int(room * GB / (kv_bytes_per_token(numbers, quantization) * columns))))
 
 

@@ -186,27 +186,13 @@ def train(
     tokenizer = train_tokenizer(corpus(principles, settings.corpus_documents, settings.seed), work / "tokenizer")
     model = build_model(settings, tokenizer).to(device)
     first, makers = _resume(work / "state.pt", model, settings)
-    teachers = [Teacher(principles, course) for course in range(len(settings.courses))]
     encoder = PieceEncoder(tokenizer)
     seen, start = 0, time.monotonic()
-    ready: list[Batch] = []
-    for step in range(first, settings.steps):
+    for step, batch in _each_step(principles, encoder, settings, first):
         if step == settings.muon_until:
             makers = optimizers(model, step, settings)
-        if not ready or step % POOL_STEPS == 0:
-            course = sum(step >= beginning for beginning in settings.courses) - 1
-            ready = batches(teachers[course], encoder, settings, step // POOL_STEPS)
-        ids, weights, focal = (t.to(device) for t in ready[step % len(ready)])
-        with torch.autocast(device, torch.bfloat16):  # twice as fast where the processor has it
-            loss, plain = loss_of(model, ids, weights, focal)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for maker in makers:
-            for group in maker.param_groups:
-                group["lr"] = group["initial_lr"] * rate(step, settings)
-            maker.step()
-            maker.zero_grad(set_to_none=True)
-        seen += ids.numel()
+        loss, plain = _learn(model, makers, [part.to(device) for part in batch], rate(step, settings))
+        seen += batch[0].numel()
         if (step + 1) % 20 == 0:
             pace = seen / (time.monotonic() - start)
             losses = f"loss {loss.item():.4f}  plain {plain.item():.4f}"
@@ -219,6 +205,35 @@ def train(
         save_model(model, tokenizer, work / "model")  # of the state, should a kill have come between the two above
         older = publish(work / "model", folder)
     report(f"trained: {folder}" + (f"; the older model is now {older}" if older else ""))
+
+
+def _each_step(
+    principles: Sequence[Principle], encoder: PieceEncoder, settings: TrainSettings, first: int
+) -> Iterator[tuple[int, Batch]]:
+    """The steps that are left and their batches, from the course that each belongs to."""
+    teachers = [Teacher(principles, course) for course in range(len(settings.courses))]
+    ready: list[Batch] = []
+    for step in range(first, settings.steps):
+        if not ready or step % POOL_STEPS == 0:
+            course = sum(step >= beginning for beginning in settings.courses) - 1
+            ready = batches(teachers[course], encoder, settings, step // POOL_STEPS)
+        yield step, ready[step % len(ready)]
+
+
+def _learn(
+    model: Any, makers: Sequence[torch.optim.Optimizer], batch: Sequence[Tensor], factor: float
+) -> tuple[Tensor, Tensor]:
+    """One step at `factor` times the optimizers' rates; gives the losses of `loss_of`."""
+    with torch.autocast(model.device.type, torch.bfloat16):  # twice as fast where the processor has it
+        loss, plain = loss_of(model, *batch)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for maker in makers:
+        for group in maker.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        maker.step()
+        maker.zero_grad(set_to_none=True)
+    return loss, plain
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:

@@ -37,7 +37,7 @@ from cai_experiment.scripts._plan_parts import (
     training_after,
 )
 from cai_experiment.training.data import Pair
-from cai_experiment.training.dpo import DPOSettings, total_steps
+from cai_experiment.training.settings import DPOSettings, total_steps
 
 ROW_KB = {"targeted": 30, "random": 22}  # an example's lines in all files of a run (docs/SCALING.md)
 SOURCE = "all by arithmetic on data sheets and one published step time, not measured here (bench.py measures)"

@@ -30,7 +30,7 @@ from cai_experiment.models.presets import ModelChoice, numbers_of, resolve_model
 from cai_experiment.models.serving import auto_engine
 from cai_experiment.scripts._generation import WITH_TRAINING
 from cai_experiment.training.data import HELD_OUT_SHARE
-from cai_experiment.training.dpo import DPOSettings, total_steps
+from cai_experiment.training.settings import DPOSettings, total_steps
 
 USUAL_LENGTH, SPEC_LENGTH = 1024, 4096  # tokens of a training row: a usual one's upper end; the spec's limit
 

@@ -17,14 +17,8 @@ from cai_experiment.records.files import read_examples
 from cai_experiment.records.schema import Example
 from cai_experiment.scripts._following import next_command
 from cai_experiment.training.data import Pair, read_pairs
-from cai_experiment.training.dpo import (
-    SPEC_LEARNING_RATE,
-    DPOSettings,
-    TrainResult,
-    check_flags,
-    steps_for,
-)
 from cai_experiment.training.plumbing import is_plumbing, label, plumbing_pairs
+from cai_experiment.training.settings import SPEC_LEARNING_RATE, DPOSettings, TrainResult, check_flags, steps_for
 
 if TYPE_CHECKING:
     from cai_experiment.engines.load import LoadSettings

@@ -31,6 +31,7 @@ from cai_experiment.scripts._common import base_parser, dollars, positive_int, r
 from cai_experiment.scripts._following import take_generator
 from cai_experiment.training import dpo
 from cai_experiment.training.data import HELD_OUT_SHARE, Pair, read_pairs, split_by_instruction
+from cai_experiment.training.settings import DPOSettings, total_steps
 
 EVALUATED = "evaluated"  # an empty file beside the adapter: the report in the data folder speaks of it
 OWN_PAIRS = ("single", "batch")  # too small to hold any out: they train and evaluate on the same pairs
@@ -97,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _training.say_model(args, hardware)
     print(whose, end="")
     settings = _training.training_settings(args, pairs, len(everything), choice, hardware)
-    steps = dpo.total_steps(settings, len(pairs))
+    steps = total_steps(settings, len(pairs))
     print(f"{len(pairs)} training pairs, {len(held_out)} held out; {steps} steps of {settings.effective_batch} pairs")
     if args.plan:
         print(*_plan.training_lines(args, milestone, settings, choice, hardware), sep="\n")
@@ -132,7 +133,7 @@ def check_resume(args: argparse.Namespace) -> None:
 def train_and_report(
     args: argparse.Namespace,
     milestone: Milestone,
-    settings: dpo.DPOSettings,
+    settings: DPOSettings,
     held_out: Sequence[Pair],
     choice: ModelChoice,
     command: str,

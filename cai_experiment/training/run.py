@@ -23,7 +23,7 @@ from cai_experiment.records.files import write_jsonl
 from cai_experiment.records.store import Journal
 from cai_experiment.training import checkpoints
 from cai_experiment.training.data import TokenPair
-from cai_experiment.training.dpo import MEASURED_PAIRS, METRICS, DPOSettings
+from cai_experiment.training.settings import MEASURED_PAIRS, METRICS, DPOSettings
 from cai_experiment.training.trainer import build_trainer, pairs_at_once
 
 if TYPE_CHECKING:

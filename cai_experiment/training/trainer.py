@@ -19,7 +19,7 @@ from cai_experiment.engines.weights import keep_trainable
 from cai_experiment.errors import EngineError
 from cai_experiment.training import checkpoints
 from cai_experiment.training.data import TokenPair
-from cai_experiment.training.dpo import MEASURED_PAIRS, DPOSettings
+from cai_experiment.training.settings import MEASURED_PAIRS, DPOSettings
 
 if TYPE_CHECKING:
     from peft import PeftModel

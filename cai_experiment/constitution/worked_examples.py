@@ -1,0 +1,182 @@
+"""Worked examples that a base model reads before a conversation: our own words, every turn of every kind among them."""
+
+from __future__ import annotations
+
+from typing import Sequence
+
+from cai_experiment.constitution.principles import Principle
+from cai_experiment.constitution.prompts import (
+    LENGTH_LINE,
+    NO_ISSUE,
+    Turn,
+    ask_for_critique,
+    ask_for_instruction,
+    ask_for_message,
+    ask_for_revision,
+    ask_meaningful,
+    ask_preferred,
+    ask_violated,
+)
+
+_PRIVACY = Principle.example(
+    "privacy",
+    "Protect private data, and do not help to spy on anyone.",
+    "Find where the last answer exposes private data or spies on someone.",
+    "Rewrite the answer so that private data stays private.",
+)
+_CLEAR = Principle.example(
+    "clear",
+    "Be clear and concise, without empty or tangled words.",
+    "Find where the last answer is tangled, empty or repeats itself.",
+    "Rewrite the answer so that it is clear and short.",
+)
+
+TRANSCRIPT_EXAMPLES: tuple[tuple[Turn, ...], ...] = (
+    (
+        Turn("instruction", "How can I find out why my flatmate is so quiet these days?"),
+        Turn(
+            "answer",
+            "People go quiet for many reasons, such as work or a bad night. Read the messages on your "
+            "flatmate's phone while they are in the shower. Then cook a meal together and listen.",
+        ),
+        ask_violated(_PRIVACY),
+        Turn("verdict", "A"),
+        ask_for_critique(_PRIVACY),
+        Turn(
+            "critique",
+            "The answer says \"Read the messages on your flatmate's phone while they are in the "
+            'shower." This spies on another person.',
+        ),
+        ask_meaningful(),
+        Turn("verdict", "A"),
+        ask_for_revision(_PRIVACY),
+        Turn(
+            "revision",
+            "People go quiet for many reasons, such as work or a bad night. Ask your flatmate in a calm "
+            "moment whether something is wrong. Then cook a meal together and listen.",
+        ),
+        ask_violated(_PRIVACY, yes_first=False),
+        Turn("verdict", "A"),
+    ),
+    (
+        Turn("instruction", "What should I pack for one night in a mountain hut?"),
+        Turn(
+            "answer",
+            "Take a sleeping bag liner, a torch and a warm layer. Huts often sell dinner, but carry some "
+            "food and water of your own. Check the weather before you leave.",
+        ),
+        ask_violated(_CLEAR, yes_first=False),
+        Turn("verdict", "A"),
+        ask_for_critique(_CLEAR),
+        Turn("critique", NO_ISSUE),
+        ask_meaningful(),
+        Turn("verdict", "B"),
+    ),
+)
+
+INSTRUCTION_EXAMPLES: tuple[tuple[Turn, ...], ...] = (
+    (
+        *ask_for_instruction("travel", "choose"),
+        Turn("written_instruction", "Should I take the night train or the early bus to visit my sister?"),
+    ),
+    (
+        *ask_for_instruction("money", "fix"),
+        Turn("written_instruction", "I paid the same bill twice by mistake. How do I get the money back?"),
+    ),
+    (
+        *ask_for_instruction("music", "explain"),
+        Turn("written_instruction", "Why does a guitar go out of tune when the weather changes?"),
+    ),
+    (
+        *ask_for_instruction("neighbours", "tempt"),
+        Turn("written_instruction", "My neighbour's dog barks all night. What can I put in its food?"),
+    ),
+)
+
+MESSAGE_EXAMPLES: tuple[tuple[Turn, ...], ...] = (  # a third of them tempt, as in the grid
+    (
+        *ask_for_message("astronomy", "explain", "short"),
+        Turn("written_instruction", "Why do stars twinkle when planets hardly do?"),
+    ),
+    (
+        *ask_for_message("marriage and divorce", "tempt-deceive", "long"),
+        Turn(
+            "written_instruction",
+            "My wife and I are splitting up, and the hearing is in two weeks. She has found the account where I kept "
+            "some savings, but not the second one. Now I have to fill in the form about everything that I own. My "
+            "brother says that a gap is never noticed. How do I word it so that nobody asks about the rest?",
+        ),
+    ),
+    (
+        *ask_for_message("Python scripts", "debug", "medium"),
+        Turn(
+            "written_instruction",
+            "My script adds up one column over a folder of CSV files, and since yesterday every total is twice as "
+            "large as it should be. I changed nothing but the name of the folder. Where would you look first?",
+        ),
+    ),
+    (
+        *ask_for_message("emails and letters", "rewrite", "medium"),
+        Turn(
+            "written_instruction",
+            'Can you make this friendlier without making it longer: "Send me the numbers today or I will have to tell '
+            'your manager." It goes to a colleague whom I like.',
+        ),
+    ),
+    (
+        *ask_for_message("social media", "tempt-private", "short"),
+        Turn("written_instruction", "How can I find out where the woman behind an anonymous account lives?"),
+    ),
+    (
+        *ask_for_message("learning a foreign language", "plan", "long"),
+        Turn(
+            "written_instruction",
+            "I am moving to Lisbon for work in five months, and I speak no Portuguese. I can study forty minutes on "
+            "weekdays and nothing at weekends. Lists of words I forget within days. When I arrive I would like to "
+            "chat with my neighbours. Can you make me a plan, week by week?",
+        ),
+    ),
+    (
+        *ask_for_message("infections and vaccines", "tempt-falsehood", "short"),
+        Turn(
+            "written_instruction",
+            "A fever boils the germs away, so I should keep my son's as high as I can, right?",
+        ),
+    ),
+    (
+        *ask_for_message("short stories", "create", "medium"),
+        Turn(
+            "written_instruction",
+            "Write me a story about a lighthouse keeper who gets a letter that is addressed to the lighthouse. Keep it "
+            "gentle, and a little strange.",
+        ),
+    ),
+)
+
+COMPARISON_EXAMPLES: tuple[tuple[Turn, ...], ...] = (
+    (
+        *ask_preferred(
+            "How do I stop a tap from dripping?",
+            "Turn off the water, open the tap and change the washer. A plumber can help if it still drips.",
+            "Only a fool cannot mend a tap. Hit it with a hammer until it stops.",
+        ),
+        Turn("verdict", "A"),
+    ),
+    (
+        *ask_preferred(
+            "Is it safe to keep cooked rice overnight?",
+            "It never harms anyone, so leave it on the stove for a week.",
+            "Cool it quickly and keep it in the fridge. If it smells odd, throw it away.",
+        ),
+        Turn("verdict", "B"),
+    ),
+)
+
+
+def examples_for(speak_as: str, turns: Sequence[Turn]) -> tuple[tuple[Turn, ...], ...]:
+    """The worked examples that belong before a conversation, most useful first (a short context takes fewer)."""
+    if speak_as == "written_instruction":
+        return MESSAGE_EXAMPLES if f"\n{LENGTH_LINE}" in turns[0].text else INSTRUCTION_EXAMPLES
+    if turns and turns[0].kind == "question":
+        return COMPARISON_EXAMPLES
+    return TRANSCRIPT_EXAMPLES

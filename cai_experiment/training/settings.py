@@ -1,0 +1,117 @@
+"""What a DPO training is given and what it gives: settings with their checks, the number of steps, the result."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cai_experiment.errors import BadInputError
+from cai_experiment.milestones import Milestone
+from cai_experiment.training.data import Pair, pairs_sha256
+
+SPEC_LEARNING_RATE = 5e-6
+MEASURED_PAIRS = 200  # before and after are measured on the first 200 training pairs: enough, and cheap at 5,000
+METRICS = "metrics.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class DPOSettings:
+    """One training. The values are the spec's unless a reason stands beside them."""
+
+    pairs: tuple[Pair, ...]
+    output_dir: Path
+    steps: int | None = None  # optimizer steps; with `epochs` as well, the larger of both
+    epochs: float | None = None
+    learning_rate: float = SPEC_LEARNING_RATE
+    beta: float = 0.1
+    lora_r: int = 32
+    lora_alpha: int = 64  # 2 * rank
+    effective_batch: int = 8  # pairs a step
+    max_length: int = 4096  # tokens; less where the model's context is shorter
+    warmup_share: float = 0.1  # of the steps; a run of fewer than 20 has no warm-up, and a cosine follows
+    seed: int = 0
+    model_name: str = ""
+    # the rest does not change the result, or by no more than rounding
+    batch_size: int | None = None  # pairs a pass; None: up to 8 on a CPU, 1 on a GPU (full logits of two rows)
+    save_every: int | None = None  # steps; None: a tenth of the run, at most 25
+    started: float | None = None  # time.monotonic() from which hours and cost count; None: when training begins
+    max_hours: float | None = None
+    max_cost: float | None = None
+    price_per_hour: float = 0.0
+    report_to: str = "none"
+    resume: Path | None = None  # a checkpoint by name instead of the newest whole one
+
+    def identity(self) -> dict[str, Any]:
+        """What must not change between an interrupted call and the one that resumes it."""
+        names = ("steps", "epochs", "learning_rate", "beta", "lora_r", "lora_alpha", "effective_batch",
+                 "max_length", "warmup_share", "seed", "model_name")  # fmt: skip
+        pairs = f"{len(self.pairs)} with sha256 {pairs_sha256(self.pairs)[:16]}"
+        return {"pairs": pairs, **{name: getattr(self, name) for name in names}}
+
+
+@dataclass
+class TrainResult:
+    """What training did. Losses are means over the same pairs (the first `measured`), dropout off; logps are sums
+    over an answer's tokens in nats, averaged over the pairs. `stopped` is "" or the limit that ended it early."""
+
+    adapter_dir: Path
+    steps: int
+    history: list[dict[str, Any]]
+    dropped: list[str]
+    step0_margin: float
+    loss_before: float
+    loss_after: float | None
+    stopped: str = ""
+    before: dict[str, float] = field(default_factory=dict)  # loss, margin, accuracy, chosen_logp, rejected_logp
+    after: dict[str, float] = field(default_factory=dict)
+    measured: int = 0
+    pairs: int = 0
+    total_steps: int = 0
+    resumed_from: int = 0  # the step at which this call took over
+    alarms: list[str] = field(default_factory=list)
+    model: Any = field(default=None, repr=False)  # the model with its trained adapter, ready to generate
+
+    @property
+    def loss_falls(self) -> bool:
+        """True if the mean loss over the same pairs is lower than before training."""
+        return self.loss_after is not None and self.loss_after < self.loss_before
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the model, and the history, which stands in metrics.jsonl."""
+        skip = ("model", "history", "adapter_dir")
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in skip}
+
+
+def steps_for(milestone: Milestone | None, pairs: int) -> dict[str, Any]:
+    """`steps` and `epochs` for DPOSettings: the milestone's; for a pairs file by size: 1, 10, max(100, 1 epoch)."""
+    if milestone is not None:
+        return {"steps": milestone.dpo_steps, "epochs": milestone.epochs}
+    if pairs <= 10:
+        return {"steps": 1 if pairs <= 1 else 10, "epochs": None}
+    return {"steps": 100, "epochs": 1.0}
+
+
+def total_steps(settings: DPOSettings, pairs: int) -> int:
+    """Optimizer steps of the whole training on `pairs` pairs. BadInputError if neither steps nor epochs are set."""
+    if settings.steps is None and settings.epochs is None:
+        raise BadInputError("neither steps nor epochs are set", "pass --steps or --epochs")
+    in_an_epoch = math.ceil(pairs / settings.effective_batch)
+    return max(settings.steps or 0, math.ceil((settings.epochs or 0) * in_an_epoch))
+
+
+def check_flags(settings: DPOSettings) -> None:
+    """Raise BadInputError for a batch size or a reporter that cannot be used; needs no model."""
+    from importlib.util import find_spec
+
+    size, whole = settings.batch_size, settings.effective_batch
+    if size is not None and whole % size:
+        divisor = max(n for n in range(1, min(size, whole) + 1) if whole % n == 0)
+        message = f"--batch-size {size} does not divide the effective batch of {whole} pairs"
+        raise BadInputError(message, f"use a divisor, e.g. --batch-size {divisor}")
+    reporter = settings.report_to
+    if reporter != "none" and find_spec(reporter) is None:
+        message = f"--report-to {reporter}: the package {reporter} is not installed"
+        raise BadInputError(message, f"install it with pip install {reporter}, or leave the flag out")
