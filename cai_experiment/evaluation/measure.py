@@ -106,7 +106,8 @@ def evaluate_training(
     metrics = preference_metrics(score_pairs(trained.model, renderer, scored))
     metrics |= shortcut_metrics(train_pairs, held_out_pairs)
     found = Evaluation(metrics)
-    found.notes.append(f"preference is measured on {len(scored)} {'held-out' if held_out_pairs else 'training'} pairs")
+    kind = "held-out" if held_out_pairs else "training"
+    found.notes.append(f"preference is measured on {len(scored)} {kind} pair{'' if len(scored) == 1 else 's'}")
     if settings.held_out:
         questions = held_out_instructions(settings, train_pairs, held_out_pairs, unused_instructions)
         speakers = Speakers(trained.model, tokenizer, renderer, engine_over or _transformers_engine)

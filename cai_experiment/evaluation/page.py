@@ -28,7 +28,7 @@ def render_page(report: Mapping[str, Any], examples: Sequence[Example]) -> str:
         "shown": lambda value: escaped(str(value)),
     }
     plots = training_plots(report["history"])
-    if examples:
+    if len(examples) > 1:
         lengths = [[len(text.split()) for text in (e.revised_answer, e.initial_answer)] for e in examples]
         plots.append(length_plot([chosen for chosen, _ in lengths], [rejected for _, rejected in lengths]))
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(

@@ -12,7 +12,7 @@ from typing import Any, Mapping, Sequence
 
 BLUE, ORANGE = "#3b82d0", "#d9822b"  # readable on white and on near-black
 INK = "#010203"  # stands for the page's own text colour until the SVG is finished
-FEW_POINTS = 20  # with fewer, each is marked: one step alone draws no line
+FEW_POINTS = 20  # with fewer, each is marked
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +24,8 @@ class Plot:
 
 
 def training_plots(history: Sequence[Mapping[str, Any]]) -> list[Plot]:
-    """Loss, margin and log-probabilities over steps; `history` is metrics.jsonl's rows. Empty without steps."""
-    if not history:
+    """Loss, margin and log-probabilities over steps; `history` is metrics.jsonl's rows. Empty with fewer than two steps."""
+    if len(history) < 2:
         return []
     return [
         _lines("DPO loss", history, {"loss": ("loss of the batch", BLUE)}),

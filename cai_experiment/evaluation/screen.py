@@ -49,7 +49,8 @@ def _gates_table(report: Mapping[str, Any]) -> Any:
 def _counts_line(counts: Mapping[str, Any]) -> str:
     reasons = ", ".join(f"{escaped(reason)} {count}" for reason, count in counts["reasons"].items())
     shown = f" ({reasons})" if reasons else ""
-    return f"{counts['accepted']} pairs accepted, {counts['rejected']} rejected{shown}"
+    pairs = f"{counts['accepted']} pair{'' if counts['accepted'] == 1 else 's'}"
+    return f"{pairs} accepted, {counts['rejected']} rejected{shown}"
 
 
 # ---------------------------------------------------------------- examples
