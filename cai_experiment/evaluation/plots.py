@@ -24,7 +24,7 @@ class Plot:
 
 
 def training_plots(history: Sequence[Mapping[str, Any]]) -> list[Plot]:
-    """Loss, margin and log-probabilities over steps; `history` is metrics.jsonl's rows. None for fewer than two steps."""
+    """Loss, margin and log-probabilities over steps; `history` is metrics.jsonl. None for fewer than two steps."""
     if len(history) < 2:
         return []
     return [
