@@ -39,7 +39,7 @@ POOL_STEPS = 8  # this many steps' documents are drawn together and sorted by le
 class TrainSettings:
     """What makes the model what it is."""
 
-    steps: int = 6400
+    steps: int = 8000
     tokens: int = 4096  # of a batch
     courses: tuple[int, ...] = (0, 400, 720, 1280, 2000)  # the steps from which each is taught; multiples of POOL_STEPS
     seed: int = 7
@@ -53,7 +53,7 @@ class TrainSettings:
     muon_embedding_rate: float = 4e-3  # of embeddings, norms and biases in the meantime (AdamW)
     learning_rate: float = 1e-3  # AdamW's, afterwards
     warmup: int = 40  # steps, at the beginning of either
-    falling_from: float = 0.6  # share of the steps after which the rate falls in a straight line
+    falling_from: float = 0.75  # share of the steps after which the rate falls in a straight line
     weight_decay: float = 0.05
     save_every: int = 160
     corpus_documents: int = 12_000  # from which the tokenizer learns
