@@ -7,7 +7,7 @@ from typing import Any, Mapping, Sequence
 from cai_experiment.judging.result import WIDE
 
 SHOWN_SHARES = ("source", "kind", "length")  # on the terminal; the page has topics and principles too
-PLUMBING = "1 to 10 steps at 5e-6 prove that the plumbing works and no more."
+PLUMBING = "1 to 10 steps prove that the plumbing works and no more."
 
 
 def figure(value: float | None, digits: int = 3) -> str:

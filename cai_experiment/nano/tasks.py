@@ -27,37 +27,39 @@ SHARE_FLAWED_LAST = 0.68  # sampling at 0.7 makes flaws rarer than they were tau
 class Teacher:
     """Draws documents. `principles` are those of the constitution, in whose words the model is taught.
 
-    Five courses (docs/LOG.md says why). First speaking, and naming the principles that an answer breaks: a network
+    Six courses (docs/LOG.md says why). First speaking, and naming the principles that an answer breaks: a network
     that learns both at once finds the link between a flaw and a principle's words, one that already speaks does
     not. Then pointing: of several flaws, quote the one that breaks a given principle. Then judging, with abstention
     and lettered verdicts, which have no signal before the link is there. Then everything. Then what is
     still hard: verdicts on answers that break another principle, quotes and revisions to the last word, new nouns.
+    Last, the same with many instructions, whose nouns otherwise come out as halves of two.
     """
 
     def __init__(self, principles: Sequence[Principle], course: int = 0) -> None:
         self.principles = {p.id: p for p in principles if p.id in BREACHES}
         self.question_weight = 0.05
-        self.judges, self.last = course >= 2, course == 4
-        self.answer_weight = (0.6, 0.2, 0.2, 0.3, 0.15)[course]
-        self.revision_weight = (1.0, 1.0, 0.5, 1.0, 4.0)[course]
+        self.judges, self.last = course >= 2, course >= 4
+        self.answer_weight = (0.6, 0.2, 0.2, 0.3, 0.15, 0.15)[course]
+        self.revision_weight = (1.0, 1.0, 0.5, 1.0, 4.0, 4.0)[course]
         self.critique_weight = 4.0 if self.last else 1.0
-        self.verdict_weight = (4.0, 4.0, 8.0, 12.0, 30.0)[course]
+        self.instruction_weight = 1.5 if course == 5 else 0.7
+        self.verdict_weight = (4.0, 4.0, 8.0, 12.0, 30.0, 30.0)[course]
         # what to draw, and how often in each course; in documents, not tokens
         tasks = (
-            (self.repeat, 40, 22, 24, 24, 12),
-            (self.name_breaches, 40, 26, 14, 6, 8),
-            (self.point, 0, 60, 20, 6, 8),
-            (self.critiques, 0, 0, 44, 26, 30),
-            (self.verdicts, 0, 0, 50, 34, 54),
-            (self.guard, 0, 0, 12, 12, 6),
-            (self.rounds, 0, 0, 12, 44, 70),
-            (self.verdict_after, 0, 0, 6, 20, 26),
-            (self.meaningful, 0, 0, 10, 20, 24),
-            (self.preferred, 0, 0, 6, 9, 10),
-            (self.breach, 0, 0, 0, 3, 2),
-            (self.instruct, 4, 2, 2, 12, 10),
-            (self.sums, 8, 8, 16, 36, 40),
-            (self.answer, 40, 10, 8, 12, 14),
+            (self.repeat, 40, 22, 24, 24, 12, 12),
+            (self.name_breaches, 40, 26, 14, 6, 8, 8),
+            (self.point, 0, 60, 20, 6, 8, 8),
+            (self.critiques, 0, 0, 44, 26, 30, 30),
+            (self.verdicts, 0, 0, 50, 34, 54, 54),
+            (self.guard, 0, 0, 12, 12, 6, 6),
+            (self.rounds, 0, 0, 12, 44, 70, 70),
+            (self.verdict_after, 0, 0, 6, 20, 26, 26),
+            (self.meaningful, 0, 0, 10, 20, 24, 24),
+            (self.preferred, 0, 0, 6, 9, 10, 10),
+            (self.breach, 0, 0, 0, 3, 2, 2),
+            (self.instruct, 4, 2, 2, 12, 10, 90),
+            (self.sums, 8, 8, 16, 36, 40, 40),
+            (self.answer, 40, 10, 8, 12, 14, 14),
         )
         self.tasks = tuple((row[0], row[1 + course]) for row in tasks)
 
@@ -256,7 +258,7 @@ class Teacher:
         question = world.compose_question(rng)
         return [
             (ask.ask_for_instruction(question.topic, question.kind)[0], 0.0),
-            (Turn("written_instruction", question.text), 0.7),
+            (Turn("written_instruction", question.text), self.instruction_weight),
         ]
 
     def sums(self, rng: random.Random) -> list[Weighted]:

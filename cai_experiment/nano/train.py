@@ -39,9 +39,10 @@ POOL_STEPS = 8  # this many steps' documents are drawn together and sorted by le
 class TrainSettings:
     """What makes the model what it is."""
 
-    steps: int = 8000
+    steps: int = 8640
     tokens: int = 4096  # of a batch
-    courses: tuple[int, ...] = (0, 400, 720, 1280, 2000)  # the steps from which each is taught; multiples of POOL_STEPS
+    # the steps from which each is taught; multiples of POOL_STEPS
+    courses: tuple[int, ...] = (0, 400, 720, 1280, 2000, 8000)
     seed: int = 7
     hidden: int = 256
     layers: int = 4
@@ -53,7 +54,8 @@ class TrainSettings:
     muon_embedding_rate: float = 4e-3  # of embeddings, norms and biases in the meantime (AdamW)
     learning_rate: float = 1e-3  # AdamW's, afterwards
     warmup: int = 40  # steps, at the beginning of either
-    falling_from: float = 0.75  # share of the steps after which the rate falls in a straight line
+    # (step, factor) of the rates, straight lines between: the last course begins again at a fifth
+    schedule: tuple[tuple[int, float], ...] = ((6000, 1.0), (8000, 0.01), (8001, 0.2), (8640, 0.005))
     weight_decay: float = 0.05
     save_every: int = 160
     corpus_documents: int = 12_000  # from which the tokenizer learns
@@ -135,10 +137,10 @@ def loss_of(model: Any, ids: Tensor, weights: Tensor, focal: Tensor) -> tuple[Te
 
 
 def rate(step: int, settings: TrainSettings) -> float:
-    """The factor of a step on its optimizers' rates: warm up, hold, fall to a hundredth."""
+    """The factor of a step on its optimizers' rates: a warm-up, then the schedule."""
     begun = settings.muon_until if step >= settings.muon_until else 0
-    falling = float(np.interp(step, (settings.falling_from * settings.steps, settings.steps), (1.0, 0.01)))
-    return min(1.0, (step - begun + 1) / settings.warmup) * falling
+    planned = float(np.interp(step, *zip(*settings.schedule, strict=True)))
+    return min(1.0, (step - begun + 1) / settings.warmup) * planned
 
 
 def optimizers(model: Any, step: int, settings: TrainSettings) -> list[torch.optim.Optimizer]:
