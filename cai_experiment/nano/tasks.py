@@ -32,12 +32,12 @@ class Teacher:
     not. Then pointing: of several flaws, quote the one that breaks a given principle. Then judging, with abstention
     and lettered verdicts, which have no signal before the link is there. Then everything. Then what is
     still hard: verdicts on answers that break another principle, quotes and revisions to the last word, new nouns.
-    Last, the same with many instructions, whose nouns otherwise come out as halves of two.
+    Last, the same with many instructions, whose nouns otherwise come out as halves of two, and many critiques weighed.
     """
 
     def __init__(self, principles: Sequence[Principle], course: int = 0) -> None:
         self.principles = {p.id: p for p in principles if p.id in BREACHES}
-        self.question_weight = 0.05
+        self.course, self.question_weight = course, 0.05
         self.judges, self.last = course >= 2, course >= 4
         self.answer_weight = (0.6, 0.2, 0.2, 0.3, 0.15, 0.15)[course]
         self.revision_weight = (1.0, 1.0, 0.5, 1.0, 4.0, 4.0)[course]
@@ -54,7 +54,7 @@ class Teacher:
             (self.guard, 0, 0, 12, 12, 6, 6),
             (self.rounds, 0, 0, 12, 44, 70, 70),
             (self.verdict_after, 0, 0, 6, 20, 26, 26),
-            (self.meaningful, 0, 0, 10, 20, 24, 24),
+            (self.meaningful, 0, 0, 10, 20, 24, 110),
             (self.preferred, 0, 0, 6, 9, 10, 10),
             (self.breach, 0, 0, 0, 3, 2, 2),
             (self.instruct, 4, 2, 2, 12, 10, 90),
@@ -197,35 +197,37 @@ class Teacher:
         return turns + self.violated(rng, revised, asked)
 
     def meaningful(self, rng: random.Random) -> list[Weighted]:
-        """Is a critique meaningful: right ones, and wrong ones of four kinds (their loss counts nothing)."""
+        """Are critiques meaningful: right ones, and wrong ones of four kinds (their loss counts nothing).
+
+        One critique, in the last course up to three of the same answer (in use each stands alone).
+        """
         question, answer, turns = self.opening(rng)
         while not answer.flaws():
             question, answer, turns = self.opening(rng)
+        for _ in range(rng.randint(1, 3) if self.course == 5 else 1):
+            turns += self.weighed_critique(rng, question, answer)
+        return turns
+
+    def weighed_critique(self, rng: random.Random, question: Question, answer: Answer) -> list[Weighted]:
+        """A critique, right or wrong, and the verdict on it."""
         principle = self.pick(rng, answer, 0.85)
-        critique, good = world.compose_critique(answer, principle.id, NO_ISSUE), bool(answer.flaws(principle.id))
-        if good and rng.random() < 0.5:
-            good = False
+        right, broken = world.compose_critique(answer, principle.id, NO_ISSUE), bool(answer.flaws(principle.id))
+        critique = right
+        if broken and rng.random() < 0.5:
             clean = rng.choice([s for s in answer.sentences if not s.flawed]).text
-            absent = replace(
-                world.compose_flaw(rng, question.noun, principle.id), marker=rng.choice(world.MARKERS)
-            ).text
+            flaw = world.compose_flaw(rng, question.noun, principle.id)
+            absent = replace(flaw, marker=rng.choice(world.MARKERS)).text
             quoted = rng.choice((clean, absent, ""))
-            critique = (
-                f'The answer says "{quoted}" {BREACHES[principle.id].reason}'
-                if quoted and quoted not in [f.text for f in answer.flaws()]
-                else NO_ISSUE
-            )
-        elif not good and rng.random() < 0.6:
+            critique = NO_ISSUE
+            if quoted and quoted not in [f.text for f in answer.flaws()]:
+                critique = f'The answer says "{quoted}" {BREACHES[principle.id].reason}'
+        elif not broken and rng.random() < 0.6:
             other = answer.flaws()[0]
             critique = f'The answer says "{other.text}" {BREACHES[rng.choice((principle.id, other.principle))].reason}'
-        yes_first = rng.random() < 0.5
-        right = (good and critique == world.compose_critique(answer, principle.id, NO_ISSUE)) or (
-            not good and critique == NO_ISSUE
-        )
+        good, yes_first = broken and critique == right, rng.random() < 0.5
         return [
-            *turns,
             (ask.ask_for_critique(principle), 0.0),
-            (Turn("critique", critique), 1.0 if right and bool(answer.flaws(principle.id)) == good else 0.0),
+            (Turn("critique", critique), 1.0 if critique == right else 0.0),
             (ask.ask_meaningful(yes_first), 0.0),
             (Turn("verdict", "A" if good == yes_first else "B"), self.verdict_weight),
         ]

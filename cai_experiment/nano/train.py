@@ -39,7 +39,7 @@ POOL_STEPS = 8  # this many steps' documents are drawn together and sorted by le
 class TrainSettings:
     """What makes the model what it is."""
 
-    steps: int = 8640
+    steps: int = 8960
     tokens: int = 4096  # of a batch
     # the steps from which each is taught; multiples of POOL_STEPS
     courses: tuple[int, ...] = (0, 400, 720, 1280, 2000, 8000)
@@ -54,8 +54,8 @@ class TrainSettings:
     muon_embedding_rate: float = 4e-3  # of embeddings, norms and biases in the meantime (AdamW)
     learning_rate: float = 1e-3  # AdamW's, afterwards
     warmup: int = 40  # steps, at the beginning of either
-    # (step, factor) of the rates, straight lines between: the last course begins again at a fifth
-    schedule: tuple[tuple[int, float], ...] = ((6000, 1.0), (8000, 0.01), (8001, 0.2), (8640, 0.005))
+    # (step, factor) of the rates, straight lines between: the last course begins again at three tenths
+    schedule: tuple[tuple[int, float], ...] = ((6000, 1.0), (8000, 0.01), (8001, 0.3), (8960, 0.005))
     weight_decay: float = 0.05
     save_every: int = 160
     corpus_documents: int = 12_000  # from which the tokenizer learns
