@@ -496,7 +496,7 @@ def test_evaluate_training_on_the_real_engine(loaded: Loaded, layout: str) -> No
     assert found.metrics["flawed_answers_base"].n == found.metrics["arithmetic_trained"].n == 2
     assert {g.name for g in found.gates} >= {"revised preferred in held-out pairs", "no forgetting: arithmetic"}
     assert len(found.answers) == 2 and {"flawed_answers", "arithmetic"} <= found.tests.keys()
-    assert found.notes[0] == "preference is measured on 1 held-out pairs"
+    assert found.notes[0] == "preference is measured on 1 held-out pair"
 
 
 @contextmanager
