@@ -139,7 +139,8 @@ def loss_of(model: Any, ids: Tensor, weights: Tensor, focal: Tensor) -> tuple[Te
 def rate(step: int, settings: TrainSettings) -> float:
     """The factor of a step on its optimizers' rates: a warm-up, then the schedule."""
     begun = settings.muon_until if step >= settings.muon_until else 0
-    planned = float(np.interp(step, *zip(*settings.schedule, strict=True)))
+    steps, factors = zip(*settings.schedule, strict=True)
+    planned = float(np.interp(step, steps, factors))
     return min(1.0, (step - begun + 1) / settings.warmup) * planned
 
 
