@@ -143,9 +143,24 @@ def test_kept_keys_give_the_same_bits_as_computing_anew(engine: HFEngine) -> Non
         turns += (Turn("answer", said.text), Turn("critique_request", f"And after say {i}?"))
         others = [ask(n, words=40) for n in range(9)]
         asked = Prompt("weigh", turns, "verdict", options=("A", "B"))
-        (anew,) = (c for c in engine.stream([*others, asked]) if c.id == "weigh")
-        assert anew.logprobs == weights[i]
-        assert anew.prompt_tokens - anew.computed_tokens < 12  # the first words, which the others share
+        (anew,) = (c for c in engine.stream([asked, *others]) if c.id == "weigh")
+        assert anew.logprobs == weights[i] and anew.computed_tokens == anew.prompt_tokens
+        (last,) = (c for c in engine.stream([*others, asked]) if c.id == "weigh")
+        assert last.logprobs == weights[i]
+        assert last.prompt_tokens - last.computed_tokens < 12  # the first words come from the others, in the same pass
+
+
+def test_a_prefix_within_one_pass_is_inherited_along_a_chain_to_the_bit(engine: HFEngine) -> None:
+    turns: tuple[Turn, ...] = ()
+    prompts = []
+    for i in range(4):  # each begins as the one before ends
+        turns += (Turn("instruction", f"And how do I grow {i} figs on a balcony? " * 3), Turn("answer", f"Like {i}."))
+        prompts.append(Prompt(f"weigh {i}", (*turns, Turn("instruction", "Why?")), "verdict", options=("A", "B")))
+    alone = [next(iter(engine.stream([prompt]))) for prompt in prompts]
+    together = {c.id: c for c in engine.stream(prompts)}
+    assert [together[c.id].logprobs for c in alone] == [c.logprobs for c in alone]
+    longest = max(c.prompt_tokens for c in alone)
+    assert sum(c.computed_tokens for c in together.values()) < longest + 4 * 12 < sum(c.prompt_tokens for c in alone)
 
 
 def test_shared_prefixes_are_computed_once(model: Any, tokenizer: Any) -> None:

@@ -268,7 +268,6 @@ def check_pairs(folder: Path, count: int) -> None:
         }  # fmt: skip
 
 
-# The weights are interim (see their model card): they quote flaws in other words too often. Strict: better ones end it.
 def test_milestone_0_on_the_shipped_model(tmp_path: Path, nano_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(test_single, tmp_path, "--model", "nano") == 0
     said = capsys.readouterr().out

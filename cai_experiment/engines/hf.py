@@ -32,8 +32,8 @@ from cai_experiment.errors import EngineError
 from cai_experiment.models.hardware import detect
 from cai_experiment.models.serving import LIVE_ROW_TOKENS
 
-LEAST_SLOTS = 16  # at least; as many as free memory allows, up to
-MOST_SLOTS_CPU, MOST_SLOTS_CUDA = 128, 256  # on a CPU more save no prompt token and slow the run's end down
+LEAST_SLOTS = 16  # between these bounds as many as free memory holds
+MOST_SLOTS_CPU, MOST_SLOTS_CUDA = 128, 256
 WORK_BYTES = 4e9  # of a pass beside weights and cache: activations of 8,192 tokens, logits, one layer's keys copied
 
 
