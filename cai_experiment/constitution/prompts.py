@@ -97,10 +97,13 @@ def ask_for_revision(principle: Principle) -> Turn:
 
 
 def ask_violated(principle: Principle, yes_first: bool = True) -> Turn:
-    """A lettered question: does the last answer break the principle? Asked in both orders of the options."""
+    """A lettered question: does the last answer break the principle? Asked in both orders of the options.
+
+    The principle comes last, so that the questions about fifteen of them share all but its words.
+    """
+    options = lettered("Yes", "No", yes_first)
     return Turn(
-        "question",
-        f"Principle: {principle.text}\nDoes the last answer break this principle?\n{lettered('Yes', 'No', yes_first)}",
+        "question", f"Does the last answer break the principle below?\n{options}\nPrinciple: {principle.text}"
     )
 
 

@@ -11,10 +11,12 @@ differently for 256 columns than for 192 or 512). On other devices a prefill use
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Sequence
 
 import torch
 from torch.nn import functional
+
+from cai_experiment.engines.cache import SlotCache
 
 NAME = "cai_rows"  # the name under which transformers knows this attention
 MIN_QUERY_ROWS = 4
@@ -22,28 +24,55 @@ PIECE = 128
 
 
 @dataclass(slots=True)
-class Group:
-    """Tokens that attend together, as R rows of T tokens. They are the next `count` packed tokens.
+class Own:
+    """Where a branch's own keys belong: packed tokens `token` [n] at rows `row` [n] and columns `column` [n]."""
 
-    `take` [R * T] says which packed token stands at each place (None: they stand in order), `put` [count] at which
-    place each packed token stands; `slots` [R] are the rows' slots (None: slots 0 to R - 1); `mask` is additive,
-    [R, 1, T, 1, L], where L is how many columns of the keys are read.
+    token: torch.Tensor
+    row: torch.Tensor
+    column: torch.Tensor
+
+
+@dataclass(slots=True)
+class Group:
+    """Tokens that attend together, as R rows of T tokens.
+
+    `take` [R * T] says which packed token stands at each place (None: the first R, in order), `put` at which places
+    the tokens stand that are asked for (None: all), in the order of the pass; `slots` [R] are the rows' slots (None:
+    slots 0 to R - 1); `mask` is additive, [R, 1, T, 1, L], where L is how many columns of the keys are read. `own`:
+    keys and values that stand in no slot, since nobody needs them after this pass.
     """
 
     rows: int
     steps: int
-    count: int
     take: torch.Tensor | None
     put: torch.Tensor | None
     slots: torch.Tensor | None
     mask: torch.Tensor
+    own: Own | None = None
 
-    def read(self, buffer: torch.Tensor) -> torch.Tensor:
-        """The rows' keys or values, [R, Hkv, L, D], out of all slots' [S, Hkv, columns, D]."""
+    def read(self, buffer: torch.Tensor, fresh: torch.Tensor) -> torch.Tensor:
+        """The rows' keys or values, [R, Hkv, L, D], of all slots' [S, Hkv, columns, D] and this pass's [N, Hkv, D]."""
         length = self.mask.shape[-1]
         if self.slots is None:
             return buffer[: self.rows, :, :length]
-        return buffer[:, :, :length].index_select(0, self.slots)
+        rows = buffer[:, :, :length].index_select(0, self.slots)
+        if self.own is not None:
+            rows[self.own.row, :, self.own.column] = fresh.index_select(0, self.own.token)
+        return rows
+
+
+@dataclass(slots=True)
+class Packed:
+    """How the N tokens of a pass attend: in all layers `groups`, one behind the other.
+
+    In the last one (`last_layer`) only those whose logits are read do: `last_groups`, which stand at `read` [n].
+    """
+
+    cache: SlotCache
+    groups: Sequence[Group]
+    last_layer: int
+    last_groups: Sequence[Group]
+    read: torch.Tensor
 
 
 def register() -> None:
@@ -61,29 +90,32 @@ def packed_attention(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     softcap: float | None = None,
-    groups: list[Group] | None = None,
+    packed: Packed | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """query [1, H, N, D]; key and value: the slots' whole buffers [S, Hkv, columns, D] -> ([1, N, H, D], None).
 
-    `groups` are handed through the model by the caller; `softcap` is Gemma 2's c * tanh(scores / c). Raises
-    NotImplementedError where the model does not hand them through, or has attention sinks.
+    `packed` is handed through the model by the caller; `softcap` is Gemma 2's c * tanh(scores / c). Raises
+    NotImplementedError where the model does not hand it through, or has attention sinks.
     """
-    if groups is None or kwargs.get("s_aux") is not None:
-        raise NotImplementedError("attention with sinks, or without the groups of a packed pass")
-    packed = query[0].transpose(0, 1)  # [N, H, D]
-    scale = packed.shape[-1] ** -0.5 if scaling is None else scaling
-    parts, start = [], 0
-    for group in groups:
-        tokens = packed[start : start + group.count]
-        placed = tokens if group.take is None else tokens.index_select(0, group.take)
+    if packed is None or kwargs.get("s_aux") is not None or packed.cache.fresh is None:
+        raise NotImplementedError("attention with sinks, or without what a packed pass hands through")
+    tokens = query[0].transpose(0, 1)  # [N, H, D]
+    fresh_keys, fresh_values = packed.cache.fresh
+    scale = tokens.shape[-1] ** -0.5 if scaling is None else scaling
+    last = getattr(module, "layer_idx", None) == packed.last_layer
+    parts = []
+    for group in packed.last_groups if last else packed.groups:
+        placed = tokens[: group.rows] if group.take is None else tokens.index_select(0, group.take)
         rows = placed.reshape(group.rows, group.steps, *placed.shape[1:])
-        out = _attend(rows, group.read(key), group.read(value), group.mask, scale, softcap).flatten(0, 1)
+        keys, values = group.read(key, fresh_keys), group.read(value, fresh_values)
+        out = _attend(rows, keys, values, group.mask, scale, softcap).flatten(0, 1)
         parts.append(out if group.put is None else out.index_select(0, group.put))
-        start += group.count
-    if start < len(packed):  # the tail that fills up the rows of the linear layers
-        parts.append(parts[0].new_zeros(len(packed) - start, *parts[0].shape[1:]))
-    return (parts[0] if len(parts) == 1 else torch.cat(parts)).unsqueeze(0), None
+    out = torch.cat(parts)
+    if len(out) < len(tokens):  # the tail that fills up the rows of linear layers; in the last layer what nobody reads
+        whole = out.new_zeros(tokens.shape)
+        out = whole.index_copy_(0, packed.read, out) if last else functional.pad(out, (0, 0, 0, 0, 0, len(tokens) - len(out)))
+    return out.unsqueeze(0), None
 
 
 def _attend(

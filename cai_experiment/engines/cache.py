@@ -1,7 +1,7 @@
 """The key-value memory of the slots: one right-padded row per slot, written in place, grown in buckets.
 
-Each layer holds keys and values as [slots, key-value heads, length + 1, head width]. The last column is a dump: what
-only fills up a pass writes there, and attention never reads it.
+Each layer holds keys and values as [rows, key-value heads, length + 1, head width]. The last column is a dump: what
+only fills up a pass, or is kept for one pass only (`fresh`), writes there, and attention never reads it.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ class SlotCache:
     is_compileable = False
 
     def __init__(self, slots: int, limit: int) -> None:
-        """`limit` is the largest length in columns; nothing is allocated before the first pass."""
+        """`slots` are the rows; `limit` is the largest length in columns. Nothing is allocated before the first pass."""
         self.slots, self.limit = slots, limit
+        self.fresh: tuple[torch.Tensor, torch.Tensor] | None = None  # keys and values [N, Hkv, D] of the layer at work
         self.length = 0
         self.keys: list[torch.Tensor] = []
         self.values: list[torch.Tensor] = []
@@ -69,8 +70,8 @@ class SlotCache:
             self.keys.append(key.new_zeros(self.slots, key.shape[1], self.length + 1, key.shape[3]))
             self.values.append(value.new_zeros(self.slots, value.shape[1], self.length + 1, value.shape[3]))
         keys, values = self.keys[layer_idx], self.values[layer_idx]
-        keys[self.where] = key[0].transpose(0, 1)
-        values[self.where] = value[0].transpose(0, 1)
+        self.fresh = key[0].transpose(0, 1), value[0].transpose(0, 1)
+        keys[self.where], values[self.where] = self.fresh
         for source, target, length in self.heirs:
             keys[target, :, :length] = keys[source, :, :length]
             values[target, :, :length] = values[source, :, :length]

@@ -12,6 +12,7 @@ from cai_experiment.engines.render import Renderer
 from cai_experiment.errors import EngineError
 
 NO_NUMBERS = "the model's logits for this prompt are not finite (NaN)"
+TURN_MARKUP = 10  # tokens around a turn, at most
 DEADLOCK = "the engine waits for prompts and the prompts wait for the engine"
 
 
@@ -22,6 +23,7 @@ class Request:
     prompt: Prompt
     ids: np.ndarray  # int32 [prompt tokens]
     option_ids: tuple[int, ...] = ()
+    stem: int = 0  # of a prompt with options: tokens of the conversation before its question (nearly: at most so many)
     computed: int = 0  # prompt tokens that no slot held
 
 
@@ -33,7 +35,8 @@ def request_for(renderer: Renderer, prompt: Prompt) -> Request | Completion:
         if new < 1:
             raise ValueError(f"max_tokens is {new}, and must be 1 or more")
         ids = renderer.prompt_ids(prompt.turns, prompt.speak_as, max_tokens=new)
-        return Request(prompt, np.array(ids, dtype=np.int32), options)
+        stem = max(0, len(ids) - len(renderer.encode(prompt.turns[-1].text, False)) - TURN_MARKUP) if options else 0
+        return Request(prompt, np.array(ids, dtype=np.int32), options, stem)
     except Exception as error:  # any fault of one prompt is its own
         return Completion(prompt.id, "", "error", error=str(error) or type(error).__name__)
 

@@ -1,17 +1,19 @@
-"""One packed pass of a transformers model: a token for each decoding slot, and the rests of prompts, together."""
+"""One packed pass of a transformers model: a token for each decoding slot, the rests of prompts, and branches, together."""
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Sequence
+from typing import Any, Iterator, Sequence
 
 import numpy as np
 import torch
 
-from cai_experiment.engines.attention import Group
+from cai_experiment.engines.attention import Group, Own, Packed
 from cai_experiment.engines.cache import SlotCache
 
 ROWS = 16  # linear layers get a multiple of this many rows; on a CPU other numbers may change the last bits
+STEPS = 16  # a prefill group is a multiple of this many tokens wide
 VIEW_STEP = 64  # attention reads a multiple of this many columns
 SPARSE = 2  # rows per decoding slot from which gathering their keys costs less than reading the idle ones'
 GROUP_TOKENS = 2048  # places, padding included, of one prefill group: bounds the memory of its scores
@@ -24,16 +26,22 @@ def round_up(number: int, step: int) -> int:
 
 @dataclass(slots=True)
 class Part:
-    """Consecutive tokens of one slot: ids [n] at positions `start` to `start + n - 1`."""
+    """Consecutive tokens of one slot: ids [n] at positions `start` to `start + n - 1`. `wanted`: the logits after it."""
 
     slot: int
     start: int
     ids: np.ndarray
+    wanted: bool = True
 
     @property
     def end(self) -> int:
-        """The slot's length after this part."""
+        """The row's length after this part."""
         return self.start + len(self.ids)
+
+
+@dataclass(slots=True)
+class Branch(Part):
+    """Tokens that follow the first `start` of a slot and are kept nowhere: only the logits after them are wanted."""
 
 
 class Forward:
@@ -42,50 +50,101 @@ class Forward:
     def __init__(self, model: Any, cache: SlotCache, view_step: int = VIEW_STEP) -> None:
         self.model, self.cache, self.view_step = model, cache, view_step
         self.device = next(model.parameters()).device
-        self._heirs: list[tuple[int, int, int]] = []
-
-    def inherit(self, source: int, target: int, length: int) -> None:
-        """In the next pass `target` gets the first `length` columns of `source`, which that pass itself completes."""
-        self._heirs.append((source, target, length))
+        self.last_layer = model.config.get_text_config().num_hidden_layers - 1
+        self.last_mlp = _last_mlp(model)
 
     @torch.inference_mode()
     def __call__(
-        self, slots: np.ndarray, ids: np.ndarray, positions: np.ndarray, parts: Sequence[Part] = ()
-    ) -> torch.Tensor:
+        self, slots: np.ndarray, ids: np.ndarray, positions: np.ndarray, parts: Sequence[Part] = (),
+        branches: Sequence[Branch] = (), heirs: Sequence[tuple[int, int, int]] = (),
+    ) -> torch.Tensor:  # fmt: skip
         """One pass: decoding `slots` [n] (ascending) take tokens `ids` [n] at `positions` [n]; `parts` are prefilled.
 
-        Returns the logits after each decoding slot's token and after each part's last token, [n + parts, V].
+        `heirs` are (source, target, length): the target gets first columns that this very pass completes, layer by
+        layer. Returns the logits after each decoding slot's token, each wanted part's last token and each branch's.
         """
-        sorted_parts = sorted(parts, key=lambda part: len(part.ids))
-        self.cache.reserve(self._view(max([part.end for part in parts] + [int(positions.max(initial=0)) + 1])))
-        groups = [self._decode_group(slots, positions)] if len(slots) else []
-        groups += [self._prefill_group(chunk) for chunk in _chunks(sorted_parts)]
-        all_ids = np.concatenate([ids, *(part.ids for part in sorted_parts)])
-        all_positions = np.concatenate([positions, *(np.arange(part.start, part.end) for part in sorted_parts)])
-        all_slots = np.concatenate([slots, *(np.full(len(part.ids), part.slot) for part in sorted_parts)])
+        rests: list[Part] = [*sorted(parts, key=_size), *sorted(branches, key=_size)]
+        firsts = dict(zip(map(id, rests), len(slots) + _starts(rests), strict=True))  # where each begins in the pass
+        self.cache.reserve(self._view(max([rest.end for rest in rests] + [int(positions.max(initial=0)) + 1])))
+        all_ids = np.concatenate([ids, *(rest.ids for rest in rests)])
+        all_positions = np.concatenate([positions, *(np.arange(rest.start, rest.end) for rest in rests)])
         fill = round_up(len(all_ids), ROWS) - len(all_ids)
-        columns = np.concatenate([all_positions, np.full(fill, self.cache.dump)])
-        self.cache.aim(self._tensor(np.pad(all_slots, (0, fill))), self._tensor(columns), self._heirs)
-        self._heirs = []
-        last = self._last_places(len(slots), sorted_parts, parts)
-        out = self.model(
-            input_ids=self._tensor(np.pad(all_ids, (0, fill))[None]),
-            position_ids=self._tensor(np.pad(all_positions, (0, fill))[None]),
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=self._tensor(np.pad(last, (0, round_up(len(last), ROWS) - len(last)))),
-            groups=groups,
-        )
-        return out.logits[0, : len(last)]
+        self._aim(slots, positions, rests[: len(parts)], len(all_ids) + fill, heirs)
+        wanted = [rest for rest in (*parts, *branches) if rest.wanted]
+        read = np.array([*range(len(slots)), *(firsts[id(rest)] + len(rest.ids) - 1 for rest in wanted)], dtype=np.int64)
+        some = self._tensor(np.pad(read, (0, round_up(len(read), ROWS) - len(read)), mode="edge"))
+        with self._mlp_of(some):
+            out = self.model(
+                input_ids=self._tensor(np.pad(all_ids, (0, fill))[None]),
+                position_ids=self._tensor(np.pad(all_positions, (0, fill))[None]),
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=some,
+                packed=self._packed(slots, positions, rests, firsts),
+            )
+        return out.logits[0, : len(read)]
 
-    def _last_places(self, decoding: int, sorted_parts: Sequence[Part], parts: Sequence[Part]) -> np.ndarray:
-        """Where in the packed tokens the logits are read: every decoding token, every part's last (as given)."""
-        ends = decoding - 1 + np.cumsum([len(part.ids) for part in sorted_parts], dtype=np.int64)
-        end_of = {id(part): end for part, end in zip(sorted_parts, ends, strict=True)}
-        return np.array([*range(decoding), *(end_of[id(part)] for part in parts)], dtype=np.int64)
+    def _aim(
+        self, slots: np.ndarray, positions: np.ndarray, parts: Sequence[Part], count: int,
+        heirs: Sequence[tuple[int, int, int]],
+    ) -> None:  # fmt: skip
+        """Where the pass writes keys and values: decoding slots and parts in place, all else into the dump."""
+        rows = np.concatenate([slots, *(np.full(len(part.ids), part.slot) for part in parts)])
+        columns = np.concatenate([positions, *(np.arange(part.start, part.end) for part in parts)])
+        rest = count - len(rows)
+        dumped = np.pad(columns, (0, rest), constant_values=self.cache.dump)
+        self.cache.aim(self._tensor(np.pad(rows, (0, rest))), self._tensor(dumped), heirs)
 
-    def _view(self, length: int) -> int:
-        return round_up(length, self.view_step)
+    @contextmanager
+    def _mlp_of(self, read: torch.Tensor) -> Iterator[None]:
+        """The last layer's feed-forward part computes only the tokens whose logits are read, [n] of the packed ones."""
+        mlp = self.last_mlp
+        if mlp is None:
+            yield
+            return
+        patched, whole = mlp.__dict__.get("forward"), mlp.forward
+
+        def of_some(hidden: torch.Tensor) -> torch.Tensor:
+            out = torch.zeros_like(hidden)
+            out[:, read] = whole(hidden[:, read])
+            return out
+
+        mlp.forward = of_some
+        try:
+            yield
+        finally:
+            if patched is None:
+                del mlp.forward
+            else:
+                mlp.forward = patched
+
+    # ------------------------------------------------------------ who attends to what
+
+    def _packed(
+        self, slots: np.ndarray, positions: np.ndarray, rests: Sequence[Part], firsts: dict[int, int]
+    ) -> Packed:
+        """The groups of a pass: decoding slots, then `rests` in chunks, which lie behind each other in this order."""
+        groups = [self._decode_group(slots, positions)] if len(slots) else []
+        last_groups, read = list(groups), [np.arange(len(slots))]
+        for chunk in _chunks(rests):
+            begins = np.array([firsts[id(rest)] for rest in chunk])
+            own = self._own(chunk, begins)
+            groups.append(self._prefill_group(chunk, begins, own))
+            wanted = [i for i, rest in enumerate(chunk) if rest.wanted]
+            if wanted:
+                ends = np.array([begins[i] + len(chunk[i].ids) - 1 for i in wanted])
+                last_groups.append(self._last_group([chunk[i] for i in wanted], ends, own))
+                read.append(ends)
+        return Packed(self.cache, groups, self.last_layer, last_groups, self._tensor(np.concatenate(read)))
+
+    def _own(self, chunk: Sequence[Part], begins: np.ndarray) -> Own | None:
+        """Where the keys of a chunk of branches belong; None for parts, which stand in their slots."""
+        if not isinstance(chunk[0], Branch):
+            return None
+        tokens = [np.arange(first, first + len(rest.ids)) for first, rest in zip(begins, chunk, strict=True)]
+        rows = [np.full(len(rest.ids), row) for row, rest in enumerate(chunk)]
+        columns = [np.arange(rest.start, rest.end) for rest in chunk]
+        return Own(*(self._tensor(np.concatenate(one)) for one in (tokens, rows, columns)))
 
     def _decode_group(self, slots: np.ndarray, positions: np.ndarray) -> Group:
         """One row per slot up to the last decoding one: keys are read in place, and idle rows attend to column 0.
@@ -95,31 +154,38 @@ class Forward:
         rows = int(slots[-1]) + 1
         if rows > SPARSE * len(slots):
             mask = self._mask(positions[:, None], self._view(int(positions.max()) + 1))
-            return Group(len(slots), 1, len(slots), None, None, self._tensor(slots), mask)
+            return Group(len(slots), 1, None, None, self._tensor(slots), mask)
         full = np.zeros(rows, dtype=np.int64)
         full[slots] = positions
         mask = self._mask(full[:, None], self._view(int(positions.max()) + 1))
         if rows == len(slots):
-            return Group(rows, 1, rows, None, None, None, mask)
+            return Group(rows, 1, None, None, None, mask)
         take = np.zeros(rows, dtype=np.int64)
         take[slots] = np.arange(len(slots))
-        return Group(rows, 1, len(slots), self._tensor(take), self._tensor(slots), None, mask)
+        return Group(rows, 1, self._tensor(take), self._tensor(slots), None, mask)
 
-    def _prefill_group(self, parts: Sequence[Part]) -> Group:
-        """Left-aligned rows, padded to a multiple of ROWS tokens by repeating the first token, which is not put."""
-        sizes = np.array([len(part.ids) for part in parts])
-        starts = np.array([part.start for part in parts])
-        width = round_up(int(sizes.max()), ROWS)
+    def _prefill_group(self, rests: Sequence[Part], begins: np.ndarray, own: Own | None) -> Group:
+        """Left-aligned rows, padded to a multiple of STEPS tokens by repeating the first token, which is not put."""
+        sizes = np.array([len(rest.ids) for rest in rests])
+        starts = np.array([rest.start for rest in rests])
+        width = round_up(int(sizes.max()), STEPS)
         step = np.arange(width)
         real = step < sizes[:, None]
-        first = np.cumsum(sizes) - sizes
-        take = np.where(real, first[:, None] + step, first[:, None])
+        take = np.where(real, begins[:, None] + step, begins[:, None])
         mask = self._mask(np.where(real, starts[:, None] + step, 0), self._view(int((starts + sizes).max())))
-        put = np.flatnonzero(real.ravel())
-        rows = np.array([part.slot for part in parts])
-        return Group(
-            len(parts), width, len(put), self._tensor(take.ravel()), self._tensor(put), self._tensor(rows), mask
-        )
+        rows = np.array([rest.slot for rest in rests])
+        put = self._tensor(np.flatnonzero(real.ravel()))
+        return Group(len(rests), width, self._tensor(take.ravel()), put, self._tensor(rows), mask, own)
+
+    def _last_group(self, rests: Sequence[Part], ends: np.ndarray, own: Own | None) -> Group:
+        """The last token of each, as one step. Parts that are not wanted are left out; branches all are."""
+        positions = np.array([rest.end - 1 for rest in rests])
+        rows = np.array([rest.slot for rest in rests])
+        mask = self._mask(positions[:, None], self._view(int(positions.max()) + 1))
+        return Group(len(rests), 1, self._tensor(ends), None, self._tensor(rows), mask, own)
+
+    def _view(self, length: int) -> int:
+        return round_up(length, self.view_step)
 
     def _mask(self, positions: np.ndarray, view: int) -> torch.Tensor:
         """Additive: 0 up to each token's position [R, T], minus infinity beyond; [R, 1, T, 1, view]."""
@@ -131,13 +197,30 @@ class Forward:
         return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(self.device)
 
 
-def _chunks(parts: Sequence[Part]) -> list[list[Part]]:
-    """Parts, shortest first, in groups of at most GROUP_TOKENS places (or of one part)."""
+def _chunks(rests: Sequence[Part]) -> list[list[Part]]:
+    """Parts, then branches, each shortest first, in groups of at most GROUP_TOKENS places (or of one)."""
     chunks: list[list[Part]] = []
-    for part in parts:
-        width = round_up(len(part.ids), ROWS)
-        if chunks and width * (len(chunks[-1]) + 1) <= max(GROUP_TOKENS, width):
-            chunks[-1].append(part)
+    for rest in rests:
+        width = round_up(len(rest.ids), STEPS)
+        same = bool(chunks) and isinstance(chunks[-1][0], Branch) == isinstance(rest, Branch)
+        if same and width * (len(chunks[-1]) + 1) <= max(GROUP_TOKENS, width):
+            chunks[-1].append(rest)
         else:
-            chunks.append([part])
+            chunks.append([rest])
     return chunks
+
+
+def _size(part: Part) -> int:
+    return len(part.ids)
+
+
+def _starts(rests: Sequence[Part]) -> np.ndarray:
+    """Where each begins if they lie one behind the other."""
+    sizes = np.array([len(rest.ids) for rest in rests], dtype=np.int64)
+    return np.cumsum(sizes) - sizes
+
+
+def _last_mlp(model: Any) -> Any:
+    """The last layer's feed-forward module, None where it has another name: then it computes every token."""
+    layers = getattr(model.get_decoder(), "layers", None)
+    return getattr(layers[-1], "mlp", None) if layers else None

@@ -136,7 +136,7 @@ class HFEngine:
                 moved = False
                 while intake.open and loop.room > 0 and (item := intake.take()) is not None:
                     if isinstance(item, Request):
-                        loop.waiting.append(item)
+                        loop.take(item)
                     else:
                         moved = True
                         yield item
@@ -159,8 +159,8 @@ class HFEngine:
             if not is_out_of_memory(error):
                 raise
         if not loop.shrink(self.smallest):  # outside the handler, whose traceback keeps tensors alive
-            raise memory_error(loop.slots)
-        self.slots, self.halved = loop.slots, self.halved + 1
+            raise memory_error(loop.slots.count)
+        self.slots, self.halved = loop.slots.count, self.halved + 1
         return []
 
     # ------------------------------------------------------------ giving back

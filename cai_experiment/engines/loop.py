@@ -1,26 +1,27 @@
 """Continuous batching over slots: the decode loop of HFEngine, without rendering or loading.
 
-Every slot keeps the tokens of its last conversation and their keys and values. A new prompt goes where its longest
-prefix lies (or that prefix is copied), only its rest is computed, in the same pass in which the others speak their
-next token, and it leaves its slot as soon as it ends.
+Every slot keeps the tokens of its last conversation and their keys and values. `slots.Slots` says what a pass reads
+and where; it is read in the same pass in which the others speak their next token, and a prompt leaves its slot as soon
+as it ends.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Any, Sequence
 
 import numpy as np
 import torch
 
 from cai_experiment.engines.base import Completion
-from cai_experiment.engines.cache import SlotCache, shared_prefix
+from cai_experiment.engines.cache import SlotCache
 from cai_experiment.engines.common import NO_NUMBERS, Request
-from cai_experiment.engines.forward import VIEW_STEP, Forward, Part, round_up
+from cai_experiment.engines.forward import VIEW_STEP, Branch, Forward, round_up
 from cai_experiment.engines.sampling import NO_TOKEN, draw, uniforms
+from cai_experiment.engines.slots import Groups, Slots
 from cai_experiment.engines.stops import StopRule
 
-PREFILL_TOKENS_CPU, PREFILL_TOKENS_GPU = 2048, 8192  # of one pass (or one longer prompt): bounds its memory
+PREFILL_TOKENS_CPU, PREFILL_TOKENS_GPU = 4096, 8192  # of one pass (or one longer prompt): bounds its memory
+BRANCHES_AHEAD = 64  # branches for each slot that may wait
 
 
 class Loop:
@@ -31,55 +32,74 @@ class Loop:
         self.model, self.stops, self.context, self.view_step = model, stops, context, view_step
         self.device = next(model.parameters()).device
         self.prefill_tokens = PREFILL_TOKENS_CPU if self.device.type == "cpu" else PREFILL_TOKENS_GPU
-        self.waiting: deque[Request] = deque()
+        self.speaking: list[Request] = []  # wait to speak
+        self.groups: Groups = {}  # wait to be weighed
         self.done: list[Completion] = []  # finished, not yet handed out; outlives an out-of-memory error
-        self.passes = self.spoken = 0  # passes, and the tokens spoken in them: their ratio is the slots' occupancy
+        self.weighing: list[Request] = []  # in the pass that runs
+        self.passes = self.spoken = 0  # passes, and the tokens spoken in them
+        self.at_work = 0  # slots that spoke in the last pass, or whose conversation was weighed
         self._set_up(slots)
 
-    def _set_up(self, slots: int) -> None:
-        self.slots = slots
-        self.cache = SlotCache(slots, round_up(self.context, VIEW_STEP))
+    def _set_up(self, count: int) -> None:
+        self.slots = Slots(count, self.context)
+        self.cache = SlotCache(count + self.slots.scratch, round_up(self.context, VIEW_STEP))
         self.forward = Forward(self.model, self.cache, self.view_step)
         self.requests: dict[int, Request] = {}  # by slot
-        self.tokens = np.full((slots, self.context + 1), NO_TOKEN, dtype=np.int32)  # prompt, then completion
-        self.ready = np.zeros(slots, dtype=np.int64)  # first tokens of a slot whose keys and values are there
-        self.made = np.zeros(slots, dtype=np.int64)  # completion tokens so far
-        self.limits = np.zeros(slots, dtype=np.int64)
-        self.active = np.zeros(slots, dtype=bool)
-        self.temperatures = np.zeros(slots, dtype=np.float32)
-        self.numbers = np.zeros((slots, 1), dtype=np.float64)
-        self.used = np.zeros(slots, dtype=np.int64)  # when its keys and values were last of use to anyone
-        self.clock = 0
+        self.made = np.zeros(count, dtype=np.int64)  # completion tokens so far
+        self.limits = np.zeros(count, dtype=np.int64)
+        self.temperatures = np.zeros(count, dtype=np.float32)
+        self.numbers = np.zeros((count, 1), dtype=np.float64)
 
     # ------------------------------------------------------------ what the engine calls
 
     @property
     def room(self) -> int:
-        """Prompts that can be taken now."""
-        return self.slots - int(self.active.sum()) - len(self.waiting)
+        """Prompts that can be taken now: slots that are free, and that no waiting prompt will want."""
+        if sum(map(len, self.groups.values())) >= BRANCHES_AHEAD * self.slots.count:
+            return 0
+        parked = sum(1 for conversation in self.groups if conversation)
+        return self.slots.count - int(self.slots.active.sum()) - len(self.speaking) - parked
+
+    @property
+    def waiting(self) -> int:
+        """Prompts that were taken and are not at work."""
+        return len(self.speaking) + sum(map(len, self.groups.values()))
 
     @property
     def busy(self) -> bool:
         """True while anything is waiting or being spoken."""
-        return bool(self.waiting) or bool(self.active.any())
+        return bool(self.speaking or self.groups or self.requests)
+
+    def take(self, request: Request) -> None:
+        """Queue a prompt. Those with options wait together with the others that branch off the same conversation."""
+        if request.option_ids:
+            self.groups.setdefault(request.prompt.turns[:-1], []).append(request)
+        else:
+            self.speaking.append(request)
 
     @torch.inference_mode()
     def step(self) -> list[Completion]:
         """One pass: a token for every speaking slot, and the waiting prompts that fit. Gives what ended with it."""
-        speaking = np.flatnonzero(self.active)
-        admitted = self._admit()
-        parts = [self._part(slot) for slot in admitted]
-        places = self.ready[speaking]
-        logits = self.forward(speaking, self.tokens[speaking, places], places, parts)
-        self.ready[speaking] += 1
-        self.ready[admitted] = [part.end for part in parts]
-        weighed = [slot for slot in admitted if self.requests[slot].option_ids]  # the last of `admitted`
-        drawing = np.concatenate([speaking, np.array(admitted[: len(admitted) - len(weighed)], dtype=np.int64)])
+        slots = self.slots
+        speaking = np.flatnonzero(slots.active)
+        places = slots.ready[speaking]
+        tokens = slots.tokens[speaking, places]
+        plan = slots.plan(self.speaking, self.groups, self.prefill_tokens)
+        self.weighing = plan.weighed
+        for slot, request in plan.spoken:
+            self._begin(slot, request)
+        for source, target, length in plan.copies:
+            self.cache.copy(source, target, length)
+        logits = self.forward(speaking, tokens, places, plan.parts, plan.branches, plan.heirs)
+        slots.ready[speaking] += 1
+        drawing = np.concatenate([speaking, np.array([slot for slot, _ in plan.spoken], dtype=np.int64)])
         if len(drawing):
             self._take_tokens(drawing, logits[: len(drawing)])
-        for slot, row in zip(weighed, logits[len(drawing) :], strict=True):
-            self._weigh(slot, row)
+        self._weigh(plan.weighed, plan.branches, logits[len(drawing) :])
+        self.weighing = []
         self.passes, self.spoken = self.passes + 1, self.spoken + len(drawing)
+        weighed = {branch.slot for branch in plan.branches if branch.slot < slots.count}
+        self.at_work = len(weighed.union(drawing.tolist()))
         done, self.done = self.done, []
         return done
 
@@ -88,122 +108,84 @@ class Loop:
 
         False if there are already `smallest` slots or fewer.
         """
-        if self.slots <= smallest:
+        if self.slots.count <= smallest:
             return False
-        self.waiting.extendleft(reversed(self.requests.values()))
-        self._set_up(max(smallest, self.slots // 2))
+        self.speaking[:0] = self.requests.values()
+        for request in self.weighing:
+            self.take(request)
+        self.weighing = []
+        self._set_up(max(smallest, self.slots.count // 2))
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         return True
 
-    # ------------------------------------------------------------ who gets which slot
-
-    def _admit(self) -> list[int]:
-        """Give waiting prompts their slots, as many as one pass takes; those with options come last in the answer.
-
-        What a prompt shares with another that is admitted in the same pass is computed once (`Forward.inherit`).
-        """
-        admitted: list[int] = []
-        later: list[Request] = []
-        planned = self.ready.copy()  # as `ready` will be after this pass
-        room = self.prefill_tokens
-        while self.waiting and room > 0 and not self.active.all():
-            request = self.waiting.popleft()
-            shared = shared_prefix(self.tokens, planned, request.ids)
-            if admitted and len(request.ids) - shared.max() > room:
-                later.append(request)
-                continue
-            slot = self._place(request, shared, admitted)
-            planned[slot] = len(request.ids)
-            room -= request.computed
-            admitted.append(slot)
-        self.waiting.extendleft(reversed(later))
-        return sorted(admitted, key=lambda slot: bool(self.requests[slot].option_ids))
-
-    def _place(self, request: Request, shared: np.ndarray, fresh: Sequence[int]) -> int:
-        """Choose a free slot: the one that this prompt continues, else the longest unused, with the prefix copied.
-
-        `shared` [slots] is what each holds of the prompt when this pass is done; the `fresh` ones get it in this pass.
-        """
-        usable = np.minimum(shared, len(request.ids) - 1)  # the last token is computed in any case: it gives the logits
-        source = int(usable.argmax())
-        kept = int(usable[source])
-        continues = np.flatnonzero(~self.active & (shared == self.ready) & (usable == kept) & (usable > 0))
-        slot = int(continues[0]) if len(continues) else int(np.where(self.active, self.clock + 1, self.used).argmin())
-        if usable[slot] < kept:
-            if source in fresh:
-                self.forward.inherit(source, slot, kept)
-            else:
-                self.cache.copy(source, slot, kept)
-            self._touch(source)
-        self._fill(slot, request, kept)
-        return slot
-
-    def _fill(self, slot: int, request: Request, kept: int) -> None:
-        sampling, size = request.prompt.sampling, len(request.ids)
-        request.computed = size - kept
-        self.requests[slot], self.active[slot] = request, True
-        self.tokens[slot, :size], self.tokens[slot, size:] = request.ids, NO_TOKEN
-        self.ready[slot], self.made[slot] = kept, 0
-        self.limits[slot], self.temperatures[slot] = sampling.max_tokens, sampling.temperature
+    def _begin(self, slot: int, request: Request) -> None:
+        """Make ready for the tokens that the slot will speak."""
+        sampling = request.prompt.sampling
+        self.requests[slot] = request
+        self.made[slot], self.limits[slot] = 0, sampling.max_tokens
+        self.temperatures[slot] = sampling.temperature
         if sampling.max_tokens > self.numbers.shape[1]:
-            more = np.zeros((self.slots, sampling.max_tokens - self.numbers.shape[1]))
+            more = np.zeros((self.slots.count, sampling.max_tokens - self.numbers.shape[1]))
             self.numbers = np.concatenate([self.numbers, more], axis=1)
-        if sampling.temperature > 0 and not request.option_ids:
+        if sampling.temperature > 0:
             key = sampling.key or request.prompt.id
             self.numbers[slot, : sampling.max_tokens] = uniforms(sampling.seed, key, sampling.max_tokens)
 
-    def _touch(self, slot: int) -> None:
-        self.clock += 1
-        self.used[slot] = self.clock
-
-    def _part(self, slot: int) -> Part:
-        """What the slot lacks of its prompt."""
-        start = int(self.ready[slot])
-        return Part(slot, start, self.requests[slot].ids[start:])
-
     # ------------------------------------------------------------ what a row has become
 
-    def _take_tokens(self, slots: np.ndarray, logits: torch.Tensor) -> None:
-        """Draw the next token of `slots` [n] from logits [n, V], and finish the rows that end with it."""
-        numbers = self.numbers[slots, self.made[slots]]
-        tokens = draw(logits, self.temperatures[slots], numbers)
-        self.tokens[slots, self.ready[slots]] = tokens
-        self.made[slots] += 1
+    def _take_tokens(self, rows: np.ndarray, logits: torch.Tensor) -> None:
+        """Draw the next token of slots `rows` [n] from logits [n, V], and finish those that end with it."""
+        numbers = self.numbers[rows, self.made[rows]]
+        tokens = draw(logits, self.temperatures[rows], numbers)
+        self.slots.tokens[rows, self.slots.ready[rows]] = tokens
+        self.made[rows] += 1
         bad = tokens == NO_TOKEN
-        ended = self.stops.is_stop_token(tokens) | (self.made[slots] >= self.limits[slots])
+        ended = self.stops.is_stop_token(tokens) | (self.made[rows] >= self.limits[rows])
         maybe = self.stops.may_end(tokens) & ~ended
-        for slot in slots[bad]:
-            self._fail(int(slot))
-        for slot in slots[(ended | maybe) & ~bad]:
+        for slot in rows[bad]:
+            self._forget(int(slot))
+            self._release(int(slot), "", "error", error=NO_NUMBERS)
+        for slot in rows[(ended | maybe) & ~bad]:
             self._finish(int(slot))
 
     def _finish(self, slot: int) -> None:
         """End the row if its text has ended or its tokens are spent."""
         start, made = len(self.requests[slot].ids), int(self.made[slot])
-        text, stopped = self.stops.text(self.tokens[slot, start : start + made].tolist())
+        text, stopped = self.stops.text(self.slots.tokens[slot, start : start + made].tolist())
         if stopped or made >= self.limits[slot]:
             self._release(slot, text, "stop" if stopped else "length", made)
 
-    def _weigh(self, slot: int, logits: torch.Tensor) -> None:
-        """Answer a prompt with options: natural-log probabilities over the whole vocabulary, logits [V]."""
+    def _release(self, slot: int, text: str, finish: str, tokens: int = 0, error: str = "") -> None:
+        self.slots.active[slot] = False
+        self.slots.touch(slot)
+        self._answer(self.requests.pop(slot), text, finish, tokens, error)
+
+    def _weigh(self, requests: Sequence[Request], branches: Sequence[Branch], logits: torch.Tensor) -> None:
+        """Answer prompts with options: natural-log probabilities over the whole vocabulary, logits [n, V]."""
+        if not requests:
+            return
         wide = logits.float() if self.device.type == "mps" else logits.double()
-        chosen = torch.log_softmax(wide, dim=-1)[list(self.requests[slot].option_ids)].tolist()
-        if np.isfinite(chosen).all():
-            self._release(slot, "", "stop", logprobs=tuple(chosen))
-        else:
-            self._fail(slot)
+        weights = torch.log_softmax(wide, dim=-1).cpu().numpy()
+        for request, branch, row in zip(requests, branches, weights, strict=True):
+            chosen = tuple(row[list(request.option_ids)].tolist())
+            if np.isfinite(chosen).all():
+                self._answer(request, "", "stop", logprobs=chosen)
+            else:
+                self._forget(branch.slot)
+                self._answer(request, "", "error", error=NO_NUMBERS)
 
-    def _fail(self, slot: int) -> None:
-        """The row's numbers are not usable: forget its keys too, since a NaN gets through any mask."""
-        self.cache.clear(slot)
-        self.ready[slot] = 0
-        self._release(slot, "", "error", error=NO_NUMBERS)
+    def _forget(self, row: int) -> None:
+        """A prompt's numbers are not usable: forget its keys too, since a NaN gets through any mask."""
+        if row >= self.slots.count or not self.slots.active[row]:
+            self.cache.clear(row)
+            self.slots.forget(row)
 
-    def _release(self, slot: int, text: str, finish: str, tokens: int = 0, **more: Any) -> None:
-        request = self.requests.pop(slot)
-        self.active[slot] = False
-        if not request.option_ids:  # what was spoken goes on in the next prompt; behind a verdict nothing follows
-            self._touch(slot)
-        done = Completion(request.prompt.id, text, finish, len(request.ids), request.computed, tokens, **more)
-        self.done.append(done)
+    def _answer(
+        self, request: Request, text: str, finish: str, tokens: int = 0, error: str = "",
+        logprobs: tuple[float, ...] = (),
+    ) -> None:  # fmt: skip
+        size = len(request.ids)
+        self.done.append(
+            Completion(request.prompt.id, text, finish, size, request.computed, tokens, error, logprobs=logprobs)
+        )

@@ -56,11 +56,11 @@ def watched_passes() -> Iterator[Passes]:
     step, seen = Loop.step, Passes()
 
     def watched(loop: Loop) -> list[Completion]:
-        at_hand, spoken = int(loop.active.sum()) + len(loop.waiting), loop.spoken
+        at_hand = len(loop.requests) + loop.waiting
         done = step(loop)
-        worked = loop.spoken - spoken + sum(bool(completion.logprobs) for completion in done)
-        seen.occupancy.add(at_hand, len(loop.waiting), worked, loop.slots)
-        seen.cached_tokens_read += int(loop.ready[loop.active].sum()) + sum(
+        slots = loop.slots
+        seen.occupancy.add(at_hand, loop.waiting, loop.at_work, slots.count)
+        seen.cached_tokens_read += int(slots.ready[slots.active].sum()) + sum(
             c.prompt_tokens + c.completion_tokens for c in done
         )
         return done
