@@ -20,7 +20,8 @@ from cai_experiment.engines.base import Completion, Prompt
 from cai_experiment.errors import BadInputError, EngineError
 from cai_experiment.observe.content_logger import ContentLogger
 from cai_experiment.observe.progress import Progress
-from cai_experiment.pipeline.gate import GateSettings, gate, has_meta_prefix, is_refusal
+from cai_experiment.pipeline.example import Origin, to_example
+from cai_experiment.pipeline.gate import GateSettings, gate
 from cai_experiment.pipeline.instruct import Instruction
 from cai_experiment.pipeline.known import KnownTexts
 from cai_experiment.pipeline.runner import MAX_FAILURES, run_pipeline
@@ -351,6 +352,69 @@ def test_faults_end_the_example(kind: str, what: object, fault: str) -> None:
     assert machine.draft.fault == fault
 
 
+# ---------------------------------------------------------------- the last revision, by every principle revised for
+
+
+def flawed(*broken: str, abstain_in: int = -1):
+    """A speaker of answers that break these principles: before any revision, after the first, after the second ..."""
+
+    def speak(prompt: Prompt) -> Completion:
+        about = prompt.id.split("/")
+        if about[1] == "verdict":
+            odds = 1.0 if about[3] in broken[int(about[2])].split() else -1.0
+            return Completion(prompt.id, "", "stop", logprobs=(odds if about[4] == "yes_first" else -odds, 0.0))
+        if prompt.options:
+            return Completion(prompt.id, "", "stop", logprobs=(1.0, 0.0))
+        if about[1] == "critique":
+            return Completion(prompt.id, NO_ISSUE if int(about[2]) == abstain_in else "It is harsh.", "stop")
+        return Completion(prompt.id, BEFORE if about[1] == "answer" else f"{AFTER} {about[2]}.", "stop")
+
+    return speak
+
+
+def verdict_steps(asked: list[list[Prompt]], revisions: int) -> list[list[str]]:
+    """Principles of the verdicts on the answer after so many revisions, step by step, by both orders."""
+    ids = [[p.id.split("/") for p in step] for step in asked]
+    found = [[id[3] for id in step if id[1:3] == ["verdict", str(revisions)]] for step in ids]
+    return [step for step in found if step]
+
+
+@pytest.mark.parametrize(
+    ("broken", "own", "final", "reasons"),
+    [
+        (("privacy fair", "fair", ""), ["no", "no"], ["no", "no"], []),
+        (("privacy fair", "fair", "privacy"), ["no", "no"], ["yes", "no"], ["contradicts_principle"]),  # brought back
+        (("privacy fair", "privacy fair", ""), ["yes", "no"], ["no", "no"], []),  # mended by the second
+        (("privacy", "privacy", ""), ["yes", "no"], ["no", "no"], []),
+        (("privacy fair", "fair", "fair"), ["no", "yes"], ["no", "yes"], ["contradicts_principle"]),
+    ],
+)
+def test_the_pair_is_judged_by_what_its_chosen_answer_breaks(
+    broken: tuple[str, ...], own: list[str], final: list[str], reasons: list[str]
+) -> None:
+    machine = stages(rounds=2)
+    asked = play(machine, flawed(*broken))
+    example = to_example(machine.draft, GateSettings(), Origin(0, "g", "c"))
+    assert example.rounds[0].principle_id == "privacy"
+    assert [one.verdict_after for one in example.rounds] == own and example.meta["final_verdicts"] == final
+    assert list(example.reject_reasons) == reasons
+    first, second = (one.principle_id for one in example.rounds)
+    assert verdict_steps(asked, 2) == [[first, second] * 2] and len({p.turns[:-1] for p in asked[-1]}) == 1
+
+
+def test_final_verdicts_are_asked_only_where_an_earlier_round_revised_too() -> None:
+    machine = stages(rounds=1)
+    assert len(play(machine, flawed("privacy", ""))[-1]) == 2 and machine.draft.rounds[0].final_verdict.answer == "no"
+    machine = stages(rounds=2)
+    play(machine, flawed("privacy fair", "fair", abstain_in=1))
+    assert machine.draft.rounds[0].final_verdict is machine.draft.rounds[0].verdict_after
+    assert machine.draft.rounds[1].final_verdict is None
+    machine = stages(rounds=3)
+    asked = play(machine, flawed("privacy fair", "fair", "privacy", abstain_in=2))
+    assert verdict_steps(asked, 2)[0] == ["fair"] * 2 and verdict_steps(asked, 2)[-1] == ["privacy"] * 2
+    assert [one and one.answer for one in (r.final_verdict for r in machine.draft.rounds)] == ["yes", "no", None]
+
+
 # ---------------------------------------------------------------- the gate
 
 BEFORE = "Take the panel off. Hit it hard until it moves. Then put it back and wait for a day."
@@ -389,38 +453,6 @@ def test_gate_thresholds_are_settings() -> None:
     assert gate(BEFORE, AFTER * 4, [("no", "no")], GateSettings(max_length_ratio=9, skip=("verdict_unchanged",))) == []
     with pytest.raises(BadInputError, match="'identical'"):
         GateSettings(skip=("identical",))
-
-
-@pytest.mark.parametrize(
-    ("text", "meta"),
-    [
-        ("Here is the revised answer. Take care.", True),
-        ("Here's a rewritten version: take care.", True),
-        ("Certainly! Here are three ways.", True),
-        ("**Revised Response**\nTake care.", True),
-        ("I have rewritten the answer so that it is kind.", True),
-        ("Here is a list of plants for the shade.", False),
-        ("Sure. Take a pot and some earth.", False),
-        ("Revise the plan once a week.", False),
-    ],
-)
-def test_meta_prefixes(text: str, meta: bool) -> None:
-    assert has_meta_prefix(text) is meta
-
-
-@pytest.mark.parametrize(
-    ("text", "refusal"),
-    [
-        ("I'm sorry, but I can't assist with that request.", True),
-        ("As an AI language model, I cannot provide that.", True),
-        ("I will not help you with this.", True),
-        ("Sorry to hear that. Rest and see a doctor.", False),
-        ("I cannot know this for certain, but try it.", False),
-        ("I am an AI and have no garden. Try moss.", False),
-    ],
-)
-def test_refusals(text: str, refusal: bool) -> None:
-    assert is_refusal(text) is refusal
 
 
 # ---------------------------------------------------------------- the runner

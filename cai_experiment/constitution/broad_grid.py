@@ -1,7 +1,8 @@
 """The broad grid: topics, kinds and lengths from which any model but the shipped one is asked to write instructions.
 
 Nearly a third of the kinds tempt: a constitution has its say where an answer can do harm, deceive or flatter, and the
-rest keeps the data from teaching refusal alone. The prompt shows a topic by name, a kind and a length by phrase.
+rest keeps the data from teaching refusal alone. The prompt shows a topic by name, a kind and a length by phrase. What
+a message shows (code, a passage, a draft) stands on lines of its own; pipeline/run_on.py says what may not follow.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ TEMPTING = "tempt-"  # begins the kinds in which the easy answer is a wrong one
 KINDS: dict[str, str] = {
     "explain": "asks how something works, or why it is so",
     "how-to": "asks for the steps by which something is done",
-    "debug": "describes something of theirs that goes wrong, and asks for the mistake",
+    "debug": "describes or shows something of theirs that goes wrong, and asks for the mistake",
     "compare": "asks which of two or more things is better, and for whom",
     "summarise": "gives a short passage of facts and asks for the main point",
     "create": "asks for something made up: a story, a poem, a scene",

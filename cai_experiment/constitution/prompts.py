@@ -71,7 +71,8 @@ def ask_for_message(topic: str, kind: str, length: str) -> tuple[Turn, ...]:
     return (
         Turn(
             "task",
-            "Write one message that a person might send to an AI assistant. Give the message alone, in one paragraph.\n"
+            "Write one message that a person might send to an AI assistant. Give the message alone, without a reply. "
+            "Text or code that it shows stands on lines of its own.\n"
             f"Topic: {topic}\nKind: the person {KINDS[kind]}\n{LENGTH_LINE}{LENGTHS[length]}",
         ),
     )
@@ -102,9 +103,7 @@ def ask_violated(principle: Principle, yes_first: bool = True) -> Turn:
     The principle comes last, so that the questions about fifteen of them share all but its words.
     """
     options = lettered("Yes", "No", yes_first)
-    return Turn(
-        "question", f"Does the last answer break the principle below?\n{options}\nPrinciple: {principle.text}"
-    )
+    return Turn("question", f"Does the last answer break the principle below?\n{options}\nPrinciple: {principle.text}")
 
 
 def ask_meaningful(yes_first: bool = True) -> Turn:

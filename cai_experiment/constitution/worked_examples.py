@@ -111,8 +111,9 @@ MESSAGE_EXAMPLES: tuple[tuple[Turn, ...], ...] = (  # a third of them tempt, as 
         *ask_for_message("Python scripts", "debug", "medium"),
         Turn(
             "written_instruction",
-            "My script adds up one column over a folder of CSV files, and since yesterday every total is twice as "
-            "large as it should be. I changed nothing but the name of the folder. Where would you look first?",
+            "My script adds up one column over a folder of CSV files, and every total is twice as large as it should "
+            "be. This is the loop:\n\n```\nfor name in names + sorted(names):\n    total += column_sum(name)\n```\n\n"
+            "Where would you look first?",
         ),
     ),
     (

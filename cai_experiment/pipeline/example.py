@@ -41,8 +41,9 @@ def turned_down(example: Example, verdict: GuardVerdict | None) -> Example:
 def to_example(draft: Draft, settings: GateSettings, origin: Origin) -> Example:
     """The line of `draft`; its `reject_reasons` are empty if the pair may train a model.
 
-    `meta` also holds `meaningful` (one verdict a round, "" where the critic abstained) and, after an engine's
-    failure, its `error`.
+    `meta` also holds `meaningful` (one verdict a round, "" where the critic abstained), `final_verdicts` (one a round:
+    does the last revision break its principle? "" where nothing was revised) and, after an engine's failure, its
+    `error`.
     """
     instruction = draft.instruction
     revised = draft.answer if draft.revisions else ""
@@ -68,13 +69,13 @@ def reject_reasons(draft: Draft, settings: GateSettings) -> list[str]:
     if not draft.revisions:
         return ["no_violation_found"]
     least = settings.min_judge_margin
-    verdicts = [(_said(r.verdict_before, least), _said(r.verdict_after, least)) for r in draft.revisions]
+    verdicts = [(_said(r.verdict_before, least), _said(r.final_verdict, least)) for r in draft.revisions]
     return gate(draft.initial_answer, draft.answer, verdicts, settings)
 
 
 def _said(verdict: Verdict | None, least: float) -> str:
     """A verdict as the gate reads it: one of less than `least` nats is undecided."""
-    assert verdict is not None  # `revisions` are those that were judged
+    assert verdict is not None  # a draft without a fault was judged to its end
     weak = verdict.answer in ("yes", "no") and abs(verdict.logit) < least
     return "undecided" if weak else verdict.answer
 
@@ -116,5 +117,6 @@ def _meta(draft: Draft, revised: str, origin: Origin) -> dict[str, Any]:
         "tokens": {"prompt": draft.prompt_tokens, "completion": draft.completion_tokens},
         "gate": measured,
         "meaningful": [r.meaningful.answer if r.meaningful else "" for r in draft.rounds],
+        "final_verdicts": [r.final_verdict.answer if r.final_verdict else "" for r in draft.rounds],
     }
     return meta | ({"error": draft.error} if draft.error else {})

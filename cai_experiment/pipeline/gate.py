@@ -2,18 +2,17 @@
 
 Revisions resemble the answers they revise, and pairs that hardly differ, announce themselves ("Sure, here is the
 revised answer") or turn help into a bare refusal teach DPO the wrong thing. Measures are of texts as written;
-verdicts are the judge's, in both orders.
+verdicts are the judge's, in both orders, and a principle's second one is about the answer that is chosen in the end.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Iterable, Sequence
 
-from cai_experiment.constitution.prompts import abstains
 from cai_experiment.errors import BadInputError
+from cai_experiment.pipeline.wording import has_meta_prefix, is_bare_refusal, is_refusal
 
 REASONS: dict[str, str] = {
     "empty": "the model wrote nothing where an answer, critique or revision was due",
@@ -23,40 +22,19 @@ REASONS: dict[str, str] = {
     "no_violation_found": "the critic abstained in every round, so nothing was revised",
     "identical": "the revision is the first answer",
     "near_identical": "the revision hardly differs from the first answer",
-    "meta_prefix": "the revision talks about itself (\"Here is the revised answer\")",
+    "meta_prefix": "the revision talks about itself or an earlier answer (\"Here is the revised answer\")",
     "refusal_as_revision": "the revision is a bare refusal where the first answer was none",
     "length_ratio": "the revision is far shorter or longer than the first answer",
-    "verdict_unchanged": "the judge saw no round go from \"yes, it breaks the principle\" to \"no\"",
-    "contradicts_principle": "the judge says a revision breaks the principle that it was revised for",
-    "judge_undecided": "the judge's two orders disagree, and no round is a clear repair",
-    "judge_unparsed": "a verdict came without usable probabilities, and no round is a clear repair",
+    "verdict_unchanged": "for no principle did the judge go from \"yes, it is broken\" to \"no\" on the last revision",
+    "contradicts_principle": "the judge says the last revision breaks a principle that the answer was revised for",
+    "judge_undecided": "the judge's two orders disagree, and no principle is clearly mended",
+    "judge_unparsed": "a verdict came without usable probabilities, and no principle is clearly mended",
     "guard_unsafe": "the guard model calls the revision unsafe (category in meta.guard)",
     "guard_unparsed": "the guard gave no verdict that can be read (its reply in meta.guard)",
     "length_surplus": "left out by --match-lengths, though it passed the gate",
 }  # fmt: skip
 NO_PAIR = frozenset({"empty", "too_long", "prompt_too_long", "engine_error", "no_violation_found", "identical"})
 CANNOT_SKIP = NO_PAIR | {"guard_unsafe", "guard_unparsed", "length_surplus"}  # these have flags of their own
-
-_ASSENT = r"(?:(?:sure(?: thing)?|certainly|of course|okay|ok|absolutely|alright|great)\b[\s,.!:-]*)"
-_HERE = r"(?:here(?:'s|’s| is| are)|below is|this is|the following is)"
-_SELF = r"(?:revis\w+|rewr\w+|rephras\w+|reword\w+|improved|updated|corrected|edited|new version|version of)"
-_META = re.compile(
-    rf"^\W*(?:{_ASSENT}{_HERE}\b|{_ASSENT}?(?:{_HERE}\b[^.!?\n]*\b{_SELF}|i(?:'ve|’ve| have) {_SELF}\b"
-    rf"|(?:the |my |a )?{_SELF} (?:answer|response|reply|version|text)\b))",
-    re.IGNORECASE,
-)
-_REFUSAL = re.compile(
-    r"""^\W*
-    (?:(?:(?:i['’]?m|i\ am|we\ are|we['’]re)\ )?(?:\w+\ )?(?:sorry|afraid)[,.]?\ (?:but\ |that\ )?
-       |i\ apologi[sz]e[,.]?\ (?:but\ )?)?                                   # an apology
-    (?:as\ an?\ (?:ai|assistant)\b[^.!?\n,]*,?\ )?                           # as an AI language model
-    (?:i(?:\ cannot|\ can['’]t|\ can\ not|\ won['’]t|\ will\ not|(?:\ am|['’]m)\ (?:unable|not\ able)\ to)
-       (?:\ \w+)?\ (?:help|assist|provide|comply|answer|fulfil|support|give|offer|share|write|create|generate|discuss
-                     |recommend|advise|tell|engage|say|do\ (?:that|this|so))\b
-     |i\ (?:must|have\ to)\ decline
-     |(?:this|that)\ (?:request\ )?is\ not\ something\ i\ can)""",
-    re.IGNORECASE | re.VERBOSE,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +58,8 @@ class GateSettings:
 def gate(before: str, after: str, verdicts: Sequence[tuple[str, str]], settings: GateSettings) -> list[str]:
     """Reasons against the pair (chosen `after`, rejected `before`), in REASONS' order; an empty list accepts it.
 
-    `verdicts` holds (before, after) for each round that revised: "yes" (it breaks the principle), "no",
-    "undecided" or "unparsed".
+    `verdicts` holds, for each principle that was revised for, what the judge said before its round and what it says of
+    `after`: "yes" (it breaks the principle), "no", "undecided" or "unparsed".
     """
     found = {*text_reasons(before, after, settings), *verdict_reasons(verdicts)}
     return in_order(found - set(settings.skip))
@@ -108,11 +86,11 @@ def text_reasons(before: str, after: str, settings: GateSettings) -> set[str]:
 
 
 def verdict_reasons(verdicts: Sequence[tuple[str, str]]) -> set[str]:
-    """What the judge says against the pair. One clear repair (yes to no) is enough, if nothing revised still offends.
+    """What the judge says against the pair. One clear repair (yes to no) is enough, if none is broken at the end.
 
     So a later round that merely polishes (no to no) does not cost the example.
     """
-    reasons = {"contradicts_principle"} if any(after == "yes" for _, after in verdicts) else set()
+    reasons = {"contradicts_principle"} if any(final == "yes" for _, final in verdicts) else set()
     if ("yes", "no") in verdicts:
         return reasons
     spoken = {answer for pair in verdicts for answer in pair}
@@ -124,18 +102,3 @@ def verdict_reasons(verdicts: Sequence[tuple[str, str]]) -> set[str]:
 def similarity(before: str, after: str) -> float:
     """Share of words that both texts have in the same order: 2 * matches / total words (Ratcliff-Obershelp), 0 to 1."""
     return SequenceMatcher(None, before.split(), after.split(), autojunk=False).ratio()
-
-
-def has_meta_prefix(text: str) -> bool:
-    """True if `text` begins by announcing itself as a revision, or is a critic's abstention."""
-    return bool(_META.match(text)) or abstains(text)
-
-
-def is_refusal(text: str) -> bool:
-    """True if `text` begins as a refusal does."""
-    return bool(_REFUSAL.match(text))
-
-
-def is_bare_refusal(text: str, max_words: int) -> bool:
-    """True if `text` begins as a refusal and stops there: `max_words` words or fewer."""
-    return is_refusal(text) and len(text.split()) <= max_words

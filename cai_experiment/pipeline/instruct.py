@@ -9,6 +9,7 @@ from cai_experiment.constitution.prompts import Turn, ask_for_instruction, ask_f
 from cai_experiment.engines.base import Completion, Prompt, Sampling
 from cai_experiment.milestones import MAX_TOKENS_INSTRUCTION, MAX_TOKENS_MESSAGE, TEMPERATURE_ANSWER
 from cai_experiment.pipeline.known import normalised_words
+from cai_experiment.pipeline.run_on import runs_on
 
 SELF = "self"
 
@@ -27,8 +28,11 @@ def example_id(index: int) -> str:
     return f"{index:06d}"
 
 
-def malformed(completion: Completion) -> str:
-    """Why a written instruction cannot be used ("empty", "too_long", "paragraphs", "engine_error"), or ""."""
+def malformed(completion: Completion, grid_name: str) -> str:
+    """Why an instruction written for a cell of that grid cannot be used, or "".
+
+    "empty", "too_long", "engine_error"; "paragraphs": more than one line (household); "runs_on" (broad, see `runs_on`).
+    """
     text = completion.text.strip()
     if completion.finish == "error":
         return "engine_error"
@@ -36,7 +40,9 @@ def malformed(completion: Completion) -> str:
         return "too_long"
     if not normalised_words(text):
         return "empty"
-    return "paragraphs" if "\n" in text else ""
+    if grid_name == grid.HOUSEHOLD:
+        return "paragraphs" if "\n" in text else ""
+    return "runs_on" if runs_on(text) else ""
 
 
 def drawn(grid_name: str, seed: int, candidate: int) -> tuple[tuple[str, ...], tuple[Turn, ...], int]:

@@ -1,11 +1,12 @@
 """One example as a small state machine: it yields the prompts that it needs next and takes their completions.
 
-    answer -> (verdicts -> critique -> meaningful? + revision -> verdict) x rounds
+    answer -> (verdicts -> critique -> meaningful? + revision -> verdict) x rounds -> final verdicts
 
 All stages are one growing conversation, so each prompt continues the one before. A verdict is a branch of it. Of many
 principles each is weighed in one order first, and in the other only where a "yes" is still possible: that needs both
-orders, so no violation is lost, and nearly half of the verdict prompts are saved. The machine knows nothing of
-engines, batches or files: sent the same completions, it always ends in the same draft.
+orders, so no violation is lost, and nearly half of the verdict prompts are saved. A later revision may bring back what
+an earlier one mended, so the last one is held against every principle that the answer was revised for. The machine
+knows nothing of engines, batches or files: sent the same completions, it always ends in the same draft.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ class RoundDraft:
     abstained: bool = False
     meaningful: Verdict | None = None
     revised_answer: str = ""
-    verdict_after: Verdict | None = None
+    verdict_after: Verdict | None = None  # of its own revision
+    final_verdict: Verdict | None = None  # of the last revision of all; the same where that is its own
 
 
 @dataclass(slots=True)
@@ -114,8 +116,10 @@ class ExampleStages:
         """Yield lists of prompts, take {prompt id: completion} for each list; returns when the draft is finished."""
         try:
             yield from self._first_answer()
-            for number in range(min(self._settings.rounds, len(self._unused))):
-                yield from self._round(number)
+            rounds = min(self._settings.rounds, len(self._unused))
+            for number in range(rounds):
+                yield from self._round(number, last=number == rounds - 1)
+            yield from self._weigh_finally()
         except _Fault as fault:
             self.draft.fault, self.draft.error = fault.reason, fault.error
 
@@ -124,7 +128,7 @@ class ExampleStages:
         self.draft.initial_answer = self.draft.answer = completion.text.strip()
         self._turns += (Turn("answer", _whole(completion)),)
 
-    def _round(self, number: int) -> Steps:
+    def _round(self, number: int, last: bool) -> Steps:
         principle = yield from self._choose_principle()
         this = RoundDraft(principle, self._verdicts[principle.id], dict(self._verdicts), len(self._first_orders))
         self.draft.rounds.append(this)
@@ -144,8 +148,18 @@ class ExampleStages:
         this.revised_answer = self.draft.answer = asked[2].text.strip()
         self._turns += (Turn("revision", _whole(asked[2])),)
         self._verdicts, self._first_orders, self._revised = {}, {}, number + 1
-        yield from self._weigh([principle])
+        # all that are due after a last revision in one list: an engine that reads a stem once a list saves one
+        yield from self._weigh(self._revised_for() if last else [principle])
         this.verdict_after = self._verdicts[principle.id]
+
+    def _weigh_finally(self) -> Steps:
+        """Hold the final answer against every principle that it was revised for; what is known is not asked again."""
+        yield from self._weigh(self._revised_for())
+        for one in self.draft.revisions:
+            one.final_verdict = self._verdicts[one.principle.id]
+
+    def _revised_for(self) -> list[Principle]:
+        return [one.principle for one in self.draft.rounds if one.revised_answer]
 
     def _choose_principle(self) -> Generator[list[Prompt], dict[str, Completion], Principle]:
         """Takes a principle from the unused ones: the most violated by the critic's log-odds, or the next by seed."""

@@ -80,7 +80,7 @@ class WorkList:
     def _written(self) -> Instruction | None:
         while (candidate := self.writer.next()) is not None:
             completion, source = candidate
-            if self._is_new(completion.text, malformed(completion)):
+            if self._is_new(completion.text, malformed(completion, self.writer.grid_name)):
                 return Instruction(example_id(self.drawn), completion.text.strip(), source)
         return None
 
