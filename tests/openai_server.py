@@ -167,6 +167,9 @@ class _GivenIds:
             raise ValueError(f"This model's maximum context length is {self.max_length} tokens")
         return ids
 
+    def encode(self, text: str, markup: bool) -> list[int]:
+        return list(json.loads(text))
+
     def option_ids(self, options: Any) -> list[int]:
         return list(range(self.vocabulary))
 

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cai_experiment import milestones
+from cai_experiment.constitution.principles import DEFAULT_CONSTITUTION, load_constitution
+from cai_experiment.constitution.prompts import Turn
+from cai_experiment.engines import load
+from cai_experiment.engines.base import Completion, Prompt
+from cai_experiment.engines.render import Renderer
 from cai_experiment.errors import BadInputError
-from cai_experiment.models import disk, hardware, memory, plan, presets, serving
+from cai_experiment.models import disk, hardware, memory, plan, presets, serving, workload
 from cai_experiment.models.hardware import PROFILES, Hardware
 from cai_experiment.models.presets import PRESETS, resolve_model
-from cai_experiment.scripts import _plan, doctor, generate_full, generate_mvp, test_single, train_dpo
+from cai_experiment.models.workload import Tokens, Workload
+from cai_experiment.pipeline.instruct import Instruction
+from cai_experiment.pipeline.stages import ExampleStages, StageSettings
+from cai_experiment.scripts import _plan, _plan_parts, doctor, generate_full, generate_mvp, test_single, train_dpo
 from cai_experiment.scripts._common import run_main
 
 Planned = Callable[..., dict[str, str]]
@@ -239,6 +250,50 @@ def test_disk_counts_what_is_downloaded_and_adds_up_what_lies_on_one_disk(
     assert disk.checkpoints_gb(PRESETS["qwen2.5-32b"].architecture) == pytest.approx(268.4e6 * 4 * 10 / 1e9, rel=1e-3)
 
 
+def test_4_bit_weights_are_the_siblings_where_16_bit_ones_do_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    free = [500.0]
+    monkeypatch.setattr(serving, "free_gb", lambda place: free[0])
+    choice = resolve_model(None, POD)
+    whole, sibling = ("Qwen/Qwen2.5-32B", "bf16"), ("unsloth/Qwen2.5-32B-bnb-4bit", "4bit")
+    assert serving.files_for(choice, "unsloth", "4bit") == sibling
+    assert serving.files_for(choice, "hf", "4bit") == serving.files_for(choice, "hf", "bf16") == whole
+    free[0] = 41.0
+    assert serving.files_for(choice, "hf", "4bit") == sibling and serving.files_for(choice, "vllm", "bf16") == whole
+    assert serving.files_for(choice, "hf", "4bit", here=False) == whole
+    assert serving.files_for(resolve_model("org/name", POD), "hf", "4bit") == ("org/name", "bf16")
+
+    def downloads(hub_id: str, size: int) -> None:
+        blobs = tmp_path / f"models--{hub_id.replace('/', '--')}" / "blobs"
+        blobs.mkdir(parents=True)
+        with (blobs / "part").open("wb") as file:
+            file.truncate(size)  # sparse
+
+    downloads(sibling[0], 10_000)
+    free[0] = 500.0
+    assert serving.files_for(choice, "hf", "4bit") == sibling, "what a run began with it goes on with"
+    downloads(whole[0], 65_000_000_000)
+    free[0] = 1.0
+    assert serving.files_for(choice, "hf", "4bit") == whole
+
+
+def test_weights_that_were_quantised_beforehand_are_loaded(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sibling's weights are what transformers makes of the model's own while it loads them."""
+    settings = load.LoadSettings(model=str(tiny_model_dir), engine="hf", quantization="4bit", device="cpu")
+    made = load.make_plan(settings, CPU)
+    here, _, _ = load.load_model(made, settings)
+    here.save_pretrained(tmp_path / "sibling")
+    monkeypatch.setattr(load, "files_for", lambda *_: (str(tmp_path / "sibling"), "4bit"))
+    model, tokenizer, _ = load.load_model(made, settings)
+    ids = tokenizer("How do I grow tomatoes?", return_tensors="pt").input_ids
+    assert type(model.model.layers[0].mlp.up_proj).__name__ == "Linear4bit"
+    assert model(ids).logits.allclose(here(ids).logits, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("free", "states", "says"),
     [
@@ -269,18 +324,20 @@ def test_doctor_shows_the_disk_for_both_kinds_of_weights(
 def test_plan_of_generation_on_the_pod() -> None:
     """The figures of FACTS: 950 tokens a row, 5,000 rows on an A100 at 19 minutes or more, 76 hours one by one."""
     choice = resolve_model(None, POD)
-    work = plan.Workload(2500, 2, weighed=1)  # 5,000 rows drawn
-    tokens = plan.Tokens.of(choice, work)
-    assert tokens.written == 5000 * 950 and tokens == plan.Tokens.of(choice, plan.Workload(1, 2, 1, drawn=5000))
+    work = Workload(2500, 2, weighed=1)  # 5,000 rows drawn
+    tokens = Tokens.of(choice, work)
+    assert tokens.written == 5000 * 950 and tokens == Tokens.of(choice, Workload(1, 2, 1, drawn=5000))
     floor = plan.floor_hours(choice, POD, work)
-    assert floor is not None and floor == pytest.approx(5000 * (950 + 740) * 2 * 32.76e9 / 312e12 / 3600, rel=0.01)
+    assert floor is not None
+    assert floor == pytest.approx((tokens.written + tokens.read) * 2 * 32.76e9 / 312e12 / 3600, rel=0.01)
     vllm, hf = (plan.generation(choice, POD, e, q, work) for e, q in (("vllm", "bf16"), ("hf", "4bit")))
     assert vllm.hours is not None and hf.hours is not None
     assert floor < min(vllm.hours, hf.hours) and max(vllm.hours, hf.hours) < 76
-    assert plan.SHORTLIST == milestones.SHORTLIST
-    targeted = plan.Tokens.of(choice, plan.Workload(2500, 2))
-    assert targeted.read > 2 * tokens.read and targeted.written == tokens.written
-    assert tokens.read <= tokens.read_by("vllm") < tokens.read_by("unsloth") < tokens.read_by("generate") == tokens.sent
+    assert workload.SHORTLIST == milestones.SHORTLIST
+    targeted = Tokens.of(choice, Workload(2500, 2))
+    assert targeted.read > 1.5 * tokens.read and targeted.written == tokens.written
+    for one in (tokens, targeted):
+        assert one.read < one.read_by("vllm") < one.read_by("unsloth") < one.read_by("generate") == one.sent
     numbers = PRESETS["qwen2.5-32b"].architecture
     one = plan.tokens_per_second(numbers, POD, 1, "bf16", "hf")
     many = plan.tokens_per_second(numbers, POD, plan.vllm_rows(numbers, POD, 65.5), "bf16", "vllm")
@@ -288,13 +345,81 @@ def test_plan_of_generation_on_the_pod() -> None:
     assert many is not None and many[0] == pytest.approx(832, rel=0.25)  # published; reached by arithmetic alone
 
 
+WORDS = ("time", "year", "people", "way", "day", "man", "thing", "life", "child", "world", "school", "state")
+
+
+def spoken(prompt: Prompt, tokens: int) -> Completion:
+    """About so many tokens of words; to a verdict prompt, that nothing is broken."""
+    if prompt.options:
+        yes_first = prompt.id.endswith("yes_first")
+        return Completion(prompt.id, "", "stop", logprobs=(-2.0, -0.1) if yes_first else (-0.1, -2.0))
+    draw = random.Random(prompt.id)
+    return Completion(prompt.id, " ".join(draw.choice(WORDS) for _ in range(tokens)), "stop")
+
+
+def prompts_of(rounds: int, principles: Any) -> Iterator[tuple[Prompt, Completion]]:
+    """All prompts of one example, answered at the lengths that the plan assumes."""
+    constitution = load_constitution(DEFAULT_CONSTITUTION).principles
+    instruction = Instruction("000000", "How do I keep a pot of basil alive in a dark kitchen?", "self")
+    steps = ExampleStages(instruction, constitution, StageSettings(rounds, principles)).steps()
+    asked = next(steps)
+    while asked:
+        done = [spoken(p, workload.CRITIQUE_TOKENS if p.speak_as == "critique" else workload.ANSWER_TOKENS)
+                for p in asked]  # fmt: skip
+        yield from zip(asked, done, strict=True)
+        try:
+            asked = steps.send({one.id: one for one in done})
+        except StopIteration:
+            return
+
+
+def counted(renderer: Renderer, rounds: int, principles: Any) -> tuple[int, int, int, int]:
+    """(prompts, their tokens, distinct ones of the prefix tree, those that vLLM's blocks do not hold) of an example,
+    less what it has spoken and the worked examples, which all rows share."""
+    tree: set[int] = set()
+    held: set[int] = set()  # whole blocks, by their prefix
+    prompts = sent = written = computed = 0
+    size = workload.KV_BLOCK
+    for prompt, completion in prompts_of(rounds, principles):
+        ids, said = renderer.prompt_ids(prompt.turns, prompt.speak_as), renderer.encode(completion.text, False)
+        sums = list(accumulate((*ids, *said), lambda before, token: hash((before, token)), initial=0))[1:]
+        blocks = next(n for n in range(len(ids)) if size * (n + 1) >= len(ids) or sums[size * (n + 1) - 1] not in held)
+        computed += len(ids) - size * blocks
+        held.update(sums[size - 1 : len(sums) - 1 : size])
+        tree.update(sums[: len(ids)])
+        prompts, sent, written = prompts + 1, sent + len(ids), written + len(said)
+    turns = (Turn("instruction", "Why?"),)
+    worked = len(renderer.prompt_ids(turns, "answer")) - len(renderer.prompt_ids(turns, "answer", examples=0))
+    return prompts, sent, len(tree) - written - worked, computed - worked
+
+
+@pytest.mark.parametrize(("rounds", "weighed"), [(2, 15), (1, 15), (2, 1)])
+def test_the_tokens_of_a_plan_are_those_of_an_example(shared_data: Path, rounds: int, weighed: int) -> None:
+    """Counted over our constitution, prompts and stages in Qwen2's vocabulary, in the base layout.
+
+    Half a block a prompt is what vLLM loses on average; prompts of one example lose alike, so that one may lose less.
+    """
+    from transformers import AutoTokenizer
+
+    renderer = Renderer(AutoTokenizer.from_pretrained(shared_data / "qwen2_tokenizer"), "base", 4096)
+    prompts, sent, tree, blocks = counted(renderer, rounds, "targeted" if weighed > 1 else "random")
+    tokens = Tokens.of(resolve_model(None, POD), Workload(1, rounds, weighed, drawn=1))
+    assert tokens.prompts == pytest.approx(prompts, abs=2)
+    assert tokens.read == pytest.approx(tree, rel=0.08)
+    assert tokens.sent == pytest.approx(sent, rel=0.15)
+    assert 0 < blocks - tree <= prompts * (workload.KV_BLOCK - 1)
+    assert tokens.read_by("vllm") - tokens.read == tokens.prompts * workload.KV_BLOCK // 2
+
+
 def test_actors_divide_the_hours_and_not_the_dollars() -> None:
-    choice, work = resolve_model(None, POD), plan.Workload(5000, 2)
-    alone, eight = (plan.generation(choice, POD, "vllm", "bf16", work, 65.5, actors=n) for n in (1, 8))
+    choice, work = resolve_model(None, POD), Workload(5000, 2)
+    alone, eight = (
+        plan.generation(choice, POD, "vllm", "bf16", work, 65.5, actors=n, machines=n) for n in (1, 8)
+    )  # fmt: skip
     start = plan.start_hours(POD, 65.5)
-    assert alone.hours is not None and eight.hours is not None and eight.gpu_hours is not None
+    assert alone.hours is not None and eight.hours is not None and eight.machine_hours is not None
     assert eight.hours - start == pytest.approx((alone.hours - start) / 8)
-    assert eight.gpu_hours == pytest.approx(alone.hours + 7 * start)  # every pod is started
+    assert eight.machine_hours == pytest.approx(alone.hours + 7 * start)  # every pod is started
     assert (10 / 60) < start < (20 / 60)  # docs/SCALING.md: 10 to 20 minutes
 
 
@@ -329,10 +454,10 @@ def test_profiles_by_name() -> None:
 
 def test_plan_says_what_it_does_not_know() -> None:
     choice = resolve_model("qwen2.5-32b", CPU)
-    unknown = plan.generation(choice, cuda(24, "Some GPU"), "hf", "4bit", plan.Workload(10, 2))
+    unknown = plan.generation(choice, cuda(24, "Some GPU"), "hf", "4bit", Workload(10, 2))
     assert unknown.hours is None and unknown.fits and "unknown for this GPU" in plan.in_words(unknown.hours, None)
     with pytest.raises(BadInputError, match="not known before it is downloaded"):
-        plan.generation(resolve_model("org/name", CPU), POD, "hf", "4bit", plan.Workload(1, 1))
+        plan.generation(resolve_model("org/name", CPU), POD, "hf", "4bit", Workload(1, 1))
 
 
 # ---------------------------------------------------------------- --plan, as a user sees it
@@ -406,6 +531,41 @@ def test_ray_server_and_random_weights_are_planned(planned: Planned) -> None:
     assert "on each of 8 actors" in ray["generation"]
     served = planned(generate_full, "--hardware", "a100-80gb", "--server", "http://127.0.0.1:8000/v1")
     assert "the server's" in served["generation"] and "$" not in served["generation"]
-    assert "480,000 requests" in served["generation"] and "and the server's share" in served["total"]
+    assert "500,000 requests" in served["generation"] and "and the server's share" in served["total"]
     random = planned(generate_mvp, "--hardware", "a100-80gb", "--random-weights", "qwen2.5-32b")
     assert "generator" not in random["disk"] and "or unsloth" not in random["generation"]
+
+
+def test_all_gpus_of_a_machine_are_paid_for(planned: Planned, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--price-per-hour is the machine's: vLLM takes all eight GPUs by itself, hf one, and the bill is for eight."""
+    pod = replace(POD, name="this machine", gpus=8)
+    monkeypatch.setattr(_plan, "detect", lambda: pod)
+    monkeypatch.setattr(_plan_parts, "find_spec", lambda name: True)
+    monkeypatch.setattr(serving, "free_gb", lambda place: 500.0)
+    told = planned(generate_full, "--price-per-hour", str(8 * 1.74), "--model", "qwen2.5-32b")
+    assert "8 x NVIDIA" in told["hardware"] and "$13.92 an hour for all 8 GPUs" in told["hardware"]
+    hours, dollars = re.findall(r"about (\d+\.\d) hours, \$(\d+\.\d\d)", told["generation"])[-1]  # hf's
+    assert float(dollars) == pytest.approx(float(hours) * 13.92, rel=0.02)
+    time, price = re.findall(r"about (\d+) minutes, \$(\d+\.\d\d)", told["generation"])[0]
+    assert float(price) == pytest.approx(float(time) / 60 * 13.92, rel=0.02)
+
+
+def test_a_plan_with_ray_is_the_run_that_ray_makes(planned: Planned, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pipeline.distributed gives a 32B model four of eight small cards: two actors."""
+    monkeypatch.setattr(_plan, "detect", lambda: replace(PROFILES["rtx-4090"], name="this machine", gpus=8))
+    monkeypatch.setattr(_plan_parts, "find_spec", lambda name: True)
+    monkeypatch.setattr(serving, "free_gb", lambda place: 500.0)
+    told = planned(generate_full, "--ray", "local", "--model", "qwen2.5-32b")["generation"].splitlines()
+    assert told[0].startswith("vllm, bf16") and "on each of 2 actors," in told[0]
+    small = planned(generate_full, "--ray", "local", "--model", "qwen2.5-7b")["generation"]
+    assert "vllm, bf16" in small and "on each of 8 actors," in small
+    many = planned(generate_full, "--ray", "10.0.0.2:6379", "--ray-actors", "6", "--model", "qwen2.5-32b")
+    assert "on each of 6 actors on 3 machines," in many["generation"]
+    shipped = planned(generate_full, "--ray", "local", "--model", "nano")["generation"]
+    assert f"on each of {PROFILES['rtx-4090'].cores} actors" in shipped
+
+
+def test_a_plan_names_the_flags_of_a_much_faster_engine(planned: Planned) -> None:
+    faster = "much faster by this plan: --engine hf --quantization 4bit"
+    assert faster in planned(generate_full, "--hardware", "l40s", "--model", "qwen2.5-32b")["generation"]
+    assert "much faster" not in planned(generate_full, "--hardware", "a100-80gb")["generation"]

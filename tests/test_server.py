@@ -246,6 +246,55 @@ def test_a_server_that_stays_away_costs_its_rows_and_no_more() -> None:
     engine.close()
 
 
+def test_a_tunnel_that_accepts_and_drops_costs_no_row() -> None:
+    """`ssh -L` with nothing behind it: every connection closes without a response, far oftener than a row may fail."""
+    dropped: Counter[str] = Counter()
+
+    def answer(path: str, body: Body | None) -> Body:
+        if body is not None and row_of(body).startswith("row"):
+            dropped[row_of(body)] += 1
+            if min(dropped[f"row {i}"] for i in range(4)) < 10:
+                raise Answer(fault="closed")
+        return echo(path, body)
+
+    with Serving(answer) as server:
+        engine = engine_for(server)
+        rows = by_id(engine.stream([ask(f"row {i}") for i in range(4)]))
+        engine.close()
+    assert {row.finish for row in rows.values()} == {"stop"}, rows
+    assert min(dropped.values()) >= 10
+
+
+def test_a_request_that_breaks_its_connection_while_others_are_answered_has_three_attempts() -> None:
+    served = [0]
+
+    def answer(path: str, body: Body | None) -> Body:
+        with server.changed:
+            served[0] += 1
+            server.changed.notify_all()
+            if body is not None and row_of(body) == "poison":  # the second after this: the first was answered
+                others = served[0] + 2
+                assert server.changed.wait_for(lambda: served[0] >= others, timeout=30)
+                raise Answer(fault="closed")
+        return echo(path, body)
+
+    with Serving(answer) as server:
+        engine = engine_for(server, concurrency=2)
+        found: list[Completion] = []
+
+        def feed() -> Iterator[Prompt]:
+            yield ask("poison")
+            while not any(row.id == "poison" for row in found):
+                yield ask(f"sound {len(found)}")
+
+        for row in engine.stream(feed()):
+            found.append(row)
+        engine.close()
+    (poison,) = [row for row in found if row.id == "poison"]
+    assert (poison.finish, poison.final) == ("error", "attempts") and "the connection broke" in poison.error
+    assert sum(row_of(body) == "poison" for _, body, _ in server.requests if body) == 3
+
+
 def test_waits_double_with_a_seeded_jitter() -> None:
     retry = Retry(first_wait=1.0, longest_wait=30.0)
     waits = [retry.wait(tries, "0/a") for tries in range(1, 9)]
@@ -406,6 +455,99 @@ def test_a_model_is_named_as_served_or_as_we_know_it() -> None:
             chosen(None, *cards)
 
 
+def loads(answer: Callable[[str, Body | None], Any], **settings: Any) -> ServerEngine:
+    """The engine that --server and the settings give, by way of engines.load."""
+    from cai_experiment.engines.load import LoadSettings, load_engine
+
+    with Serving(answer) as server:
+        engine = load_engine(LoadSettings(server_url=server.url, trains_after=False, deadline=DEADLINE, **settings))
+        engine.close()
+        assert isinstance(engine, ServerEngine)
+        return engine
+
+
+def serves(name: str, **facts: Any) -> Callable[[str, Body | None], Body]:
+    """A server of text and of chat, under one name."""
+
+    def answer(path: str, body: Body | None) -> Body:
+        if body is None:
+            return models(name, **facts)
+        return chat("So.") if path == "/chat/completions" else completion("So.")
+
+    return answer
+
+
+BASE, INSTRUCT = "Qwen/Qwen2.5-32B", "Qwen/Qwen2.5-7B-Instruct"
+
+
+@pytest.mark.parametrize(("answer", "settings", "kind"), [
+    (serves(BASE), {}, "text"),  # README's own line
+    (serves(BASE), {"model": BASE}, "text"),
+    (serves(BASE), {"layout": "chat"}, "chat"),
+    (serves("prod", root=BASE), {}, "text"),
+    (serves("prod", root=BASE), {"model": "prod"}, "text"),
+    (serves("adapter", root="/adapters/mvp", parent=BASE), {}, "text"),
+    (serves("/workspace/models/Qwen2.5-32B"), {}, "text"),
+    (serves("Qwen2.5-32B-Q4_K_M.gguf"), {}, "text"),
+    (serves(INSTRUCT), {}, "chat"),
+    (serves("gpt"), {"model": "gpt"}, "chat"),
+    (serves("gpt"), {"layout": "base"}, "text"),
+])  # fmt: skip
+def test_the_served_model_decides_the_layout(answer: Any, settings: dict[str, Any], kind: str) -> None:
+    """No tokenizer is to be had here, so what is known of the model decides."""
+    engine = loads(answer, **settings)
+    assert (engine.dialect.kind, engine.layout) == (kind, {"text": "base", "chat": "chat"}[kind])
+
+
+def test_the_served_models_own_tokenizer_is_used(tiny_model_dir: Path) -> None:
+    """Its folder stands in the card, and is here too: token ids are sent, in that model's layout."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+
+    def answer(path: str, body: Body | None) -> Body:
+        if body is None:
+            return models("prod", root=str(tiny_model_dir))
+        size = len(tokenizer(body["prompt"]).input_ids if isinstance(body["prompt"], str) else body["prompt"])
+        return completion("So.", prompt_tokens=size)
+
+    engine = loads(answer)
+    assert engine.dialect.kind == "ids" and engine.renderer is not None
+    assert engine.layout == engine.renderer.layout
+
+
+@pytest.mark.parametrize(("answer", "settings"), [
+    (serves("gpt"), {}),
+    (serves("org/unknown"), {}),
+    (serves("org/unknown"), {"model": "org/unknown"}),
+    (serves("Qwen2.5-7B"), {}),  # the base model, whatever the preset's short key means
+])  # fmt: skip
+def test_a_served_model_of_unknown_layout_asks_for_it(answer: Any, settings: dict[str, Any]) -> None:
+    with pytest.raises(BadInputError, match=r"serves \S+, and without its tokenizer .*; say --format chat or") as told:
+        loads(answer, **settings)
+    assert "\n" not in str(told.value) and ("--model" in str(told.value)) == (not settings)
+
+
+def test_a_server_that_tells_of_cache_hits_alone_is_understood() -> None:
+    """As vLLM does: nothing is said where nothing was held."""
+    asked: Counter[str] = Counter()
+
+    def answer(path: str, body: Body | None) -> Body:
+        reply = echo(path, body)
+        if body is not None:
+            asked[json.dumps(body)] += 1
+            if asked[json.dumps(body)] > 1:
+                reply["usage"]["prompt_tokens_details"] = {"cached_tokens": 5}
+        return reply
+
+    with Serving(answer) as server:
+        engine = engine_for(server)
+        counts = [next(engine.stream([ask("row")])).computed_tokens for _ in range(2)]
+        engine.close()
+    assert counts == [7, 2]
+    assert "unknown" not in str(engine.describe()["computed_tokens"]) and "cache" not in engine.first_line
+
+
 def test_an_account_without_money_stops_the_stream() -> None:
     with Serving(faulty({"row 2": [Answer(402)]})) as server:
         engine = engine_for(server)
@@ -425,8 +567,9 @@ def test_an_unlisted_model_that_is_unknown_is_named() -> None:
 def test_the_first_line_and_the_manifest_say_what_was_chosen() -> None:
     engine = started(echo)
     assert "model echo | engine server (http://127.0.0.1:" in engine.first_line
-    assert engine.first_line.endswith("messages to /chat/completions (no tokenizer is at hand)")
+    assert "messages to /chat/completions (no tokenizer is at hand)" in engine.first_line
     facts = engine.describe()
+    assert "unknown" in str(facts["computed_tokens"]) and "--enable-prompt-tokens-details" in engine.first_line
     assert (facts["model"], facts["engine"], facts["form"], facts["served"]) == (
         "echo", "server", "chat", {"owned_by": "tests"},
     )  # fmt: skip
@@ -717,7 +860,7 @@ def test_a_refused_row_is_rejected_and_the_run_goes_on(tmp_path: Path, quick_ret
     rows.write_text("".join(f"Question {i}?\n" for i in range(6)))
     lab = Lab()
     with Serving(lab) as server:
-        flags = ["--data-dir", str(tmp_path), "--rounds", "1", "--principles", "random", "-v", "0"]
+        flags = ["--data-dir", str(tmp_path), "--rounds", "1", "--principles", "random", "-v", "0", "--format", "chat"]
         generate_mvp.main([*flags, "--server", server.url, "--instructions", str(rows)])
     rejected = [json.loads(line) for line in (tmp_path / "mvp" / "rejected.jsonl").read_text().splitlines()]
     assert [(row["instruction"], row["reject_reasons"]) for row in rejected] == [("Question 3?", ["engine_error"])]

@@ -152,7 +152,9 @@ def test_loading_asks_for_what_the_spec_asks_and_writes_nothing_into_the_current
         ("unsloth", 12.0, {}, r"qwen2.5-32b: 12 GB free disk at .*, 20 GB needed for 19 GB of weights; make room"),
         ("unsloth", 12.0, {"unsloth--Qwen2.5-32B-bnb-4bit": 10}, ""),  # goes on with what is there
         ("unsloth", 0.5, {"unsloth--Qwen2.5-32B-bnb-4bit": 19}, ""),  # is there
-        ("hf", 30.0, {"unsloth--Qwen2.5-32B-bnb-4bit": 19}, r"30 GB free disk at .*, 69 GB needed for 66 GB"),
+        ("hf", 30.0, {}, ""),  # takes what was quantised beforehand
+        ("hf", 1.0, {"unsloth--Qwen2.5-32B-bnb-4bit": 19}, ""),
+        ("hf", 12.0, {}, r"12 GB free disk at .*, 20 GB needed for 19 GB"),
         ("hf", 30.0, {"Qwen--Qwen2.5-32B": 40}, ""),
     ],
 )

@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from importlib.util import find_spec
@@ -19,7 +20,7 @@ from typing import Any, Iterator
 import pytest
 
 from cai_experiment.constitution.prompts import Turn
-from cai_experiment.engines import load
+from cai_experiment.engines import load, revived
 from cai_experiment.engines.base import Completion, Prompt, Sampling
 from cai_experiment.engines.load import LoadSettings, make_plan
 from cai_experiment.engines.process import living_members
@@ -207,6 +208,52 @@ def test_a_child_that_dies_or_hangs_is_started_again_and_asked_what_it_owes(
     assert log.exists() and not engine._child.log.exists()  # the line has named the first
 
 
+class Clock:
+    """In the place of threading.Timer: it strikes when the test says so."""
+
+    made: list[Clock]
+
+    def __init__(self, seconds: float, strike: Any, args: tuple[int, ...]) -> None:
+        self.seconds, self.strike, self.going = seconds, lambda: strike(*args), False
+        Clock.made.append(self)
+
+    def start(self) -> None:
+        self.going = True
+
+    def cancel(self) -> None:
+        self.going = False
+
+
+def test_a_load_that_never_ends_is_a_death(
+    start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The first child dies at work, the second hangs while it loads, the third serves."""
+    Clock.made = []
+    monkeypatch.setattr(revived.threading, "Timer", Clock)
+    engine = start(f"once:{tmp_path / 'first'}:die")
+    hangs = tmp_path / "second"
+    monkeypatch.setenv("STAND_IN", f"once:{hangs}:slow_load")
+    found: list[Completion] = []
+    speaking = threading.Thread(target=lambda: found.extend(engine.stream([ask(i) for i in range(4)])), daemon=True)
+    speaking.start()
+    assert until(hangs.exists) and engine.loading and Clock.made[1].going
+    Clock.made[1].strike()
+    speaking.join(60)
+    assert {c.finish for c in found} == {"stop"} and len(found) == 4 and not engine.loading
+    assert [clock.seconds for clock in Clock.made] == [revived.LOAD_SECONDS] * 3
+    assert not any(clock.going for clock in Clock.made)
+    Clock.made[1].strike()  # too late: it means a child that is gone
+    assert [c.finish for c in engine.stream([ask(1)])] == ["stop"]
+    said = [line for line in capfd.readouterr().err.splitlines() if "died" in line]
+    assert len(said) == 2 and "vLLM died: it was not ready after 30 minutes; its log is" in said[1]
+
+
+def test_a_first_load_that_never_ends_is_one_line(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(revived, "LOAD_SECONDS", 0.06)
+    with pytest.raises(EngineError, match=r"vLLM did not load: it was not ready after 0\.001 minutes; its log is"):
+        start("slow_load")
+
+
 def test_a_prompt_that_kills_the_child_is_found_and_stops_no_other(start: Any, tmp_path: Path) -> None:
     engine = start(slots=4)
     poison = ask(3, temperature=1.75)
@@ -380,6 +427,17 @@ def test_each_refusal_has_its_figure(
     plan = make_plan(settings, machine)
     assert (plan.engine, plan.quantization) == ("unsloth", "4bit")
     assert re.search(words, plan.first_line), plan.first_line
+
+
+def test_a_slow_choice_names_the_hours_of_both_and_the_faster_flags(pod: dict[str, Any]) -> None:
+    pod["free"] = 41.0
+    both = r"by --plan about (\d+\.\d) hours for 1,000 pairs, (\d+\.\d) with --engine hf --quantization 4bit"
+    found = re.search(both, make_plan(GENERATE, POD).first_line)
+    assert found and float(found[1]) > 4 * float(found[2])
+    for settings in (LoadSettings(), LoadSettings(trains_after=False, engine="hf")):  # one load for both; asked for
+        assert "by --plan" not in make_plan(settings, POD).first_line
+    pod["free"] = 500.0
+    assert "by --plan" not in make_plan(GENERATE, POD).first_line
 
 
 def test_weights_that_were_downloaded_need_no_disk(pod: dict[str, Any], tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from cai_experiment.engines.weights import check_folder, keep_trainable, loading_error, weights_hash
 from cai_experiment.errors import BadInputError, DiskError, EngineError, UserError
 from cai_experiment.models.hardware import Hardware, detect
+from cai_experiment.models.plan import of_both
 from cai_experiment.models.presets import PRESETS, ModelChoice, resolve_model
-from cai_experiment.models.serving import auto_engine, disk_refusal
+from cai_experiment.models.serving import auto_engine, disk_refusal, files_for
 
 if TYPE_CHECKING:
     from cai_experiment.engines.base import Engine
@@ -125,26 +126,31 @@ def _choose_engine(
     asked = "server" if settings.engine == "auto" and settings.server_url is not None else settings.engine
     if asked == "auto":
         here = hardware if device == hardware.kind else replace(hardware, kind=device, quantization=quantization)
-        return auto_engine(choice, here, settings.quantization, settings.trains_after, random, _installed)
+        engine, precision, why = auto_engine(
+            choice, here, settings.quantization, settings.trains_after, random, is_installed
+        )
+        slower = of_both(choice, here) if engine == "unsloth" and not settings.trains_after else ""
+        return engine, precision, "; ".join(filter(None, (why, slower)))
     if asked in ELSEWHERE and settings.trains_after:
         raise BadInputError(f"--engine {asked} keeps the weights in another process, and this one is to train them",
                             "use --engine auto")  # fmt: skip
     if asked == "vllm":
         return "vllm", _vllm_quantization(settings, choice, device), "--engine"
-    if asked == "unsloth" and not _installed("unsloth"):
+    if asked == "unsloth" and not is_installed("unsloth"):
         raise EngineError("--engine unsloth: unsloth is not installed", "bash setup_runpod.sh, or --engine hf")
     if asked == "unsloth" and (device != "cuda" or quantization != "4bit" or random):
         raise BadInputError("--engine unsloth loads real weights in 4 bit on CUDA only", "use --engine hf")
     return asked, quantization, "--engine"
 
 
-def _installed(package: str) -> bool:
+def is_installed(package: str) -> bool:
+    """True if a package can be imported here."""
     return find_spec(package) is not None
 
 
 def _vllm_quantization(settings: LoadSettings, choice: ModelChoice, device: str) -> str:
     """The precision that vLLM serves; raises what keeps it from serving here. Memory it measures itself."""
-    if not _installed("vllm"):
+    if not is_installed("vllm"):
         raise EngineError("--engine vllm: vllm is not installed", "bash setup_runpod.sh, or --engine hf")
     if device != "cuda":
         raise BadInputError(f"--engine vllm needs an NVIDIA GPU, and this is {device}", "use --engine hf")
@@ -186,7 +192,7 @@ def load_model(plan: Plan, settings: LoadSettings) -> tuple[Any, Any, dict[str, 
     if settings.random_weights is None:
         if Path(place).is_dir():
             check_folder(Path(place))
-        elif refusal := disk_refusal(plan.choice, "4bit" if plan.engine == "unsloth" else "bf16"):
+        elif refusal := disk_refusal(plan.choice, files_for(plan.choice, plan.engine, plan.quantization)[1]):
             step = "make room, set HF_HOME to a larger disk, or take a smaller --model"
             raise DiskError(f"--model {plan.choice.name}: {refusal}", step)
     try:
@@ -213,14 +219,17 @@ def _pretrained(place: str, plan: Plan) -> tuple[Any, Any]:
 
     if Path(place).is_dir():
         logging.disable_progress_bar()  # a bar is for downloads
-    tokenizer = AutoTokenizer.from_pretrained(place)
+    tokenizer = AutoTokenizer.from_pretrained(place)  # the model's own: a sibling's may have other special tokens
+    files, precision = files_for(plan.choice, plan.engine, plan.quantization)
+    # of weights quantised beforehand config.json says how, unless anything is passed, were it None
+    quantised = {} if precision == "4bit" else {"quantization_config": _quantization_config(plan)}
     model = AutoModelForCausalLM.from_pretrained(
-        place,
+        files,
         dtype=_dtype(plan),
         device_map={"": _device(plan.device)},
-        quantization_config=_quantization_config(plan),
         use_safetensors=True,
         trust_remote_code=False,
+        **quantised,
     )
     return model.eval(), tokenizer
 

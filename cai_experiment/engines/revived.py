@@ -1,8 +1,8 @@
 """A child process kept alive: what is asked of it waits here for its answer, so a death costs a reload, not a run.
 
-A child that has ended, or has not answered anything for too long while it had work, is followed by a new one, which is
-asked all that was not answered. Who was in work at two deaths runs alone, and is to blame if that ends the child too
-(suspects.py). Requests go out in the order in which they were asked. Any thread may ask and wait.
+A child that has ended, has not answered anything for too long while it had work, or loads for too long, is followed by
+a new one, which is asked all that was not answered. Who was in work at two deaths runs alone, and is to blame if that
+ends the child too (suspects.py). Requests go out in the order in which they were asked. Any thread may ask and wait.
 """
 
 from __future__ import annotations
@@ -22,6 +22,10 @@ from typing import Any, Callable
 from cai_experiment.engines.process import Child
 from cai_experiment.engines.suspects import DEATHS_IN_A_ROW, Suspects
 from cai_experiment.errors import EngineError
+
+# The model's files are here before a child starts, so no download counts: 65 GB from a network volume take 11 minutes
+# at 100 MB/s, compiling and capturing graphs some more. A load that takes longer hangs.
+LOAD_SECONDS = 1800.0
 
 Message = dict[str, Any]
 Answers = SimpleQueue[Message | None]  # None: there will be no more
@@ -123,6 +127,7 @@ class Revived:
         """End the child and wait until it is gone. Its log goes too, unless a message has named it as a fault's."""
         with self._changed:
             self._closed = True
+            self._load_limit.cancel()
         self._child.close(keep_log=self._fault is not None)
 
     def _send(self) -> None:
@@ -155,8 +160,20 @@ class Revived:
     def _begin(self) -> None:
         self._children += 1
         self._fatal, self.loading = "", True
+        self._load_limit = threading.Timer(LOAD_SECONDS, self._end_load, (self._children,))
+        self._load_limit.daemon = True
+        self._load_limit.start()
         self._child = self._start(partial(self._hear, self._children))
         self._child.say(self._opening)
+
+    def _end_load(self, child: int) -> None:
+        """Called when a child has had its time to load: if it is still at it, that is its death."""
+        with self._changed:
+            if child != self._children or not self.loading or self._child.ending or self._fault:
+                return
+            self._child.kill()
+            self._bury(f"it was not ready after {LOAD_SECONDS / 60:g} minutes")
+            self._changed.notify_all()
 
     def _hear(self, child: int, message: Message | None) -> None:
         """Called by a child's listening thread with each message, and with None at its end."""
@@ -172,6 +189,7 @@ class Revived:
                 self._fatal = message["fatal"]
             else:
                 self.ready, self.loading = message["ready"], False
+                self._load_limit.cancel()
                 self._send()
             self._changed.notify_all()
 
@@ -188,6 +206,7 @@ class Revived:
 
     def _bury(self, why: str = "") -> None:
         """The child has ended: blame whom it is to be blamed on, and start another, or give up."""
+        self._load_limit.cancel()
         why = why or " ".join(self._fatal.split())[:300] or f"its process {self._child.how_it_ended()}"
         self._child.close(keep_log=True)
         if self._closed:

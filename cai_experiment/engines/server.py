@@ -21,6 +21,9 @@ from cai_experiment.errors import EngineError, UserError
 
 LOOK_SECONDS = 0.05  # while there is room: prompts may come from the completions of another engine
 
+TOLD = "the prompt tokens that the server's cache did not hold, as it says"
+UNTOLD = "the server does not say what its cache held (vLLM does with --enable-prompt-tokens-details)"
+
 Results = SimpleQueue[Completion | Exception]
 
 
@@ -56,7 +59,8 @@ class ServerEngine:
         owner = f", {self.served.card['owned_by']}" if "owned_by" in self.served.card else ""
         form = f"{FORMS[self.dialect.kind]} ({self.served.why})"
         mute = "" if self.can_weigh else " | it gives no log-probabilities, so it cannot judge"
-        return f"model {self.dialect.model} | engine server ({self.client.url}{owner}) | {form}{mute}"
+        untold = "" if self.served.tells_cached else f" | {UNTOLD}"
+        return f"model {self.dialect.model} | engine server ({self.client.url}{owner}) | {form}{mute}{untold}"
 
     @property
     def width(self) -> int:
@@ -80,6 +84,7 @@ class ServerEngine:
             "layout": self.layout,
             "logprobs": "of the options" if self.dialect.by_id else self.dialect.logprobs,
             "sampling": "the server's, seeded per request" + ("" if self.dialect.neutral else ", with its own top_k"),
+            "computed_tokens": TOLD if self.served.tells_cached else f"unknown, all prompt tokens counted: {UNTOLD}",
             "max_length": self.renderer.max_length if self.renderer else None,
         }
 

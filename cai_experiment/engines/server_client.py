@@ -2,13 +2,15 @@
 
 Concurrency follows additive increase, multiplicative decrease (Chiu and Jain 1989): it is halved when the server says
 429 or 503 or is too slow, and grows by one per round of answers. A fault of one request uses up that request's
-attempts; a server that is busy or gone is waited for by the clock, so that a restart costs no row. The deadline ends
-all of it.
+attempts; a server that is busy or gone is waited for by the clock, so that a restart costs no row. Gone is it too
+behind a tunnel (`ssh -L`) that accepts what it cannot hand on: connections break, and no request is answered. The
+deadline ends all of it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import threading
 import time
@@ -38,10 +40,15 @@ Answer = TypeVar("Answer")
 class Fault(Exception):
     """What may pass: the request is worth another attempt."""
 
-    def __init__(self, message: str, crowded: bool = False, busy: bool = False, wait: float = 0.0) -> None:
-        """`busy`: the server's state, no attempt, waited for by the clock; `wait` is its Retry-After in seconds."""
+    def __init__(
+        self, message: str, crowded: bool = False, busy: bool = False, wait: float = 0.0, broke: bool = False
+    ) -> None:
+        """`busy`: the server's state, no attempt, waited for by the clock; `wait` is its Retry-After in seconds.
+
+        `broke`: the connection did; that is this request's fault only where others are answered meanwhile.
+        """
         super().__init__(message)
-        self.crowded, self.busy, self.wait = crowded, busy, wait
+        self.crowded, self.busy, self.wait, self.broke = crowded, busy, wait, broke
 
 
 class Refused(Exception):
@@ -124,6 +131,7 @@ class Client:
         self._secrets = [secret for secret in (self._key, auth and auth[1]) if secret]
         self.deadline, self.seed, self.retry = deadline, seed, retry or Retry()
         self.gate = Gate(most)
+        self._answered = -math.inf  # when the server last answered a request, whatever it said; monotonic seconds
         self._http = self._open(auth, most)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="server-client", daemon=True)
@@ -193,7 +201,7 @@ class Client:
                 return answer
             except Fault as fault:
                 tries += 1
-                used += not fault.busy
+                used += not (fault.busy or (fault.broke and self._answered < sent))
                 wait = max(self.retry.wait(tries, f"{self.seed}/{key}"), fault.wait)
                 waited, spent = waited + wait, spent + time.monotonic() - sent + wait
                 if fault.crowded:
@@ -222,13 +230,15 @@ class Client:
 
         try:
             async with asyncio.timeout(seconds):
-                return await self._http.request("GET" if body is None else "POST", self.url + path, json=body)
+                response = await self._http.request("GET" if body is None else "POST", self.url + path, json=body)
         except TimeoutError:
             raise Fault(f"no whole answer within {seconds:.3g} s", crowded=True) from None
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise Fault(f"it cannot be reached ({self.one_line(error)})", busy=True) from None
         except httpx.RequestError as error:
-            raise Fault(f"the connection broke ({self.one_line(error)})") from None
+            raise Fault(f"the connection broke ({self.one_line(error)})", broke=True) from None
+        self._answered = time.monotonic()
+        return response
 
     def _failure(self, response: Any) -> Exception:
         """What an answer that is no success means: for this request, for now, or for good."""

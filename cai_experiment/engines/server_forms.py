@@ -167,7 +167,8 @@ def _options(renderer: Renderer | None, options: Sequence[str]) -> tuple[Option,
 
 
 def read_answer(call: Call, answer: Any) -> Completion:
-    """The completion in a server's answer.
+    """The completion in a server's answer. Where it does not tell what its cache held, all of the prompt counts as
+    computed; whether it tells is found beforehand (`server_probe`), and stands in the manifest.
 
     Raises server_client.NOT_WHOLE for an answer of another shape, Fault for a generation that the server gave up, and
     Refused for one that its filter stopped.

@@ -16,6 +16,7 @@ from cai_experiment.errors import BadInputError, EngineError
 PATIENCE = 20.0  # seconds: at the start a person is waiting
 HELLO = Prompt("hello", (Turn("instruction", "Hello."),), "answer", Sampling(0.0, 1))
 WEIGH = Prompt("weigh", (Turn("question", "Reply with A or B."),), "verdict", Sampling(0.0, 1), ("A", "B"))
+LONG = Prompt("long", (Turn("instruction", "Say what you see and hear. " * 20),), "answer", Sampling(0.0, 1))
 SENTENCE = "Tokenizers differ: naïve café, 1234 × 5678 = 7006652;\n\n    ### unforgettably?"
 FORMS = {
     "ids": "token ids to /completions",
@@ -31,6 +32,7 @@ class Served:
     dialect: Dialect
     why: str
     card: dict[str, Any]
+    tells_cached: bool  # it says how much of a prompt its cache held
 
 
 def probe(client: Client, model: str | None, renderer: Renderer | None, layout: str) -> Served:
@@ -46,7 +48,7 @@ def probe(client: Client, model: str | None, renderer: Renderer | None, layout: 
     dialect, why = _choose_form(client, name, renderer, layout)
     if dialect.kind == "ids":
         _same_tokenizer(client, dialect)
-    return Served(_choose_logprobs(client, dialect), why, card)
+    return Served(_choose_logprobs(client, dialect), why, card, _tells_cached(client, dialect))
 
 
 # ---------------------------------------------------------------- which model
@@ -74,8 +76,13 @@ def choose_model(client: Client, model: str | None) -> dict[str, Any]:
 def is_named(model: str, card: dict[str, Any], loosely: bool = False) -> bool:
     """True if `model` (a name, hub id or folder) means the served model with this card; loosely: by its last part."""
     if loosely:
-        return _base(str(card["id"])) == _base(model)
+        return same_name(str(card["id"]), model)
     return model in (card["id"], card.get("root"))
+
+
+def same_name(one: str, other: str) -> bool:
+    """True if two names of models agree in their last parts, quantisation of a llama.cpp file aside."""
+    return _base(one) == _base(other)
 
 
 def _base(name: str) -> str:
@@ -203,3 +210,21 @@ def _count_logprobs(client: Client, dialect: Dialect) -> int:
         return len(listed(choice)) if choice.get("logprobs") else 0
 
     return client.submit(client.ask(dialect.path, call.barest, read, "logprobs", PATIENCE)).result()
+
+
+# ---------------------------------------------------------------- what the cache held
+
+
+def _tells_cached(client: Client, dialect: Dialect) -> bool:
+    """Whether usage says what the cache held: asked twice for one prompt, since vLLM is silent of a cache that held
+    nothing (and of any, without --enable-prompt-tokens-details)."""
+    call = make_call(dialect, LONG)
+
+    def read(answer: Any) -> bool:
+        return ((answer.get("usage") or {}).get("prompt_tokens_details") or {}).get("cached_tokens") is not None
+
+    try:
+        return any([client.submit(client.ask(dialect.path, call.barest, read, "cached", PATIENCE)).result()
+                    for _ in range(2)])  # fmt: skip
+    except (Refused, Fault):
+        return False

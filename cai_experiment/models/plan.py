@@ -1,7 +1,7 @@
-"""What a run will need before it runs: tokens, memory, hours. Estimates, each from a stated figure; no torch.
+"""What a run will need before it runs: memory and hours for its tokens. Estimates, each from a stated figure; no torch.
 
 Two kinds of figures stand here, and the printed plan (scripts/_plan.py) says so: published or measured ones (a step's
-time at batch 1, a CPU core's FLOP/s, the prompts' lengths in Qwen2's tokens), and arithmetic on data sheets (the rest).
+time at batch 1, a CPU core's FLOP/s), and arithmetic on data sheets (the rest).
 """
 
 from __future__ import annotations
@@ -17,104 +17,39 @@ from cai_experiment.models.memory import (
     training_vram_gb,
     weights_gb,
 )
-from cai_experiment.models.presets import NANO_DIR, ModelChoice, numbers_of
-from cai_experiment.models.serving import LIVE_ROW_TOKENS, tensor_parallel, usable_gb, vllm_rows
+from cai_experiment.models.presets import ModelChoice, numbers_of
+from cai_experiment.models.serving import LIVE_ROW_TOKENS, known_numbers, tensor_parallel, usable_gb, vllm_rows
+from cai_experiment.models.workload import BATCH, Tokens, Workload, answer_tokens
 
-ANSWER_TOKENS, CRITIQUE_TOKENS = 250, 100  # about half of what the spec allows (500, 300)
-NANO_ANSWER_TOKENS, NANO_CRITIQUE_TOKENS = 60, 30  # the shipped model's world is three sentences an answer
-DRAWS_PER_PAIR = 2  # the gate passes about half of the drawn instructions
-SHORTLIST = 3  # milestones.SHORTLIST, which stands on this floor and must not be imported
 PROMPT_TOKENS = 100  # of a training row
 GUARD_TOKENS, GUARD_REPLY = 330, 10  # a guard's own text and the instruction; "unsafe" and a category
-
-# Prompt lengths in Qwen2's tokens, counted over our constitution and examples.
-INSTRUCTION_PROMPT, VERDICT_QUESTION, CRITIQUE_REQUEST, REVISION_REQUEST, WORKED_EXAMPLES = 30, 45, 55, 30, 540
-KV_BLOCK = 16  # vLLM keeps keys and values in blocks of 16 tokens: half a block is computed anew at each branch
 
 # Published for bf16 Qwen-32B on one A100: 17.5 tokens/s at batch 1 (transformers), that is 57 ms to read 65.5 GB, and
 # 832 tokens/s in many rows (vLLM). A step takes as long as reading weights and live keys and values at that rate.
 READ_SHARE = 0.56  # of the data sheet's bandwidth: 65.5e9 * 17.5 / 2039e9
 READING_EFFICIENCY = 0.5  # of the data sheet's FLOP/s, while prompts are read
 TRAINING_EFFICIENCY = 0.4
-FULL_SLOTS, FULL_BATCHES = 0.95, 0.55  # rows at work on average: refilled slots; batches that wait for the longest
-SLOTS = {"hf": 256, "unsloth": 16, "generate": 16}  # at most (engines.hf on a GPU, engines.generate)
+FULL_SLOTS = 0.95  # slots at work on average, where they are refilled
+# The same of a batch of `generate`, which is filled from the queue as it comes: of 16 prompts 1.7 are to be spoken, the
+# others are verdicts, and all wait for the longest. By simulation over the stages of 600 examples.
+FULL_BATCHES = 0.19
+SLOTS = {"hf": 256, "unsloth": BATCH, "generate": BATCH}  # at most (engines.hf on a GPU, engines.generate)
 HF_COLUMNS, HF_WORK_GB = 2049, 4.0  # engines.hf: every slot is as long as the longest row, beside a pass's work
 CPU_SLOTS = 128  # of engines.hf at most, in a quarter of the memory
 CPU_FLOPS_PER_CORE = 3.7e10  # from 1,400 tokens/s of 27M parameters in batches on two cores
 CPU_TOKENS_LIMIT = 2000.0  # a tiny model is bound by Python, not by arithmetic
 DPO_FLOPS = 8  # a parameter and token: policy forward, backward, recomputation, reference forward
+PAIRS_COMPARED, FASTER_FLAGS = 1000, "--engine hf --quantization 4bit"
 START_HOURS = {"cuda": 5 / 60, "mps": 1 / 120, "cpu": 1 / 120}  # imports, loading, compiling
 DOWNLOAD_GB_PER_HOUR = 0.1 * 3600  # 65 GB in 11 minutes
-
-
-@dataclass(frozen=True, slots=True)
-class Workload:
-    """The size of a generation: pairs made, critique rounds each.
-
-    `weighed`: the principles that the critic weighs before the first critique, 15 when they are targeted, 1 at random.
-    `drawn`: the instructions, where it is known how many there are (a file's).
-    """
-
-    pairs: int
-    rounds: int
-    weighed: int = 15
-    drawn: int | None = None
-
-    @property
-    def rows(self) -> int:
-        """Instructions that go through the chain."""
-        return self.pairs * DRAWS_PER_PAIR if self.drawn is None else self.drawn
-
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """The tokens of a generation: `written` by the model; `read` of its `prompts` by an engine that reads none twice.
-
-    `again_spoken` and `again_verdicts` are what an engine without prefix reuse reads beyond that. The instructions that
-    the model writes are not counted (some 30 to 100 tokens each, beside 950 of an example).
-    """
-
-    written: int
-    read: int
-    again_spoken: int
-    again_verdicts: int
-    prompts: int
-
-    @classmethod
-    def of(cls, choice: ModelChoice, work: Workload) -> Tokens:
-        """Count them for `work` with the chosen model; two rounds mean two critiques and two revisions."""
-        answer, critique = answer_tokens(choice), NANO_CRITIQUE_TOKENS if _is_nano(choice) else CRITIQUE_TOKENS
-        rounds, rows = work.rounds, work.rows
-        written = answer + rounds * (critique + answer)
-        weighed = [max(work.weighed - r, 1) for r in range(rounds)]
-        verdicts = sum(w + min(w, SHORTLIST) + 4 for w in weighed)  # meaningful? and better? in both orders
-        turns = INSTRUCTION_PROMPT + rounds * (CRITIQUE_REQUEST + REVISION_REQUEST)
-        before = (0 if choice.kind == "chat" else WORKED_EXAMPLES) + (written + turns) // 2  # tokens before a prompt
-        spoken = 1 + 2 * rounds
-        return cls(
-            rows * written, rows * (turns + verdicts * VERDICT_QUESTION), rows * spoken * before,
-            rows * verdicts * before, rows * (spoken + verdicts),
-        )  # fmt: skip
-
-    @property
-    def sent(self) -> int:
-        """Tokens of all prompts, each whole: what a server is sent, and bills if it caches no prefixes."""
-        return self.read + self.again_spoken + self.again_verdicts
-
-    def read_by(self, engine: str) -> int:
-        """Prompt tokens that an engine computes; Unsloth's reads the stem of a group of verdicts once."""
-        if engine == "vllm":
-            return self.read + self.prompts * KV_BLOCK // 2
-        if engine == "unsloth":
-            return self.read + self.again_spoken + self.again_verdicts // SLOTS["unsloth"]
-        return self.sent if engine == "generate" else self.read
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
     """What one part of a run needs. GB are 10^9 bytes; `hours` is None where no speed of this GPU is known.
 
-    `gpus` of them work at the same time, each in its own process with its own start.
+    `actors` of them work at the same time, each in its own process with its own start, on `machines` machines that are
+    paid for as long as it takes, with all their GPUs.
     """
 
     engine: str
@@ -122,11 +57,12 @@ class Part:
     weights_gb: float
     memory_gb: float  # weights and what cannot be done without
     have_gb: float
-    rows: int  # at a time, on each GPU
+    rows: int  # at a time, of each actor
     written: int
     read: int
     hours: float | None
-    gpus: int = 1
+    actors: int = 1
+    machines: int = 1
 
     @property
     def fits(self) -> bool:
@@ -134,18 +70,18 @@ class Part:
         return self.memory_gb <= self.have_gb
 
     @property
-    def gpu_hours(self) -> float | None:
-        """Hours that are paid for."""
-        return None if self.hours is None else self.hours * self.gpus
+    def machine_hours(self) -> float | None:
+        """Hours of a machine that are paid for."""
+        return None if self.hours is None else self.hours * self.machines
 
 
 def generation(
     choice: ModelChoice, hardware: Hardware, engine: str, quantization: str, work: Workload,
-    download_gb: float = 0.0, batch_size: int | None = None, actors: int = 1,
+    download_gb: float = 0.0, batch_size: int | None = None, actors: int = 1, machines: int = 1,
 ) -> Part:  # fmt: skip
     """Making the pairs: a start, then reading and writing one after the other (engines overlap them a little).
 
-    Raises BadInputError (see numbers_of). `batch_size` None: what the engine takes by itself.
+    `hardware` is what one actor sees. Raises BadInputError (see numbers_of). `batch_size` None: the engine's own.
     """
     numbers, tokens = numbers_of(choice), Tokens.of(choice, work)
     weights, have = weights_gb(numbers, quantization), memory_gb(numbers, hardware, engine)
@@ -154,7 +90,7 @@ def generation(
     least = weights + LIVE_ROW_TOKENS * kv_bytes_per_token(numbers, quantization) / GB
     read = tokens.read_by(engine)
     hours = _hours(numbers, hardware, quantization, engine, rows, tokens.written / actors, read / actors, download_gb)
-    return Part(engine, quantization, weights, least, have, rows, tokens.written, read, hours, actors)
+    return Part(engine, quantization, weights, least, have, rows, tokens.written, read, hours, actors, machines)
 
 
 def guarding(numbers: Architecture, hardware: Hardware, pairs: int, answer: int, download_gb: float = 0.0) -> Part:
@@ -189,11 +125,6 @@ def pairs_seen(pairs: int, steps: int, batch: int) -> int:
     return round(steps * pairs / -(-pairs // batch))
 
 
-def answer_tokens(choice: ModelChoice) -> int:
-    """Tokens of an answer, on average."""
-    return NANO_ANSWER_TOKENS if _is_nano(choice) else ANSWER_TOKENS
-
-
 def start_hours(hardware: Hardware, download_gb: float) -> float:
     """Hours until the first token: the download, imports, loading."""
     return START_HOURS[hardware.kind] + download_gb / DOWNLOAD_GB_PER_HOUR
@@ -204,10 +135,6 @@ def memory_gb(numbers: Architecture, hardware: Hardware, engine: str) -> float:
     if engine == "vllm":
         return usable_gb(numbers, hardware)
     return hardware.vram_gb if hardware.kind == "cuda" else hardware.ram_gb
-
-
-def _is_nano(choice: ModelChoice) -> bool:
-    return choice.path_or_id == str(NANO_DIR)
 
 
 def _rows(engine: str, numbers: Architecture, hardware: Hardware, weights: float, quantization: str) -> int:
@@ -248,7 +175,7 @@ def tokens_per_second(
     bandwidth, peak = speed[0] * 1e9 * gpus, speed[1] * 1e12 * gpus
     moved = step_gb(numbers, quantization, rows) * GB
     full = FULL_BATCHES if engine in ("unsloth", "generate") else FULL_SLOTS
-    written = full * rows * READ_SHARE * bandwidth / moved
+    written = max(1.0, full * rows) * READ_SHARE * bandwidth / moved
     read = READING_EFFICIENCY * peak / flops
     return written, read, TRAINING_EFFICIENCY * speed[1] * 1e12 / (DPO_FLOPS * numbers.parameters)
 
@@ -272,6 +199,18 @@ def floor_hours(choice: ModelChoice, hardware: Hardware, work: Workload) -> floa
     tokens = Tokens.of(choice, work)
     flops = 2 * numbers_of(choice).parameters * (tokens.written + tokens.read)
     return flops / (speed[1] * 1e12 * hardware.gpus) / 3600
+
+
+def of_both(choice: ModelChoice, hardware: Hardware) -> str:
+    """Hours of Unsloth and of hf in 4 bit for the same pairs, where hf is faster, and the flags of hf; else ""."""
+    if known_numbers(choice) is None:
+        return ""
+    work = Workload(PAIRS_COMPARED, 2)
+    slow, fast = (generation(choice, hardware, engine, "4bit", work) for engine in ("unsloth", "hf"))
+    if slow.hours is None or fast.hours is None or slow.hours <= fast.hours or not fast.fits:
+        return ""
+    return (f"by --plan about {slow.hours:.1f} hours for {PAIRS_COMPARED:,} pairs, {fast.hours:.1f} with "
+            f"{FASTER_FLAGS}")  # fmt: skip
 
 
 def in_words(hours: float | None, dollars: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Which engine `--engine auto` takes on a machine, and why: arithmetic of memory and disk; nothing is loaded.
+"""Which engine `--engine auto` takes on a machine, and why; which files; how many GPUs. Arithmetic: nothing is loaded.
 
 On CUDA, where one load serves generation and DPO (milestones 0 and 1): Unsloth in 4 bit. For generation alone
 (milestones 2 and 3): vLLM with 16-bit weights where memory and disk allow, else Unsloth in 4 bit. Elsewhere: hf.
@@ -6,10 +6,18 @@ On CUDA, where one load serves generation and DPO (milestones 0 and 1): Unsloth 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Callable, NamedTuple
 
-from cai_experiment.models.disk import downloaded_4bit_gb, downloaded_gb, folder_gb, free_gb, hub_cache
+from cai_experiment.models.disk import (
+    downloaded_4bit_gb,
+    downloaded_gb,
+    folder_gb,
+    free_gb,
+    hub_cache,
+    quantised_sibling,
+)
 from cai_experiment.models.hardware import Hardware
 from cai_experiment.models.memory import GB, Architecture, kv_bytes_per_token, weights_gb
 from cai_experiment.models.presets import ModelChoice
@@ -77,10 +85,30 @@ def vllm_refusal(
     return "" if random_weights or not here else disk_refusal(choice, quantization or "bf16")
 
 
+def files_for(choice: ModelChoice, engine: str, quantization: str, here: bool = True) -> tuple[str, str]:
+    """(folder or hub id, "bf16" or "4bit"): the files that an engine loads for these weights. `here`: look at the disk.
+
+    In 4 bit Unsloth takes a sibling that was quantised beforehand, a third of the download. transformers quantises the
+    16-bit files while it loads them, or takes that sibling where the disk does not hold them; what lies there already
+    goes first, so that a run which resumes finds the weights that it had.
+    """
+    place = choice.path_or_id
+    if quantization != "4bit" or choice.preset is None or choice.preset.is_local or engine == "vllm":
+        return place, "bf16"
+    sibling = quantised_sibling(place), "4bit"
+    if engine == "unsloth":
+        return sibling
+    whole = here and downloaded_gb(place) >= DOWNLOADED * weights_gb(choice.preset.architecture, "bf16")
+    if whole or not here:
+        return place, "bf16"
+    begun = downloaded_gb(sibling[0]) > 0
+    return sibling if begun or disk_refusal(choice, "bf16") else (place, "bf16")
+
+
 def disk_refusal(choice: ModelChoice, quantization: str) -> str:
     """Why the disk does not hold the weights that are still to be downloaded, with the figures; "" if it does.
 
-    `quantization` is that of the files on the hub: "bf16", or "4bit" for those that Unsloth fetches.
+    `quantization` is that of the files on the hub (see `files_for`).
     """
     numbers = known_numbers(choice)
     if numbers is None or Path(choice.path_or_id).is_dir():
@@ -121,6 +149,29 @@ def tensor_parallel(numbers: Architecture | None, gpus: int) -> int:
     if numbers is None:
         return 1
     return max(n for n in range(1, gpus + 1) if numbers.heads % n == 0 and numbers.kv_heads % n == 0)
+
+
+def actor_gpus(
+    engine: str, choice: ModelChoice, hardware: Hardware, quantization: str | None, random_weights: bool,
+    installed: Installed, most: int, here: bool = True,
+) -> tuple[int, str]:  # fmt: skip
+    """(GPUs of one Ray actor, ""): the fewest of a machine's `most` over which vLLM holds the model; else one.
+
+    With `engine` "vllm" and too few of them the second says why, with the figures. `hardware` gives the card.
+    """
+    if hardware.kind != "cuda" or engine not in ("auto", "vllm") or known_numbers(choice) is None:
+        return 1, ""
+    refused = ""
+    for gpus in range(1, most + 1):
+        machine = replace(hardware, gpus=gpus)
+        if engine == "vllm":  # asked for: whether it is installed, and the disk, its loading says
+            refused = vllm_refusal(choice, machine, quantization, random_weights, lambda package: True, here=False)
+            taken = not refused
+        else:
+            taken = auto_engine(choice, machine, quantization, False, random_weights, installed, here).engine == "vllm"
+        if taken:
+            return gpus, ""
+    return 1, refused
 
 
 def usable_gb(numbers: Architecture | None, hardware: Hardware) -> float:

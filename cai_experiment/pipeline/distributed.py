@@ -35,7 +35,7 @@ from cai_experiment.errors import BadInputError, EngineError
 from cai_experiment.milestones import PACKAGE
 from cai_experiment.models.hardware import detect
 from cai_experiment.models.presets import resolve_model
-from cai_experiment.models.serving import known_numbers, vllm_refusal
+from cai_experiment.models.serving import actor_gpus
 
 if TYPE_CHECKING:
     from cai_experiment.engines.load import LoadSettings
@@ -203,21 +203,16 @@ def gpus_each(settings: LoadSettings) -> int:
     """
     if settings.device == "cpu":
         return 0
-    from cai_experiment.engines.load import make_plan
+    from cai_experiment.engines.load import is_installed, make_plan
 
-    hardware, refused = detect(), ""
-    for gpus in range(1, _most_gpus() + 1) if hardware.kind == "cuda" else ():
-        machine = replace(hardware, gpus=gpus)
-        plan = make_plan(settings, machine)  # auto: not vLLM where the memory is too small
-        if plan.engine == "vllm" and known_numbers(plan.choice) is not None:
-            random = settings.random_weights is not None
-            refused = vllm_refusal(plan.choice, machine, settings.quantization, random, lambda name: True, here=False)
-            if not refused:
-                return gpus
+    hardware = detect()
+    choice = make_plan(settings, hardware).choice
+    gpus, refused = actor_gpus(settings.engine, choice, hardware, settings.quantization,
+                               settings.random_weights is not None, is_installed, _most_gpus())  # fmt: skip
     if refused:
         raise EngineError(f"--ray with --engine vllm: {refused} on the {_most_gpus()} GPUs of one machine",
                           "use --engine unsloth (4-bit), or a quantised --model")  # fmt: skip
-    return 1
+    return gpus
 
 
 def _machines() -> list[int]:

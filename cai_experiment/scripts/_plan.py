@@ -12,13 +12,9 @@ from cai_experiment.constitution.prompts import ask_for_answer
 from cai_experiment.milestones import MILESTONES, Milestone
 from cai_experiment.models.disk import checkpoints_gb
 from cai_experiment.models.hardware import Hardware, detect, profile
-from cai_experiment.models.plan import (
-    Part,
-    Tokens,
-    Workload,
-    in_words,
-)
+from cai_experiment.models.plan import Part, in_words
 from cai_experiment.models.presets import ModelChoice, numbers_of, resolve_model
+from cai_experiment.models.workload import Tokens, Workload
 from cai_experiment.pipeline.length_matching import BLOCK, KEEP
 from cai_experiment.pipeline.settings import RunSettings
 from cai_experiment.scripts._generation import WITH_TRAINING
@@ -126,7 +122,9 @@ def heading(args: argparse.Namespace, hardware: Hardware, choice: ModelChoice) -
     where += "" if hardware.kind == "cuda" else f", {hardware.ram_gb:g} GB of memory"
     name = f"--hardware {args.hardware}" if args.hardware else "this machine"
     listed = f" ({hardware.price_from})" if args.price_per_hour == hardware.dollars_per_hour else ""
-    price = f"${args.price_per_hour:.2f} an hour{listed}" if args.price_per_hour else "no price (--price-per-hour)"
+    whole = f" for all {hardware.gpus} GPUs" if hardware.gpus > 1 else ""
+    told = f"${args.price_per_hour:.2f} an hour{whole}{listed}"
+    price = told if args.price_per_hour else "no price (--price-per-hour)"
     return [in_line("model", f"{choice.name}{kind} | {choice.reason}"),
             in_line("hardware", f"{many}{where} ({name}); {price}")]  # fmt: skip
 
@@ -157,7 +155,7 @@ def _total(args: argparse.Namespace, parts: Sequence[Part]) -> str:
     if not all(part.fits for part in parts):
         total = "none: it does not fit"
     else:
-        dollars = sum(part.gpu_hours or 0.0 for part in parts) * args.price_per_hour
+        dollars = sum(part.machine_hours or 0.0 for part in parts) * args.price_per_hour
         total = in_words(_hours(parts), dollars) + ", evaluation apart" * (_hours(parts) is not None)
         total += ", and the server's share" if vars(args).get("server") else ""
     return in_line("total", total)

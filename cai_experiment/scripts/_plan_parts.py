@@ -14,24 +14,15 @@ from cai_experiment.milestones import Milestone
 from cai_experiment.models.disk import checkpoints_gb, downloaded_4bit_gb, downloaded_gb, hub_cache, room
 from cai_experiment.models.hardware import Hardware
 from cai_experiment.models.memory import Architecture, weights_gb
-from cai_experiment.models.plan import (
-    Part,
-    Tokens,
-    Workload,
-    answer_tokens,
-    floor_hours,
-    generation,
-    guarding,
-    in_words,
-    pairs_seen,
-    training,
-)
-from cai_experiment.models.presets import ModelChoice, numbers_of, resolve_model
-from cai_experiment.models.serving import auto_engine
+from cai_experiment.models.plan import Part, floor_hours, generation, guarding, in_words, pairs_seen, training
+from cai_experiment.models.presets import NANO_DIR, ModelChoice, numbers_of, resolve_model
+from cai_experiment.models.serving import actor_gpus, auto_engine, files_for
+from cai_experiment.models.workload import Tokens, Workload, answer_tokens
 from cai_experiment.scripts._generation import WITH_TRAINING
 from cai_experiment.training.data import HELD_OUT_SHARE
 from cai_experiment.training.settings import DPOSettings, total_steps
 
+MUCH = 1.5  # times as long as another engine takes: that is said
 USUAL_LENGTH, SPEC_LENGTH = 1024, 4096  # tokens of a training row: a usual one's upper end; the spec's limit
 
 
@@ -47,25 +38,52 @@ def generation_lines(
     args: argparse.Namespace, choice: ModelChoice, hardware: Hardware, work: Workload, trains_after: bool
 ) -> tuple[str, Part, list[str]]:
     """(engine, its part, lines): first the engine that the run takes, then the others that it could."""
-    actors = 1
-    if args.ray is not None:  # an engine for each GPU, or for each core
-        actors = args.ray_actors or (hardware.gpus if hardware.kind == "cuda" else hardware.cores)
-        hardware = replace(hardware, gpus=1, cores=hardware.cores if hardware.kind == "cuda" else 1)
     arms, why = _engines(args, choice, hardware, trains_after)
     parts: list[Part] = []
     lines: list[str] = []
     for engine, quantization in arms:
+        seen, actors, machines = _ray_share(args, choice, hardware, engine)
         download = download_gb_of(args, choice, engine, quantization)
-        part = generation(choice, hardware, engine, quantization, work, download, args.batch_size, actors)
+        part = generation(choice, seen, engine, quantization, work, download, args.batch_size, actors, machines)
         parts.append(part)
         lines.append(f"{'or ' if lines else ''}{_of_engine(part, args.price_per_hour)}")
-    floor = floor_hours(choice, hardware, work)
+    lines += _faster(arms, parts)
+    floor, machines = floor_hours(choice, hardware, work), parts[0].machines
     if floor is not None:
-        least = in_words(floor / actors, floor * args.price_per_hour)
+        least = in_words(floor / machines, floor * args.price_per_hour)
         lines.append(f"the floor, all at the data sheet's FLOP/s: {least}")
     if why:
         lines.insert(1, f"   taken by auto: {why}")
     return arms[0][0], parts[0], in_block("generation", lines)
+
+
+def _faster(arms: Sequence[tuple[str, str]], parts: Sequence[Part]) -> list[str]:
+    """The flags of the fastest engine, if the one that the run takes needs more than half as long again."""
+    able = [(part.hours, arm) for arm, part in zip(arms, parts, strict=True) if part.fits and part.hours is not None]
+    if not parts[0].fits or parts[0].hours is None or parts[0].hours < MUCH * min(able)[0]:
+        return []
+    engine, quantization = min(able)[1]
+    return [f"   much faster by this plan: --engine {engine} --quantization {quantization}"]
+
+
+def _ray_share(
+    args: argparse.Namespace, choice: ModelChoice, hardware: Hardware, engine: str
+) -> tuple[Hardware, int, int]:
+    """(what one engine sees, how many engines, on how many machines like `hardware`): as pipeline.distributed does it.
+
+    Without --ray one engine, which sees all GPUs (vLLM alone uses more than one of them).
+    """
+    if args.ray is None:
+        return hardware, 1, 1
+    if hardware.kind != "cuda" or choice.path_or_id == str(NANO_DIR):  # an actor for each core
+        seen, most = replace(hardware, cores=1), hardware.cores
+    else:
+        random = args.random_weights is not None
+        each, _ = actor_gpus(engine, choice, hardware, args.quantization, random, _installed(args), hardware.gpus,
+                             not args.hardware)  # fmt: skip
+        seen, most = replace(hardware, gpus=each), max(1, hardware.gpus // each)
+    actors = args.ray_actors or most
+    return seen, actors, -(-actors // most)
 
 
 def _engines(
@@ -76,7 +94,8 @@ def _engines(
     if args.engine != "auto":
         own = "bf16" if args.engine == "vllm" else hardware.quantization
         return [(args.engine, args.quantization or own)], ""
-    found = auto_engine(choice, hardware, args.quantization, trains_after, random, _installed(args), not args.hardware)
+    seen = hardware if args.ray is None else _ray_share(args, choice, hardware, "auto")[0]
+    found = auto_engine(choice, seen, args.quantization, trains_after, random, _installed(args), not args.hardware)
     chosen = found.engine, found.quantization
     others = [("vllm", "bf16"), ("unsloth", "4bit"), ("hf", "4bit")] if hardware.kind == "cuda" else []
     barred = {"vllm"} if trains_after else set()
@@ -95,7 +114,8 @@ def _of_engine(part: Part, price: float) -> str:
     if not part.fits:
         return f"{text}, DOES NOT FIT into {part.have_gb:.0f} GB"
     rows = f"{part.rows} row{'s' if part.rows > 1 else ''} at a time"
-    many = f" on each of {part.gpus} actors" if part.gpus > 1 else ""
+    many = f" on each of {part.actors} actors" if part.actors > 1 else ""
+    many += f" on {part.machines} machines" if part.machines > 1 else ""
     return f"{text}, {rows}{many}, {part.read:,} tokens read: {cost_of(part, price)}"
 
 
@@ -188,14 +208,14 @@ def trainer_of(hardware: Hardware, quantization: str) -> str:
 
 
 def download_gb_of(args: argparse.Namespace, choice: ModelChoice, engine: str, quantization: str) -> float:
-    """GB that are still to be fetched: Unsloth takes weights quantised beforehand, all others the 16-bit ones."""
+    """GB that are still to be fetched (see `files_for`)."""
     if choice.preset is None or choice.preset.is_local or args.random_weights is not None:
         return 0.0
-    four_bit = engine == "unsloth" and quantization == "4bit"
-    whole = weights_gb(choice.preset.architecture, "4bit" if four_bit else "bf16")
+    _, precision = files_for(choice, engine, quantization, not args.hardware)
+    whole = weights_gb(choice.preset.architecture, precision)
     if args.hardware:
         return whole
-    return max(0.0, whole - (downloaded_4bit_gb if four_bit else downloaded_gb)(choice.path_or_id))
+    return max(0.0, whole - (downloaded_4bit_gb if precision == "4bit" else downloaded_gb)(choice.path_or_id))
 
 
 def disk_lines(args: argparse.Namespace, needs: Sequence[Need]) -> list[str]:
@@ -213,8 +233,8 @@ def disk_lines(args: argparse.Namespace, needs: Sequence[Need]) -> list[str]:
 
 
 def cost_of(part: Part, price: float) -> str:
-    """Hours and dollars of a part in words; every GPU is paid for."""
-    dollars = None if part.gpu_hours is None else part.gpu_hours * price
+    """Hours and dollars of a part in words; `price` is a machine's, all its GPUs, at work or not."""
+    dollars = None if part.machine_hours is None else part.machine_hours * price
     return in_words(part.hours, dollars)
 
 
