@@ -4,38 +4,47 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.util
 import itertools
 import json
+import math
+import os
 import random
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from cai_experiment.constitution.prompts import ask_for_answer
+from cai_experiment.constitution.principles import load_constitution
+from cai_experiment.constitution.prompts import Turn, ask_for_answer, ask_violated
 from cai_experiment.engines.base import Completion, Prompt, Sampling
 from cai_experiment.errors import EXIT_NO_GO, EXIT_OK, BadInputError
 from cai_experiment.models.hardware import Hardware
 from cai_experiment.models.memory import weights_gb
 from cai_experiment.models.presets import PRESETS
+from cai_experiment.observe.log_file import LogFile
 from cai_experiment.scripts import bench, kill_test
 from cai_experiment.scripts._bench_chain import batches, instructions_for, lockstep, stage_settings
+from cai_experiment.scripts._bench_distilabel import CHAIN, Distilabel
 from cai_experiment.scripts._bench_equality import compared
-from cai_experiment.scripts._bench_figures import Figure, Occupancy, interleaved, prefix_tree_size
+from cai_experiment.scripts._bench_figures import Figure, Occupancy, Report, interleaved, medians, prefix_tree_size
 from cai_experiment.scripts._bench_generation import Chain, speedups
 from cai_experiment.scripts._bench_gpu import Run, figures, shrunk
 from cai_experiment.scripts._bench_process import peak_bytes, run_child
 from cai_experiment.scripts._bench_scale import Cost
 from cai_experiment.scripts._bench_scale import figures as scale_figures
-from cai_experiment.scripts._bench_watch import Recorded, computed_over_tree, fewest_passes
+from cai_experiment.scripts._bench_watch import Recorded, computed_over_tree, fewest_passes, tokens_read, watched_passes
 from cai_experiment.scripts._kill_count import Session, Tally, lost_lines
+from cai_experiment.scripts._kill_log import log_faults
 from cai_experiment.scripts._scripted_engine import ScriptedEngine, script
 
 GENERATION = ("speedup_vs_generate_batch16", "speedup_vs_generate_batch1", "speedup_vs_distilabel",
               "prefill_over_prefix_tree", "pipeline_over_engine", "slot_occupancy")  # fmt: skip
-RECORDS = ("rows_per_second", "resume_scan_seconds_100k")
+RECORDS = ("rows_per_second", "resume_scan_seconds_100k", "resume_replay_seconds_100k")
+KEYS = {"value", "target", "limit", "arms", "rounds"}
 SCALE = ("memory_20_over_2", "seconds_per_example_20_over_2", "cpu_seconds_per_example_20_over_2", "bytes_an_example")
 EQUALITY = ("equal_texts_server_float32", "equal_texts_vllm_float32",
             "equal_texts_server_bfloat16", "equal_texts_vllm_bfloat16")  # fmt: skip
@@ -78,7 +87,7 @@ def test_occupancy_counts_only_passes_for_which_rows_waited() -> None:
     assert full.share == pytest.approx(9 / 11)
 
 
-def test_medians_of_interleaved_rounds_begin_with_another_arm_each() -> None:
+def test_interleaved_rounds_begin_with_another_arm_each() -> None:
     order: list[str] = []
     given = {name: itertools.count(start) for name, start in (("a", 1), ("b", 10), ("c", 100))}
 
@@ -87,7 +96,9 @@ def test_medians_of_interleaved_rounds_begin_with_another_arm_each() -> None:
         return float(next(given[name]))
 
     arms = {name: lambda name=name: arm(name) for name in given}
-    assert interleaved(arms, 3, lambda line: None) == {"a": 2, "b": 11, "c": 101}
+    rounds = interleaved(arms, 3, lambda line: None)
+    assert rounds == {"a": [1, 2, 3], "b": [10, 11, 12], "c": [100, 101, 102]}
+    assert medians(rounds) == {"a": 2, "b": 11, "c": 101}
     assert "".join(order) == "abcbcacab"
 
 
@@ -104,28 +115,39 @@ def test_figures_are_met_by_their_own_side_and_never_without_a_value() -> None:
         "target": 4.0,
         "limit": 9.0,
         "arms": {"ours": 2.0, "theirs": None},
+        "rounds": {},
         "reason": "no pip",
     }
 
 
+def test_the_json_keeps_every_round_and_the_setting_beside_the_figures() -> None:
+    rounds = {"ours": [2.0, 3.0], "theirs": [math.nan, 1.0]}
+    report = Report([Figure("x", 2.5, 4.0, None, {"ours": 2.5}, rounds=rounds)], {"rows": 400})
+    found = json.loads(json.dumps(report.as_json(), allow_nan=False))
+    assert found["x"]["rounds"] == {"ours": [2.0, 3.0], "theirs": [None, 1.0]}
+    assert found["x"].keys() == KEYS and found["setting"] == {"rows": 400}
+
+
 def test_the_pipeline_is_held_against_a_rival_s_fastest_arm() -> None:
     chain = Chain(None, (), stage_settings(0), "")
-    speeds = {"pipeline": 60.0, "generate_batch16": 10.0, "generate_batch1": 4.0,
-              "distilabel_one_process": 5.0, "distilabel_two_processes": 12.0}  # fmt: skip
-    found = {figure.name: figure for figure in speedups(chain, speeds, 120.0)}
+    rounds = {"pipeline": [60.0], "generate_batch16": [9.0, 11.0], "generate_batch1": [4.0],
+              "distilabel_one_process": [5.0], "distilabel_two_processes": [12.0]}  # fmt: skip
+    found = {figure.name: figure for figure in speedups(chain, rounds, 120.0)}
     assert {name: figure.value for name, figure in found.items()} == {
         "speedup_vs_generate_batch16": 6.0, "speedup_vs_generate_batch1": 15.0, "speedup_vs_distilabel": 5.0,
     }  # fmt: skip
     assert found["speedup_vs_distilabel"].limit == 10.0
+    assert found["speedup_vs_generate_batch16"].rounds == {"pipeline": [60.0], "generate_batch16": [9.0, 11.0]}
     chain.unmeasured["distilabel_two_processes"] = "no room"
-    figure = {figure.name: figure for figure in speedups(chain, speeds, 120.0)}["speedup_vs_distilabel"]
+    figure = {figure.name: figure for figure in speedups(chain, rounds, 120.0)}["speedup_vs_distilabel"]
     assert (figure.value, figure.reason, figure.met) == (None, "no room", False)  # the other might be the faster one
     assert figure.arms == {"pipeline": 60.0, "distilabel_one_process": 5.0, "distilabel_two_processes": None}
 
 
 def test_memory_and_time_of_a_large_run_over_a_small_one() -> None:
     small, large = Cost(500, 1000e6, 100.0, 150.0), Cost(5000, 1090e6, 1200.0, 1500.0)
-    found = {figure.name: figure for figure in scale_figures(small, large, 500, 5000)}
+    found = {figure.name: figure for figure in scale_figures(small, large, 500, 5000, [small, large, small])}
+    assert found["memory_5000_over_500"].rounds == {"mb_500": [1000.0, 1000.0], "mb_5000": [1090.0]}
     assert found["memory_5000_over_500"].value == pytest.approx(1.09) and found["memory_5000_over_500"].met
     assert found["seconds_per_example_5000_over_500"].value == pytest.approx(1.2)
     assert not found["seconds_per_example_5000_over_500"].met
@@ -166,12 +188,33 @@ def test_the_fewest_passes_of_an_engine_that_cannot_be_watched() -> None:
     done = [Completion("a", "x", "stop", prompt_tokens=10, completion_tokens=3) for _ in range(4)]
     done.append(Completion("v", "", "stop", prompt_tokens=7, logprobs=(-0.1, -2.0)))
     least = fewest_passes(done, slots=8)
-    assert (least.occupancy.passes, least.cached_tokens_read) == (2, 4 * (10 + 11 + 12) + 7)
+    assert (least.occupancy.passes, least.cached_tokens_read) == (2, 4 * (10 + 11 + 12))
+
+
+def test_an_example_s_verdicts_read_its_conversation_once() -> None:
+    done = [Completion(f"7/verdict/0/{i}", "", "stop", prompt_tokens=40 + i, logprobs=(-0.1, -2.0)) for i in range(3)]
+    done += [Completion("8/verdict/0/1", "", "stop", prompt_tokens=30, logprobs=(-0.1, -2.0))]
+    done += [Completion("9/answer/0", "x", "stop", prompt_tokens=10, completion_tokens=5)]
+    assert tokens_read(done) == 42 + 30 + 15
+
+
+def test_a_conversation_that_is_weighed_waits_for_one_slot(tiny_model_dir: Path) -> None:
+    from cai_experiment.engines.load import LoadSettings, load_engine
+
+    engine = load_engine(LoadSettings(model=str(tiny_model_dir), layout="chat", engine="hf", batch_size=16))
+    asked = ask_for_answer(instructions_for(1, 0)[0].text)
+    answered = (*asked, Turn("answer", "Use a pot."))
+    prompts = [Prompt("0/answer/0", asked, "answer", Sampling(0.0, 4))]
+    for one in load_constitution().principles:
+        turns = (*answered, ask_violated(one))
+        prompts.append(Prompt(f"1/verdict/0/{one.id}", turns, "verdict", Sampling(0.0, 1), options=("A", "B")))
+    with watched_passes() as passes:
+        assert len(list(engine.stream(prompts))) == 16
+    assert passes.occupancy.share is None  # two rows at most, of sixteen slots: none ever waited
+    engine.close()
 
 
 def test_slots_of_a_card_follow_its_free_memory() -> None:
-    from types import SimpleNamespace
-
     from cai_experiment.engines.hf import LEAST_SLOTS, slots_that_fit
 
     qwen = SimpleNamespace(num_hidden_layers=64, num_key_value_heads=8, num_attention_heads=40, hidden_size=5120)
@@ -188,7 +231,8 @@ def test_a_card_is_held_against_its_data_sheet() -> None:
     found = {figure.name: figure for figure in figures(run, numbers, "4bit", card, 25.0)}
     read = 100 * weights_gb(numbers, "4bit") / 10  # GB a second
     assert found["share_of_bandwidth"].value == pytest.approx(read / 2039)
-    flops = 2 * (numbers.linear_parameters * 5000 + numbers.vocab * numbers.hidden * 1000) / 10
+    skipped = 3 * numbers.hidden * numbers.intermediate * 4000  # the last layer's, for prompt tokens
+    flops = 2 * (numbers.linear_parameters * 5000 - skipped + numbers.vocab * numbers.hidden * 1000) / 10
     assert found["share_of_flops"].value == pytest.approx(flops / 312e12)
     assert found["tokens_per_second"].value == 100
     busiest = max(found["share_of_bandwidth"].value, found["share_of_flops"].value)
@@ -258,13 +302,15 @@ def test_recorded_prefill_against_the_tree(tiny_model_dir: Path) -> None:
 
 def check_json(path: Path, names: tuple[str, ...]) -> dict[str, dict[str, object]]:
     found = json.loads(path.read_text(encoding="utf-8"))
-    assert tuple(found) == names
+    assert tuple(found) == (*names, "setting")
+    setting = found.pop("setting")
+    assert {"suite", "rows", "repeats", "threads", "seed", "principles", "versions", "processor"} <= setting.keys()
+    assert setting["versions"]["python"] and setting["processor"]
     for name, row in found.items():
-        assert {"value", "target", "limit", "arms"} <= row.keys() <= {"value", "target", "limit", "arms", "reason"}, (
-            name
-        )
+        assert KEYS <= row.keys() <= KEYS | {"reason"}, name
         assert row["arms"] and (row["value"] is not None) != ("reason" in row), name
-    return found
+        assert row["rounds"].keys() <= row["arms"].keys(), name
+    return found | {"setting": setting}
 
 
 @pytest.fixture
@@ -288,6 +334,12 @@ def test_generation_suite(
     found = check_json(path, GENERATION)
     assert found["speedup_vs_distilabel"]["value"] is None
     assert found["prefill_over_prefix_tree"]["value"] < 1.5
+    assert {arm: len(each) for arm, each in found["pipeline_over_engine"]["rounds"].items()} == {
+        "pipeline": 1, "engine": 1,
+    }  # fmt: skip
+    setting = found["setting"]
+    assert (setting["rows"], setting["dtype"], setting["slots"]) == (4, "float32", 16)
+    assert len(setting["weights_sha256"]) == 64
     assert "pipeline_over_engine" in capsys.readouterr().out
 
 
@@ -318,10 +370,9 @@ def test_generation_suite_on_a_card_runs_dry_without_one(tmp_path: Path, one_thr
     code = bench.main(["--suite", "generation", "--gpu", "--random-weights", "qwen2.5-32b", "--tiny", "--repeats", "1",
                        "--rows", "1", "--principles", "random", *one_thread, "--json", str(path)])  # fmt: skip
     found = json.loads(path.read_text(encoding="utf-8"))
-    assert (code, tuple(found)) == (
-        EXIT_OK,
-        ("tokens_per_second", "peak_memory_gb", "share_of_bandwidth", "share_of_flops"),
-    )
+    names = ("tokens_per_second", "peak_memory_gb", "share_of_bandwidth", "share_of_flops", "setting")
+    assert (code, tuple(found)) == (EXIT_OK, names)
+    assert found["tokens_per_second"]["rounds"] == {"tokens_per_second": [found["tokens_per_second"]["value"]]}
     assert found["tokens_per_second"]["value"] > 0
     # answer, and per round critique and revision, each to its last token: nothing was cut by random words
     assert found["tokens_per_second"]["arms"]["completion_tokens"] == 5 * 8
@@ -330,7 +381,8 @@ def test_generation_suite_on_a_card_runs_dry_without_one(tmp_path: Path, one_thr
 def test_records_suite(tmp_path: Path) -> None:
     path = tmp_path / "bench.json"
     bench.main(["--suite", "records", "--rows", "500", "--repeats", "1", "--json", str(path)])
-    check_json(path, RECORDS)
+    found = check_json(path, RECORDS)
+    assert found["resume_replay_seconds_100k"]["value"] > found["resume_replay_seconds_100k"]["limit"] > 0
 
 
 @pytest.mark.parametrize(
@@ -359,12 +411,57 @@ def test_an_unknown_suite_is_refused(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_distilabel_that_cannot_be_had_is_no_figure(tmp_path: Path) -> None:
-    from cai_experiment.scripts._bench_distilabel import Distilabel
-
     (tmp_path / "file").touch()  # no environment can be made below a file
     arm = Distilabel(tmp_path / "file" / "cache", "nowhere", 2, 1, stage_settings(0), processes=2)
     with pytest.raises(RuntimeError, match="no environment for distilabel"):
         arm.tokens_per_second()
+
+
+def test_distilabel_in_another_precision_is_no_figure(tmp_path: Path) -> None:
+    arm = Distilabel(tmp_path, "nowhere", 2, 1, stage_settings(0), processes=2, dtype="float32")
+    result = {"rows": 2, "tokens": 300, "seconds": 10.0, "dtypes": ["float32"]}
+    assert arm.speed(result) == 30.0
+    with pytest.raises(RuntimeError, match="distilabel computed in float16, the other arms in float32"):
+        arm.speed(result | {"dtypes": ["float16"]})
+    with pytest.raises(RuntimeError, match="1 of 2 rows"):
+        arm.speed(result | {"rows": 1})
+
+
+def test_distilabel_s_task_writes_the_precision_that_it_computes_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain = distilabel_chain(monkeypatch)
+    tokenizer = SimpleNamespace(encode=lambda text, add_special_tokens: text.split())
+    llm = SimpleNamespace(
+        _pipeline=SimpleNamespace(model=SimpleNamespace(dtype="torch.float16"), tokenizer=tokenizer),
+        generate_outputs=lambda inputs, **kind: [{"generations": ["A"]} for _ in inputs],
+    )
+    part = chain.Part()
+    part.llm, part.principles, part.times = llm, "random", str(tmp_path / "times")
+    rows = [{"id": row.id, "instruction": row.text, "replies": "[]"} for row in instructions_for(2, 0)]
+    (done,) = part.process(rows)
+    assert all(json.loads(row["replies"]) for row in done)
+    found = chain.timing((tmp_path / "times").read_text(encoding="utf-8"))
+    assert found["dtypes"] == ["float16"] and found["seconds"] > 0
+    assert chain.timing("2.0 5.0 torch.float32\n1.0 3.0 torch.float32\n") == {"seconds": 4.0, "dtypes": ["float32"]}
+
+
+def distilabel_chain(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script of distilabel's arm, over stand-ins for the names that it imports."""
+    for module, names in {
+        "distilabel": [], "distilabel.models": [], "distilabel.models.llms": ["TransformersLLM"],
+        "distilabel.pipeline": ["Pipeline"], "distilabel.steps": ["LoadDataFromDicts", "StepInput"],
+        "distilabel.steps.tasks": ["Task"], "distilabel.typing": ["StepOutput"],
+    }.items():  # fmt: skip
+        stand_in = ModuleType(module)
+        for name in names:
+            setattr(stand_in, name, type(name, (), {}))
+        monkeypatch.setitem(sys.modules, module, stand_in)
+    spec = importlib.util.spec_from_file_location("distilabel_chain", CHAIN)
+    chain = importlib.util.module_from_spec(spec)
+    monkeypatch.setattr(sys, "path", list(sys.path))  # a script puts the checkout first
+    spec.loader.exec_module(chain)
+    return chain
 
 
 # ---------------------------------------------------------------- what a kill costs
@@ -394,7 +491,16 @@ def test_what_was_finished_may_not_be_asked_again() -> None:
 
 def test_a_kill_costs_no_more_than_the_engine_holds() -> None:
     found = Tally().add([session("abc", 1, slots=1), session("bc", 3, killed=False)], journal_of("a", "b", "c"))
-    assert found == ["kill 1 cost 2 prompts, and the engine holds 1"]
+    assert found == ["kill 1 cost prompts of 2 conversations, and the engine holds 1"]
+
+
+def test_an_example_s_verdicts_need_one_slot_together() -> None:
+    asked = ("0/answer/0", "1/verdict/0/fair/yes_first", "1/verdict/0/lawful/yes_first")
+    killed = Session(asked, 2, 0, "", True, weighed=frozenset(asked[1:]))
+    after = Session(asked, 2, 3, "", False, weighed=frozenset(asked[1:]))
+    assert Tally().add([killed, after], journal_of(*asked)) == []
+    found = Tally().add([dataclasses.replace(killed, slots=1), after], journal_of(*asked))
+    assert found == ["kill 1 cost prompts of 2 conversations, and the engine holds 1"]
 
 
 def test_finished_lines_stay_where_they_were() -> None:
@@ -412,6 +518,35 @@ def test_finished_lines_stay_where_they_were() -> None:
     assert lost_lines([after(3, lines)], b"".join(lines[:2])) != []
 
 
+def log_of(path: Path, *words: str) -> Path:
+    """A content log: "1ab" is stages a and b of example 1; the last one's content holds a time that no run repeats."""
+    path.unlink(missing_ok=True)
+    log = LogFile(path)
+    for word in words:
+        for stage in word[1:]:
+            seconds = f"Time: {random.random():.1f}s"
+            log.append({"stage": stage, "content": seconds, "metadata": {"example": word[0]}, "timestamp": 1.0})
+    log.close()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("words", "kills", "wrong"),
+    [
+        (["1abc", "2abc"], 0, []),
+        (["1ab", "1abc", "2a", "2abc"], 2, []),  # cut short, and told from the beginning
+        (["1ab", "1abc", "2a", "2abc"], 1, ["the content log has 2 stories cut short by 1 kills"]),
+        (["1abc", "1abc", "2abc"], 9, ["the content log has no whole story of example 2 where it should stand"]),
+        (["1abc", "2abc", "2c"], 9, ["the content log has 1 entries too many"]),
+        (["2abc", "1abc"], 9, ["the content log has no whole story of example 1 where it should stand"]),
+        (["1abc"], 9, ["the content log has no whole story of example 2 where it should stand"]),
+    ],
+)
+def test_a_content_log_tells_each_example_once(tmp_path: Path, words: list[str], kills: int, wrong: list[str]) -> None:
+    reference = log_of(tmp_path / "reference", "1abc", "2abc")
+    assert log_faults(log_of(tmp_path / "log", *words), reference, kills) == wrong
+
+
 def test_ten_kills_of_a_scripted_run(tmp_path: Path) -> None:
     """In a process of its own, as the script is used: it forks, and must not have imported torch."""
     code = "import sys; from cai_experiment.scripts.kill_test import main; code = main(sys.argv[1:]); "
@@ -426,11 +561,10 @@ def test_ten_kills_of_a_scripted_run(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1] == "False"
 
 
-@pytest.mark.slow
 def test_ten_kills_of_the_shipped_model(tmp_path: Path, nano_dir: Path) -> None:
     done = subprocess.run(
-        [sys.executable, kill_test.__file__, "--cycles", "10", "--count", "10", "--keep", str(tmp_path)],
-        capture_output=True, text=True,
+        [sys.executable, kill_test.__file__, "--cycles", "10", "--count", "2", "--keep", str(tmp_path)],
+        capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == EXIT_OK, done.stdout + done.stderr
     assert "at 10 kills" in done.stdout

@@ -34,7 +34,7 @@ from cai_experiment.models.hardware import PROFILES
 from cai_experiment.observe.content_logger import ContentLogger
 from cai_experiment.observe.progress import Progress
 from cai_experiment.pipeline import distributed
-from cai_experiment.pipeline.distributed import check_address, connect, gpus_each, is_open, ray_engines
+from cai_experiment.pipeline.distributed import REFUSED, check_address, connect, gpus_each, is_open, ray_engines
 from cai_experiment.pipeline.runner import run_pipeline
 from cai_experiment.pipeline.settings import RunResult, RunSettings
 from cai_experiment.pipeline.stages import StageSettings
@@ -48,13 +48,13 @@ WITH_RAY = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not insta
 TOKEN = "a-token-that-only-this-test-knows"
 
 
-def run(path: Path, engine: Engine, settings: RunSettings = SETTINGS) -> RunResult:
+def run(path: Path, engine: Engine, settings: RunSettings = SETTINGS, critic: Engine | None = None) -> RunResult:
     with (
         RunFolder(path) as folder,
         ContentLogger(0, path / "content_log.jsonl") as logger,
         Progress(settings.pairs, verbosity=0) as progress,
     ):
-        return run_pipeline(settings, folder, engine, engine, CONSTITUTION, logger, progress)
+        return run_pipeline(settings, folder, engine, critic or engine, CONSTITUTION, logger, progress)
 
 
 def contents(path: Path) -> list[bytes]:
@@ -252,6 +252,35 @@ def test_an_address_that_may_not_be_used_is_refused(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("stranger", "is_served"), [("pass", True), (f"raise SystemExit({REFUSED})", False)])
+def test_a_stranger_who_is_refused_or_served(stranger: str, is_served: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "STRANGER", stranger)
+    assert is_open("10.0.0.2:6379") is is_served
+
+
+@pytest.mark.parametrize(
+    ("stranger", "why"),
+    [
+        ("import time; time.sleep(600)", r"no answer within 0\.2 s"),
+        ("raise TimeoutError('seven')", "TimeoutError: seven"),
+        ("raise SystemExit(7)", "exit code 7"),
+    ],
+)
+def test_a_cluster_that_may_be_open_is_refused(stranger: str, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "STRANGER", stranger)
+    monkeypatch.setattr(distributed, "STRANGER_SECONDS", 0.2 if "sleep" in stranger else 60.0)
+    with pytest.raises(EngineError, match=rf"^--ray 10\.0\.0\.2:6379: could not check .* \({why}\); .*ray status$"):
+        is_open("10.0.0.2:6379")
+
+
+def test_before_loading_it_is_said_what_loads_and_how_long_that_takes() -> None:
+    said = distributed._announcement("10.0.0.2:6379", BIG, gpus=1, actors=8)
+    assert said.startswith("--ray 10.0.0.2:6379: 8 actors with 1 GPU each load qwen2.5-32b: about 5 minutes where")
+    assert "about 16 minutes with a download of 66 GB" in said and "session_latest" in said
+    here = distributed._announcement("local", LoadSettings("nano"), gpus=0, actors=1)
+    assert here.startswith("--ray local: 1 actor with a CPU core each load nano: about 1 minute. A line")
+
+
 def test_without_ray_one_line_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(EngineError, match="pip install"):
@@ -328,8 +357,12 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_two_actors_one_killed_write_the_bytes_of_one_process(tmp_path: Path, unbroken: Path, cluster: str) -> None:
+def test_two_actors_one_killed_write_the_bytes_of_one_process(
+    tmp_path: Path, unbroken: Path, cluster: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     engine = ray_engine(Unhurried)
+    loaded = capsys.readouterr().err.splitlines()
+    assert [line.split(" has loaded on ")[0] for line in loaded] == ["Ray actor 1 of 2", "Ray actor 2 of 2"]
     victim = engine.processes[0].pid
     assert victim not in (engine.processes[1].pid, os.getpid())
     seen = iter(range(10**9))
@@ -345,6 +378,8 @@ def test_two_actors_one_killed_write_the_bytes_of_one_process(tmp_path: Path, un
     result = run(tmp_path / "run", engine)
     assert result.complete
     assert contents(tmp_path / "run") == contents(unbroken)
+    said = capsys.readouterr().err
+    assert said.count("a Ray actor on ") == 1 and "death 1 of at most " in said and "asked again" in said
     ids = [row["id"] for row in read_jsonl(tmp_path / "run" / "journal.jsonl")]
     assert len(ids) == len(set(ids))
     assert victim not in {one.pid for one in engine.processes}
@@ -353,17 +388,65 @@ def test_two_actors_one_killed_write_the_bytes_of_one_process(tmp_path: Path, un
 
 
 def test_a_prompt_that_kills_every_actor_is_recorded_and_stops_no_other(
-    tmp_path: Path, unbroken: Path, cluster: str
+    tmp_path: Path, unbroken: Path, cluster: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     engine = ray_engine(partial(Unhurried, kills="000003/answer/0"))
     assert run(tmp_path / "run", engine).complete
     engine.close()
+    said = capsys.readouterr().err
+    assert "000003/answer/0 is to blame and is not asked again" in said and "the new Ray actor has loaded on " in said
     rejected = {row["id"]: row for row in read_jsonl(tmp_path / "run" / "rejected.jsonl")}
     assert rejected["000003"]["reject_reasons"] == ["engine_error"]
     assert "died" in rejected["000003"]["meta"]["error"]
     kept = {row["id"]: row for row in read_jsonl(tmp_path / "run" / "pairs.jsonl")}
     before = {row["id"]: row for row in read_jsonl(unbroken / "pairs.jsonl") if row["id"] != "000003"}
     assert {name: kept[name] for name in before} == before
+
+
+def test_two_models_are_waited_for_in_a_thread_each(tmp_path: Path, unbroken: Path, cluster: str) -> None:
+    engines = [ray_engine(Unhurried, 1), ray_engine(Unhurried, 1)]
+    threads: dict[int, set[str]] = {id(engine): set() for engine in engines}
+
+    class Noted(type(engines[0])):  # type: ignore[misc]
+        def stream(self, prompts: Iterable[Prompt | None]) -> Iterator[Completion]:
+            for completion in super().stream(prompts):
+                threads[id(self)].add(threading.current_thread().name)
+                yield completion
+
+    for engine in engines:
+        engine.__class__ = Noted
+    assert run(tmp_path / "run", engines[0], critic=engines[1]).complete
+    assert contents(tmp_path / "run") == contents(unbroken)
+    assert list(threads.values()) == [{"lane-ray"}, {"lane-ray"}]
+    for engine in engines:
+        engine.close()
+
+
+def test_closing_ends_a_stream_that_waits_and_starts_no_actor_more(
+    tmp_path: Path, cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cai_experiment.engines import ray as ray_module
+
+    monkeypatch.setattr(ray_module, "CLOSE_SECONDS", 0.1)
+    engine = ray_engine(partial(Unhurried, hangs=str(tmp_path / "hung")), 1)
+    ended: list[Exception] = []
+
+    def pull() -> None:
+        try:
+            list(engine.stream(iter(prompts(30))))
+        except EngineError as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=pull, daemon=True)
+    thread.start()
+    while not (tmp_path / "hung").exists():
+        time.sleep(0.01)
+    engine.close()
+    thread.join(60)
+    assert [str(error) for error in ended] == ["the engine is closed"]
+    with pytest.raises(EngineError, match="closed"):
+        engine._start()
+    engine.close()  # once more does nothing
 
 
 def test_an_actor_that_hangs_is_replaced_and_costs_no_prompt(tmp_path: Path, cluster: str) -> None:

@@ -8,6 +8,7 @@ that holds their prefix.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import Any
 
 from cai_experiment.engines.base import Completion, Engine, Prompt
 from cai_experiment.engines.ray_actor import Loaded, Speaker
+from cai_experiment.engines.ray_notices import death, engine_death, one_line, say
 from cai_experiment.engines.suspects import DEATHS_IN_A_ROW, Suspects
 from cai_experiment.errors import EngineError, UserError
 from cai_experiment.records.manifest import MODEL_IDENTITY
@@ -39,12 +41,18 @@ class _Place:
     alone: bool = False  # holds a prompt that is suspected of killing actors
     deaths: int = 0  # in a row
     heard: float = 0.0  # when it last answered, or was given work while it had none; monotonic seconds
+    reloading: bool = False  # lives, and its engine loads again
 
 
 class RayEngine:
-    """`actors` engines made by `make`; Ray must be connected (pipeline.distributed does it). One stream at a time."""
+    """`actors` engines made by `make`; Ray must be connected (pipeline.distributed does it). One stream at a time.
+
+    A stream's state is touched by the thread that pulls it and by no other; `close` may be called meanwhile. Each actor
+    that has loaded, and each that has died, is a line on stderr: Ray's own log of them stays on their machines.
+    """
 
     name = "ray"
+    elsewhere = True
 
     def __init__(
         self, make: Callable[[], Engine], actors: int, options: Mapping[str, Any], deadline: float = 600.0
@@ -61,6 +69,7 @@ class RayEngine:
         self._speaker = ray.remote(Speaker).options(max_concurrency=3, max_restarts=0, **options)
         self._make, self._actors, self._deadline = make, actors, deadline
         self._session = 0
+        self._changing, self._closed = threading.Lock(), False  # no actor is started once it is closed
         self._lost: deque[Prompt] = deque()  # prompts of dead actors, to be given to others
         self._apart: deque[Prompt] = deque()  # those that are to run alone
         self._suspects = Suspects()
@@ -75,17 +84,25 @@ class RayEngine:
     # ------------------------------------------------------------ actors
 
     def _start(self) -> tuple[Any, Any]:
-        """(actor, the call by which it says that it has loaded)."""
-        actor: Any = self._speaker.remote(self._make)
+        """(actor, the call by which it says that it has loaded). Raises EngineError if the engine is closed."""
+        with self._changing:
+            self._check_open()
+            actor: Any = self._speaker.remote(self._make)
         return actor, actor.loaded.remote()
 
     def _load(self) -> None:
-        for place in self._places:
+        waiting, began = list(self._places), time.monotonic()
+        while waiting:
+            done, _ = self._ray.wait([place.waiting for place in waiting], num_returns=1)
+            place = next(place for place in waiting if place.waiting in done)
+            waiting.remove(place)
             try:
-                place.loaded = self._ray.get(place.waiting)
+                place.loaded = one = self._ray.get(place.waiting)
             except self._ray.exceptions.RayError as error:
                 cause = getattr(error, "cause", None)
-                raise cause if isinstance(cause, UserError) else EngineError(_one_line(error)) from error
+                raise cause if isinstance(cause, UserError) else EngineError(one_line(error)) from error
+            say(f"Ray actor {self._actors - len(waiting)} of {self._actors} has loaded on {one.host} after "
+                f"{time.monotonic() - began:.0f} s: {one.first_line}")  # fmt: skip
         loaded = self.processes
         self._facts = loaded[0].facts
         for one in loaded:
@@ -150,7 +167,7 @@ class RayEngine:
         for place in self._places:
             place.held.clear()
             place.alone = False
-            if place.loaded:
+            if place.loaded and not self._closed:
                 place.waiting = place.actor.take.remote(self._session)
 
     def choose(self, prompts: Sequence[Prompt], options: Sequence[str]) -> list[tuple[float, ...]]:
@@ -200,9 +217,10 @@ class RayEngine:
         return known
 
     def _receive(self) -> list[Completion]:
-        """Wait for the actors, and take what the first of them have finished."""
+        """Wait for the actors, and take what the first of them have finished. Raises EngineError if it was closed."""
         calls = [place.waiting for place in self._places]
         done, _ = self._ray.wait(calls, num_returns=1, timeout=self._patience())
+        self._check_open()
         if not done and not self.processes:
             raise EngineError(f"no Ray actor came back within {RETURN_SECONDS / 60:.0f} minutes",
                               "start the machines again (docs/SCALING.md); the same command resumes")  # fmt: skip
@@ -230,7 +248,11 @@ class RayEngine:
         """An actor has loaded, or has finished prompts; it is asked for more."""
         if isinstance(result, Loaded):
             self._check_weights(result)
+            say(f"the new Ray actor has loaded on {result.host}: {result.first_line}")
             place.loaded, result = result, []
+        elif not result and not place.reloading:
+            say(engine_death(_host(place)))
+        place.reloading = not result and bool(place.held)
         place.waiting, place.heard = place.actor.take.remote(self._session), time.monotonic()
         owed = [completion for completion in result if place.held.pop(completion.id, None) is not None]
         if owed:
@@ -247,40 +269,45 @@ class RayEngine:
         Gives the error of a prompt that is to blame. Raises EngineError if this was the last place and it is given up.
         """
         self._ray.kill(place.actor)  # where only its engine has failed
-        prompts = list(place.held.values())
+        prompts, host = list(place.held.values()), _host(place)
         place.held.clear()
-        place.loaded, place.alone = None, False
+        place.loaded, place.alone, place.reloading = None, False, False
         place.deaths += 1
         blamed = self._suspects.died([prompt.id for prompt in prompts])
         if not blamed:
             self._lost.extend(prompts)
+        who = prompts[0].id if blamed else ""
+        say(death(host, place.deaths, one_line(error), len(prompts), who, len(self._places) - 1))
         if place.deaths < DEATHS_IN_A_ROW:
             place.actor, place.waiting = self._start()
         else:
             self._places.remove(place)
         if not self._places:
-            raise EngineError(f"every Ray actor died {DEATHS_IN_A_ROW} times running, at last: {_one_line(error)}",
+            raise EngineError(f"every Ray actor died {DEATHS_IN_A_ROW} times running, at last: {one_line(error)}",
                               "mend it; the same command resumes")  # fmt: skip
         if not blamed:
             return []
-        return [Completion(prompts[0].id, "", "error", error=f"{blamed}: {_one_line(error)}", final="attempts")]
+        return [Completion(prompts[0].id, "", "error", error=f"{blamed}: {one_line(error)}", final="attempts")]
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineError("the engine is closed")
 
     def close(self) -> None:
-        """End the actors; those that do not close their engine in time are killed."""
-        if not self._ray.is_initialized():
+        """End the actors; those that do not close their engine in time are killed. A stream in work ends with it."""
+        with self._changing:
+            closed, self._closed = self._closed, True
+        if closed or not self._ray.is_initialized():
             return
         closing = [place.actor.close.remote() for place in self._places]
         if closing:
             self._ray.wait(closing, num_returns=len(closing), timeout=CLOSE_SECONDS)
         for place in self._places:
             self._ray.kill(place.actor)
-        self._places = []
 
 
 _END = object()
 
 
-def _one_line(error: Exception) -> str:
-    """What happened, from one of Ray's errors: the cause's own words, or the first line of Ray's."""
-    cause = getattr(error, "cause", None) or error
-    return next(iter(str(cause).strip().splitlines()), type(cause).__name__)[:200]
+def _host(place: _Place) -> str:
+    return place.loaded.host if place.loaded else "a machine that it had not named yet"

@@ -33,9 +33,11 @@ from typing import TYPE_CHECKING, Any
 
 from cai_experiment.errors import BadInputError, EngineError
 from cai_experiment.milestones import PACKAGE
-from cai_experiment.models.hardware import detect
+from cai_experiment.models.hardware import PROFILES, detect
+from cai_experiment.models.memory import weights_gb
+from cai_experiment.models.plan import in_words, start_hours
 from cai_experiment.models.presets import resolve_model
-from cai_experiment.models.serving import actor_gpus
+from cai_experiment.models.serving import actor_gpus, known_numbers
 
 if TYPE_CHECKING:
     from cai_experiment.engines.load import LoadSettings
@@ -47,8 +49,19 @@ ACTOR_BYTES = 2 * 2**30  # of memory for an actor without a GPU: Python, torch a
 STORE_BYTES = 100_000_000  # prompts and completions are small and go with the calls; Ray asks for 75 MB at least
 ANSWER_SECONDS = 5.0
 FREED_SECONDS = 10.0  # Ray tells a little late that a closed engine's cores and GPUs are free again
-# Succeeds only where a stranger is served: without a token, the cluster's own key-value store.
-STRANGER = "import sys; from ray._raylet import GcsClient; GcsClient(sys.argv[1]).internal_kv_keys(b'', None, 5)"
+STRANGER_SECONDS = 60.0
+REFUSED = 3
+# Asks for the cluster's own key-value store without a token. Succeeds where a stranger is served, and ends with REFUSED
+# where he is sent away for the token that he lacks; any other end says nothing.
+STRANGER = f"""
+import sys
+from ray._raylet import GcsClient
+from ray.exceptions import AuthenticationError
+try:
+    GcsClient(sys.argv[1]).internal_kv_keys(b"", None, 5)
+except AuthenticationError:
+    raise SystemExit({REFUSED})
+"""
 
 
 def ray_engines(
@@ -63,6 +76,7 @@ def ray_engines(
     """
     from cai_experiment.engines.load import load_engine
     from cai_experiment.engines.ray import RayEngine
+    from cai_experiment.engines.ray_notices import say
 
     if generator.engine == "server":
         raise BadInputError("--ray and --engine server do not go together",
@@ -73,12 +87,31 @@ def ray_engines(
     speakers = [_on_its_device(settings) for settings in (generator, critic) if settings is not None]
     gpus = [gpus_each(settings) for settings in speakers]
     shares = _shares(gpus, actors)
+    for plan in zip(speakers, gpus, shares, strict=True):
+        say(_announcement(address, *plan))
     engines: dict[int, RayEngine] = {}
     for i in sorted(range(len(speakers)), key=lambda i: -gpus[i]):  # the widest first, while machines are whole
         resources = {"num_cpus": 1, "num_gpus": gpus[i]}  # Ray sets one torch thread with one core
         make = partial(load_engine, speakers[i])
         engines[i] = RayEngine(make, shares[i], resources, speakers[i].deadline)
     return engines[0], engines[len(speakers) - 1]
+
+
+def _announcement(address: str, settings: LoadSettings, gpus: int, actors: int) -> str:
+    """What is about to be loaded, on what, and about how long it takes."""
+    from cai_experiment.engines.ray_notices import LOGS
+
+    choice = resolve_model(settings.random_weights or settings.model, detect())
+    numbers, here = known_numbers(choice), settings.random_weights is not None or Path(choice.path_or_id).is_dir()
+    machine = PROFILES["a100-80gb" if gpus else "cpu"]
+    time = in_words(start_hours(machine, 0.0), None)
+    if not here:
+        gb = weights_gb(numbers, "bf16") if numbers else None
+        longer = f"{in_words(start_hours(machine, gb), None)} with a download of {gb:.0f} GB" if gb else "more"
+        time += f" where its files lie on the machine, {longer} where they do not"
+    each = f"{gpus} GPU{'s' * (gpus > 1)}" if gpus else "a CPU core"
+    return (f"--ray {address}: {actors} actor{'s' * (actors > 1)} with {each} each load {choice.name}: {time}. A line "
+            f"follows for each that has; what they write themselves goes to {LOGS}")  # fmt: skip
 
 
 # ---------------------------------------------------------------- the cluster
@@ -112,7 +145,8 @@ def connect(address: str) -> None:
     """Connect this process to the cluster at `address`, or start one on this machine for "local"; once a process.
 
     A local cluster ends with this process. The package travels to the actors, so all run this code. Raises what
-    `check_address` raises, and EngineError if nothing answers, the token is wrong, or the cluster asks for none.
+    `check_address` raises, and EngineError if nothing answers, the token is wrong, the cluster asks for none, or
+    whether it does cannot be known.
     """
     check_address(address)
     os.environ.update(RAY_AUTH_MODE="token", RAY_USAGE_STATS_ENABLED="0")
@@ -137,14 +171,22 @@ def connect(address: str) -> None:
 
 
 def is_open(address: str) -> bool:
-    """True if the Ray head at HOST:PORT serves somebody without a token; asked in a process of its own."""
+    """True if the Ray head at HOST:PORT serves somebody without a token; asked in a process of its own.
+
+    Raises EngineError if it neither serves nor refuses him for want of a token: then nothing is known.
+    """
     stranger = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     command = [sys.executable, "-c", STRANGER, address]
     try:
-        asked = subprocess.run(command, env={**stranger, "RAY_AUTH_MODE": "disabled"}, capture_output=True, timeout=60)
+        asked = subprocess.run(command, env={**stranger, "RAY_AUTH_MODE": "disabled"}, capture_output=True, text=True,
+                               timeout=STRANGER_SECONDS)  # fmt: skip
+        why = next(iter(asked.stderr.strip().splitlines()[-1:]), f"exit code {asked.returncode}")[:200]
     except subprocess.TimeoutExpired:
-        return False
-    return asked.returncode == 0
+        asked, why = None, f"no answer within {STRANGER_SECONDS:g} s"
+    if asked is not None and asked.returncode in (0, REFUSED):
+        return asked.returncode == 0
+    raise EngineError(f"--ray {address}: could not check whether this cluster serves anybody without a token ({why})",
+                      "see on the head whether it is well with: ray status")  # fmt: skip
 
 
 def _refuse_open(address: str) -> None:

@@ -6,8 +6,10 @@ import json
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cai_experiment.pipeline.stages import StageSettings
 from cai_experiment.scripts._bench_process import run_child
@@ -31,6 +33,7 @@ class Distilabel:
     threads: int
     stages: StageSettings
     processes: int
+    dtype: str = "float32"  # that of the other arms' weights
 
     def tokens_per_second(self) -> float:
         """Useful tokens a second of one run, loading excluded. RuntimeError says why there is no figure."""
@@ -40,14 +43,20 @@ class Distilabel:
             settings = {
                 "rows": self.rows, "seed": self.stages.seed, "principles": self.stages.principles, "model": self.model,
                 "cache": str(folder / "cache"), "times": str(folder / "times"), "result": str(folder / "result.json"),
-                "processes": self.processes,
+                "processes": self.processes, "dtype": self.dtype,
             }  # fmt: skip
             (folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
             env = {"OMP_NUM_THREADS": str(max(1, self.threads // self.processes)), "HF_HUB_OFFLINE": "1"}
             run_child([str(python), str(CHAIN), str(folder / "settings.json")], env, "distilabel failed", SECONDS)
             result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        return self.speed(result)
+
+    def speed(self, result: Mapping[str, Any]) -> float:
+        """Useful tokens a second of a run's result; RuntimeError if it did not do the work of the other arms."""
         if result["rows"] != self.rows:
             raise RuntimeError(f"distilabel gave back {result['rows']} of {self.rows} rows")
+        if result["dtypes"] != [self.dtype]:
+            raise RuntimeError(f"distilabel computed in {', '.join(result['dtypes'])}, the other arms in {self.dtype}")
         return result["tokens"] / result["seconds"]
 
     def _environment(self) -> Path:

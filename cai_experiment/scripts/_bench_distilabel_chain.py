@@ -5,7 +5,9 @@
 A distilabel Pipeline of one Task for the whole chain, or of one a half of it; each Task has its own process and its own
 TransformersLLM, as distilabel does it. Its inner pipeline speaks for one row at a time as shipped; here it gets full
 batches, so that distilabel is shown at its best. It gives no log-probabilities, so a verdict is one greedy token.
-Writes {"rows", "tokens", "seconds"}, loading and one small call to warm up excluded.
+Its weights are loaded in the precision that it is told: left to itself it takes the checkpoint's own, float16, which a
+CPU computes two to three times slower. Writes {"rows", "tokens", "seconds", "dtypes"}; loading and one small call to
+warm up are excluded, and the dtypes are those of the weights as they were loaded.
 """
 
 # no `from __future__ import annotations`: distilabel reads the annotations of `process`
@@ -29,7 +31,7 @@ from cai_experiment.scripts._bench_chain import batches, instructions_for, locks
 
 FIRST_HALF = {"targeted": 5, "random": 4}  # stages: answer, verdicts (targeted: twice), critique, revision
 BATCH = 16
-ROWS_AT_ONCE = 4 * BATCH  # distilabel's own 50 would leave an inner batch of 2 over
+ROWS_AT_ONCE = 4 * BATCH  # of two tasks, so that both have work; distilabel's own 50 leaves an inner batch of 2 over
 
 
 class BatchedLLM(TransformersLLM):
@@ -49,7 +51,7 @@ class Part(Task):
     stages: int | None = None  # how far, None: to the end
     seed: int = 0
     principles: str = "targeted"
-    times: str = ""  # file for the begin and end of each batch
+    times: str = ""  # file for the begin and end of each batch, and the dtype of the weights
 
     @property
     def inputs(self) -> list[str]:
@@ -86,7 +88,7 @@ class Part(Task):
             mine = [c for id, c in said.items() if id.startswith(row["id"] + "/")]
             row["replies"] = json.dumps([{name: getattr(c, name) for name in Completion.__slots__} for c in mine])
         with open(self.times, "a", encoding="utf-8") as file:
-            file.write(f"{began} {time.time()}\n")
+            file.write(f"{began} {time.time()} {self.llm._pipeline.model.dtype}\n")
         yield inputs
 
     def _ask(self, batch: list[Prompt]) -> list[Completion]:
@@ -121,20 +123,28 @@ def main() -> None:
     settings = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     rows = [{"id": row.id, "instruction": row.text, "replies": "[]"}
             for row in instructions_for(settings["rows"], settings["seed"])]  # fmt: skip
-    shared = {name: settings[name] for name in ("seed", "principles", "times")} | {"input_batch_size": ROWS_AT_ONCE}
+    at_once = ROWS_AT_ONCE if settings["processes"] == 2 else max(ROWS_AT_ONCE, len(rows))  # one task waits for nobody
+    shared = {name: settings[name] for name in ("seed", "principles", "times")} | {"input_batch_size": at_once}
     with Pipeline(name="chain", cache_dir=settings["cache"]) as pipeline:
-        step = LoadDataFromDicts(data=rows, batch_size=ROWS_AT_ONCE)
+        step = LoadDataFromDicts(data=rows, batch_size=at_once)
         for stages in [FIRST_HALF[settings["principles"]]] * (settings["processes"] == 2) + [None]:
             name = "first_half" if stages else "to_the_end"
-            part = Part(name=name, llm=BatchedLLM(model=settings["model"]), stages=stages, **shared)
+            llm = BatchedLLM(model=settings["model"], torch_dtype=settings["dtype"])
+            part = Part(name=name, llm=llm, stages=stages, **shared)
             step >> part
             step = part
     done = pipeline.run(use_cache=False)["default"]["train"]
     replies = [reply for row in done for reply in json.loads(row["replies"])]
-    times = [float(word) for word in Path(settings["times"]).read_text(encoding="utf-8").split()]
-    result = {"rows": len(done), "tokens": sum(reply["completion_tokens"] for reply in replies),
-              "seconds": max(times) - min(times)}  # fmt: skip
+    result = {"rows": len(done), "tokens": sum(reply["completion_tokens"] for reply in replies)}
+    result |= timing(Path(settings["times"]).read_text(encoding="utf-8"))
     Path(settings["result"]).write_text(json.dumps(result), encoding="utf-8")
+
+
+def timing(times: str) -> dict:
+    """Of all batches: "seconds" from the first begin to the last end, "dtypes" of the weights (such as "float32")."""
+    began, ended, dtypes = zip(*(line.split() for line in times.splitlines()), strict=True)
+    seconds = max(map(float, ended)) - min(map(float, began))
+    return {"seconds": seconds, "dtypes": sorted({dtype.removeprefix("torch.") for dtype in dtypes})}
 
 
 if __name__ == "__main__":

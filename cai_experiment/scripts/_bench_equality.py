@@ -16,7 +16,8 @@ from cai_experiment.engines.base import Completion, Prompt
 from cai_experiment.errors import UserError
 from cai_experiment.models.hardware import detect
 from cai_experiment.scripts._bench_chain import instructions_for, lockstep, stage_settings
-from cai_experiment.scripts._bench_figures import Figure, Say
+from cai_experiment.scripts._bench_figures import Figure, Report, Say
+from cai_experiment.scripts._bench_setting import setting_of
 
 PROMPTS = 50
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16"}  # as it is called in a figure's name: as it is loaded
@@ -24,20 +25,23 @@ PRECISIONS = {"float32": "fp32", "bfloat16": "bf16"}  # as it is called in a fig
 Texts = dict[str, Completion]
 
 
-def equality(args: argparse.Namespace, say: Say) -> list[Figure]:
+def equality(args: argparse.Namespace, say: Say) -> Report:
     """The share of equal texts of each engine at each precision. A target is there for float32 alone."""
     prompts: list[Prompt] = []
     found: list[Figure] = []
+    facts: dict[str, object] = {}
     for precision, quantization in PRECISIONS.items():
         target = 1.0 if precision == "float32" else None
         engine = _load(args, "hf", quantization)
         say(engine.first_line)
+        facts = engine.describe()
         prompts = prompts or _prompts(args, engine, args.rows or PROMPTS)
         texts = _speak(engine, prompts)
         found.append(compared(f"equal_texts_server_{precision}", texts, _from_a_server(engine, prompts), target))
         engine.close()
         found.append(_vllm(args, f"equal_texts_vllm_{precision}", quantization, prompts, texts, target, say))
-    return found
+    facts |= {"engine": "hf, server, vllm", "dtype": ", ".join(PRECISIONS), "quantization": None}
+    return Report(found, setting_of(args, len(prompts), facts))
 
 
 def compared(name: str, ours: Texts, theirs: Texts, target: float | None) -> Figure:

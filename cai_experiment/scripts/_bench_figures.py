@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from statistics import median
 import numpy as np
 
 Say = Callable[[str], None]
+Rounds = dict[str, list[float]]  # an arm's figure in each round, in their order
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +19,7 @@ class Figure:
     """One line of the table. `value` None means that it could not be measured, and `reason` says why: never a pass.
 
     `limit` is the best that this machine or the arithmetic allows, None where none is known; `arms` holds what the
-    value was computed from.
+    value was computed from, and `rounds` each round's figure of the arms that were timed.
     """
 
     name: str
@@ -27,6 +29,7 @@ class Figure:
     arms: Mapping[str, float | None] = field(default_factory=dict)
     at_most: bool = False  # the target is an upper bound
     reason: str = ""
+    rounds: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     @property
     def met(self) -> bool:
@@ -38,25 +41,43 @@ class Figure:
         return self.value <= self.target if self.at_most else self.value >= self.target
 
     def as_json(self) -> dict[str, object]:
-        """{"value", "target", "limit", "arms"}, and "reason" where there is no value."""
+        """{"value", "target", "limit", "arms", "rounds"}, and "reason" where there is no value; NaN is null."""
         row: dict[str, object] = {"value": self.value, "target": self.target, "limit": self.limit}
         row["arms"] = dict(self.arms)
+        row["rounds"] = {arm: [None if math.isnan(one) else one for one in each] for arm, each in self.rounds.items()}
         return row | ({"reason": self.reason} if self.reason else {})
 
 
-def interleaved(arms: Mapping[str, Callable[[], float]], repeats: int, say: Say) -> dict[str, float]:
-    """The median figure of each arm over `repeats` rounds; each round begins with another arm.
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a suite found, and what it measured (see `_bench_setting.setting_of`)."""
+
+    figures: list[Figure]
+    setting: Mapping[str, object]
+
+    def as_json(self) -> dict[str, object]:
+        """{NAME: figure, ..., "setting": {...}}."""
+        return {**{figure.name: figure.as_json() for figure in self.figures}, "setting": dict(self.setting)}
+
+
+def interleaved(arms: Mapping[str, Callable[[], float]], repeats: int, say: Say) -> Rounds:
+    """The figures of each arm in `repeats` rounds; each round begins with another arm.
 
     Whatever else the machine does meanwhile thus falls on all arms alike.
     """
     names = list(arms)
-    found: dict[str, list[float]] = {name: [] for name in arms}
+    found: Rounds = {name: [] for name in arms}
     for number in range(repeats):
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
             found[name].append(arms[name]())
             say(f"round {number + 1} of {repeats}: {name} {found[name][-1]:,.1f}")
-    return {name: median(values) for name, values in found.items()}
+    return found
+
+
+def medians(rounds: Rounds) -> dict[str, float]:
+    """Each arm's median over the rounds."""
+    return {name: median(values) for name, values in rounds.items()}
 
 
 def timed(work: Callable[[], float]) -> float:
@@ -86,7 +107,10 @@ def prefix_tree_size(rows: Sequence[Sequence[int]]) -> int:
 
 @dataclass(slots=True)
 class Occupancy:
-    """How full the slots were while rows waited. A slot is at work in a pass that speaks or weighs for it."""
+    """How full the slots were while rows waited.
+
+    A slot is at work in a pass that speaks for it or weighs what it holds; it counts once if both happen.
+    """
 
     passes: int = 0  # all
     crowded: int = 0  # passes for which there were at least as many rows as slots, or a row that was put off

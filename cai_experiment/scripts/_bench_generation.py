@@ -27,7 +27,8 @@ from cai_experiment.pipeline.settings import RunSettings
 from cai_experiment.pipeline.stages import StageSettings
 from cai_experiment.records.store import RunFolder
 from cai_experiment.scripts._bench_chain import instructions_for, lockstep, stage_settings
-from cai_experiment.scripts._bench_figures import Figure, Say, interleaved, timed
+from cai_experiment.scripts._bench_figures import Figure, Report, Rounds, Say, interleaved, medians, timed
+from cai_experiment.scripts._bench_setting import setting_of
 from cai_experiment.scripts._bench_watch import Recorded, computed_over_tree, watched_passes
 
 ROWS = 400
@@ -81,7 +82,7 @@ class Chain:
         return run
 
 
-def generation(args: argparse.Namespace, say: Say) -> list[Figure]:
+def generation(args: argparse.Namespace, say: Say) -> Report:
     """All figures of the suite; the flags of bench.py say of what."""
     from cai_experiment.engines.load import LoadSettings, load_engine
 
@@ -97,22 +98,25 @@ def generation(args: argparse.Namespace, say: Say) -> list[Figure]:
         chain.pipeline(recorded)  # counts, and warms up pipeline and engine
     _warm_up(chain)
     say(f"{rows} rows, {len(recorded.prompts):,} prompts, {passes.occupancy.passes:,} passes, {engine.slots} slots")
-    speeds = interleaved(_arms(args, chain, recorded), args.repeats, say)
-    found = speedups(chain, speeds, _ideal_speed(numbers_of(choice), recorded))
+    rounds = interleaved(_arms(args, chain, recorded), args.repeats, say)
+    speeds = medians(rounds)
+    found = speedups(chain, rounds, _ideal_speed(numbers_of(choice), recorded))
     over_tree, arms = computed_over_tree(recorded)
     over_engine = speeds["pipeline"] / speeds["engine"]
-    full = passes.occupancy
+    full, ours = passes.occupancy, ("pipeline", "engine")
     found += [
         Figure("prefill_over_prefix_tree", over_tree, 1.05, 1.0, arms, at_most=True),
-        Figure("pipeline_over_engine", over_engine, 0.95, 1.0, _some(speeds, "pipeline", "engine")),
+        Figure("pipeline_over_engine", over_engine, 0.95, 1.0, {arm: speeds[arm] for arm in ours},
+               rounds={arm: rounds[arm] for arm in ours}),
         Figure("slot_occupancy", full.share, 0.95, 1.0, full.arms(), reason=full.reason),
-    ]
+    ]  # fmt: skip
+    setting = setting_of(args, rows, engine.describe())
     engine.close()
     if args.ray:
         from cai_experiment.scripts._bench_ray import two_over_one
 
         found.append(two_over_one(args, chain, say))
-    return found
+    return Report(found, setting)
 
 
 def _arms(args: argparse.Namespace, chain: Chain, recorded: Recorded) -> dict[str, Callable[[], float]]:
@@ -142,8 +146,9 @@ def _distilabel(args: argparse.Namespace, chain: Chain, arm: str) -> Callable[[]
     from cai_experiment.scripts._bench_distilabel import Distilabel
 
     distilabel = Distilabel(
-        args.cache_dir, chain.model, len(chain.instructions), args.threads, chain.stages, DISTILABEL[arm]
-    )
+        args.cache_dir, chain.model, len(chain.instructions), args.threads, chain.stages, DISTILABEL[arm],
+        chain.engine.describe()["dtype"],
+    )  # fmt: skip
 
     def run() -> float:
         if arm not in chain.unmeasured:
@@ -156,30 +161,41 @@ def _distilabel(args: argparse.Namespace, chain: Chain, arm: str) -> Callable[[]
     return run
 
 
-def speedups(chain: Chain, speeds: dict[str, float], ideal: float) -> list[Figure]:
+def speedups(chain: Chain, rounds: Rounds, ideal: float) -> list[Figure]:
     """The pipeline over each rival's fastest arm; null where an arm failed, since it might have been the fastest."""
-    ours, found = speeds["pipeline"], []
+    speeds, found = medians(rounds), []
+    ours = speeds["pipeline"]
     for rival, (target, arms) in RIVALS.items():
         name, failed = f"speedup_vs_{rival}", [arm for arm in arms if arm in chain.unmeasured]
         shown = {"pipeline": ours} | {arm: None if arm in failed else speeds[arm] for arm in arms}
+        each = {arm: rounds[arm] for arm in shown if arm in rounds}
         if failed:
-            found.append(Figure(name, None, target, None, shown, reason=chain.unmeasured[failed[0]]))
+            found.append(Figure(name, None, target, None, shown, reason=chain.unmeasured[failed[0]], rounds=each))
         else:
             best = max(speeds[arm] for arm in arms)
-            found.append(Figure(name, ours / best, target, ideal / best, shown))
+            found.append(Figure(name, ours / best, target, ideal / best, shown, rounds=each))
     return found
 
 
 def _ideal_speed(numbers: Architecture, recorded: Recorded) -> float:
     """Tokens a second if nothing but each prefix-tree token's matrix products were to be done, at the machine's best.
 
-    The machine's best is measured, on one large product. Attention and sampling are left out: it is an upper limit.
+    The machine's best is measured, on one large product. Attention and sampling are left out: it is an upper limit. Of
+    the last layer a prompt token whose logits nobody reads needs keys and values alone.
     """
     _, tree = computed_over_tree(recorded)
     spoken = sum(completion.completion_tokens for completion in recorded.completions)
-    blocks = numbers.linear_parameters * (tree["prefix_tree_tokens_not_spoken"] + spoken)
+    asked = tree["prefix_tree_tokens_not_spoken"]
+    unread = max(0.0, asked - len(recorded.prompts))
+    blocks = numbers.linear_parameters * (asked + spoken) - unread * _last_layer_unread(numbers)
     heads = numbers.vocab * numbers.hidden * (spoken + sum(bool(prompt.options) for prompt in recorded.prompts))
     return spoken / (2 * (blocks + heads) / _matrix_flops())
+
+
+def _last_layer_unread(numbers: Architecture) -> float:
+    """Weights of one block but for those that make its keys and values."""
+    keys = 2 * numbers.hidden * numbers.kv_heads * numbers.head_size
+    return numbers.linear_parameters / numbers.layers - keys
 
 
 def _matrix_flops(size: int = 1024) -> float:
@@ -193,7 +209,3 @@ def _matrix_flops(size: int = 1024) -> float:
         torch.mm(a, b)
         seconds.append(time.perf_counter() - started)
     return 2 * size**3 / min(seconds)
-
-
-def _some(speeds: dict[str, float], *names: str) -> dict[str, float]:
-    return {name: speeds[name] for name in names}

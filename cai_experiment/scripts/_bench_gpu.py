@@ -25,9 +25,10 @@ from cai_experiment.models.memory import GB, Architecture, kv_bytes_per_token, w
 from cai_experiment.models.presets import ModelPreset, numbers_of
 from cai_experiment.models.workload import ANSWER_TOKENS, CRITIQUE_TOKENS
 from cai_experiment.scripts._bench_chain import instructions_for, stage_settings
-from cai_experiment.scripts._bench_figures import Figure, Say
+from cai_experiment.scripts._bench_figures import Figure, Report, Say
 from cai_experiment.scripts._bench_generation import WARM_ROWS, Chain
 from cai_experiment.scripts._bench_process import peak_bytes
+from cai_experiment.scripts._bench_setting import setting_of
 from cai_experiment.scripts._bench_watch import Passes, Recorded, fewest_passes, watched_passes
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class Worded:
             yield replace(completion, text=words, finish="stop") if completion.completion_tokens else completion
 
 
-def on_card(args: argparse.Namespace, say: Say) -> list[Figure]:
+def on_card(args: argparse.Namespace, say: Say) -> Report:
     """Tokens a second, peak memory, and the shares of what the card's data sheet allows."""
     hardware = detect()
     if hardware.kind != "cuda" and not args.tiny:
@@ -78,11 +79,13 @@ def on_card(args: argparse.Namespace, say: Say) -> list[Figure]:
     for number in range(args.repeats):
         runs.append(_run(chain, bool(args.random_weights)))
         say(f"round {number + 1} of {args.repeats}: {runs[-1].tokens_per_second:,.1f} tokens/s")
-    peak = _peak_gb(hardware, plan.engine)
+    peak, setting = _peak_gb(hardware, plan.engine), setting_of(args, rows, engine.describe())
     engine.close()
     middle = median(run.tokens_per_second for run in runs)
     run = min(runs, key=lambda one: abs(one.tokens_per_second - middle))
-    return figures(run, numbers_of(plan.choice), plan.quantization, hardware, peak)
+    found = figures(run, numbers_of(plan.choice), plan.quantization, hardware, peak)
+    rounds = {"tokens_per_second": [run.tokens_per_second for run in runs]}
+    return Report([replace(found[0], rounds=rounds), *found[1:]], setting)
 
 
 def slots_of(engine: Any) -> int:
@@ -109,13 +112,15 @@ class Run:
 
 
 def figures(run: Run, numbers: Architecture, quantization: str, hardware: Hardware, peak_gb: float) -> list[Figure]:
-    """A run held against the card: every pass reads all weights and the keys and values of its slots; a token costs
-    two operations a weight of the blocks, and of the head where one is drawn (attention itself is left out).
+    """A run held against the card: every pass reads all weights and the keys and values of its conversations, each
+    once; a token costs two operations a weight of the blocks, and of the head where one is drawn. Attention itself is
+    left out, and so is the last layer's feed-forward part for prompt tokens, of which engine hf computes but the read.
     """
     read = run.passes * weights_gb(numbers, quantization) * GB
     read += run.cached_tokens_read * kv_bytes_per_token(numbers, quantization)
     heads = numbers.vocab * numbers.hidden * (run.spoken + run.weighed)
-    flops = 2 * (numbers.linear_parameters * (run.spoken + run.computed) + heads)
+    skipped = 3 * numbers.hidden * numbers.intermediate * max(0, run.computed - run.weighed)
+    flops = 2 * (numbers.linear_parameters * (run.spoken + run.computed) - skipped + heads)
     arms = {"seconds": run.seconds, "completion_tokens": run.spoken, "computed_prompt_tokens": run.computed,
             "passes": run.passes}  # fmt: skip
     speed = gpu_speed(hardware.gpu_name)

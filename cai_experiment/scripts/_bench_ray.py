@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
-from cai_experiment.scripts._bench_figures import Figure, Say, interleaved, timed
+from cai_experiment.scripts._bench_figures import Figure, Say, interleaved, medians, timed
 from cai_experiment.scripts._bench_generation import WARM_ROWS, Chain
 
 ROWS = 200
@@ -28,5 +28,6 @@ def two_over_one(args: argparse.Namespace, chain: Chain, say: Say) -> Figure:
         finally:
             engine.close()
 
-    speeds = interleaved({"one_actor": lambda: run(1), "two_actors": lambda: run(2)}, args.repeats, say)
-    return Figure("ray_two_over_one", speeds["two_actors"] / speeds["one_actor"], 1.5, 2.0, speeds)
+    rounds = interleaved({"one_actor": lambda: run(1), "two_actors": lambda: run(2)}, args.repeats, say)
+    speeds = medians(rounds)
+    return Figure("ray_two_over_one", speeds["two_actors"] / speeds["one_actor"], 1.5, 2.0, speeds, rounds=rounds)

@@ -22,8 +22,10 @@ if not __package__:  # run as a file: import from this checkout, whatever the cu
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from cai_experiment.errors import EXIT_NO_GO, EXIT_OK
-from cai_experiment.scripts._bench_figures import Figure, Say
+from cai_experiment.records.manifest import Manifest
+from cai_experiment.scripts._bench_figures import Figure, Report, Say
 from cai_experiment.scripts._bench_process import peak_bytes, run_child
+from cai_experiment.scripts._bench_setting import setting_of
 
 ROWS, SHARE = 5000, 10
 SECONDS = 24 * 3600.0  # of one run
@@ -41,7 +43,7 @@ class Cost:
     cpu_seconds: float
 
 
-def scale(args: argparse.Namespace, say: Say) -> list[Figure]:
+def scale(args: argparse.Namespace, say: Say) -> Report:
     """Peak memory and seconds an example of the large run over those of the small one."""
     rows = args.rows or ROWS
     few = max(1, rows // SHARE)
@@ -59,23 +61,33 @@ def scale(args: argparse.Namespace, say: Say) -> list[Figure]:
                 say(f"{count} examples: {cost.wall_seconds:,.0f} s, {cost.peak_bytes / MB:,.0f} MB at most")
                 costs.append(cost)
         except RuntimeError as error:
-            return _unmeasured(few, rows, str(error))
+            return Report(_unmeasured(few, rows, str(error)), setting_of(args, rows))
+        engine = Manifest.read(folder / "run-1" / "manifest.json").models["generator"]
     small = Cost(*(mean(pair) for pair in zip(_numbers(costs[0]), _numbers(costs[2]), strict=True)))
-    return figures(small, costs[1], few, rows)
+    return Report(figures(small, costs[1], few, rows, costs), setting_of(args, rows, engine))
 
 
-def figures(small: Cost, large: Cost, few: int, rows: int) -> list[Figure]:
-    """Both runs as figures. Other load on the machine moves the processor's seconds less than the wall's."""
+def figures(small: Cost, large: Cost, few: int, rows: int, costs: Sequence[Cost] = ()) -> list[Figure]:
+    """Both runs as figures. Other load on the machine moves the processor's seconds less than the wall's.
+
+    `costs` are the three runs in their order: small, large, small.
+    """
     memory, wall, cpu, bytes_more = _names(few, rows)
     more = (large.peak_bytes - small.peak_bytes) / (large.examples - small.examples)
     peaks = {f"mb_{few}": small.peak_bytes / MB, f"mb_{rows}": large.peak_bytes / MB}
 
+    def rounds(figure: Callable[[Cost], float], unit: str = "") -> dict[str, list[float]]:
+        each = [figure(cost) for cost in costs]
+        return {f"{unit}{few}": each[::2], f"{unit}{rows}": each[1::2]}
+
     def per_example(name: str, target: float | None, seconds: Callable[[Cost], float]) -> Figure:
         arms = {f"{few}": seconds(small) / small.examples, f"{rows}": seconds(large) / large.examples}
-        return Figure(name, arms[f"{rows}"] / arms[f"{few}"], target, 1.0, arms, at_most=True)
+        each = rounds(lambda cost: seconds(cost) / cost.examples)
+        return Figure(name, arms[f"{rows}"] / arms[f"{few}"], target, 1.0, arms, at_most=True, rounds=each)
 
+    megabytes = rounds(lambda cost: cost.peak_bytes / MB, "mb_")
     return [
-        Figure(memory, large.peak_bytes / small.peak_bytes, TARGET, 1.0, peaks, at_most=True),
+        Figure(memory, large.peak_bytes / small.peak_bytes, TARGET, 1.0, peaks, at_most=True, rounds=megabytes),
         per_example(wall, TARGET, lambda cost: cost.wall_seconds),
         per_example(cpu, None, lambda cost: cost.cpu_seconds),
         Figure(bytes_more, more, None, 0.0, {"examples_more": large.examples - small.examples}, at_most=True),

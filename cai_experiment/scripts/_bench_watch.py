@@ -45,24 +45,27 @@ class Passes:
     """What the passes of HFEngine's loop did."""
 
     occupancy: Occupancy = field(default_factory=Occupancy)
-    cached_tokens_read: int = 0  # keys and values of the slots at work, summed over passes
+    cached_tokens_read: int = 0  # keys and values of the conversations at work, each once a pass, summed over passes
 
 
 @contextmanager
 def watched_passes() -> Iterator[Passes]:
-    """Counts every pass of every HFEngine while the block lasts."""
+    """Counts every pass of every HFEngine while the block lasts.
+
+    A row is a conversation, which wants one slot: one that speaks or waits to, or one that is to be weighed, however
+    many verdicts branch off it. Where the engine takes no more prompts there are as many rows as slots.
+    """
     from cai_experiment.engines.loop import Loop
 
     step, seen = Loop.step, Passes()
 
     def watched(loop: Loop) -> list[Completion]:
-        at_hand = len(loop.requests) + loop.waiting
+        rows = len(loop.requests) + len(loop.speaking) + len(loop.groups)
+        at_hand = max(rows, loop.slots.count) if loop.room <= 0 else rows
         done = step(loop)
         slots = loop.slots
-        seen.occupancy.add(at_hand, loop.waiting, loop.at_work, slots.count)
-        seen.cached_tokens_read += int(slots.ready[slots.active].sum()) + sum(
-            c.prompt_tokens + c.completion_tokens for c in done
-        )
+        seen.occupancy.add(at_hand, len(loop.speaking) + len(loop.groups), loop.at_work, slots.count)
+        seen.cached_tokens_read += int(slots.ready[slots.active].sum()) + tokens_read(done)
         return done
 
     Loop.step = watched  # type: ignore[method-assign, assignment]
@@ -72,12 +75,22 @@ def watched_passes() -> Iterator[Passes]:
         Loop.step = step  # type: ignore[method-assign]
 
 
+def tokens_read(done: Sequence[Completion]) -> int:
+    """Keys and values, in tokens, that what ended with a pass had to read: an example's verdicts share theirs."""
+    weighed: dict[str, int] = {}
+    for one in done:
+        if one.logprobs:
+            example = one.id.partition("/")[0]
+            weighed[example] = max(one.prompt_tokens, weighed.get(example, 0))
+    return sum(weighed.values()) + sum(one.prompt_tokens + one.completion_tokens for one in done if not one.logprobs)
+
+
 def fewest_passes(completions: Sequence[Completion], slots: int) -> Passes:
     """What an engine that cannot be watched read at least: all `slots` at work in each pass, and each token that is
-    spoken reads the keys and values before it; a verdict reads those of its prompt."""
+    spoken reads the keys and values before it. Those of verdicts are left out: many may have shared one reading."""
     spoken = sum(c.completion_tokens for c in completions)
     read = sum(
-        max(1, c.completion_tokens) * c.prompt_tokens + c.completion_tokens * (c.completion_tokens - 1) // 2
+        c.completion_tokens * c.prompt_tokens + c.completion_tokens * (c.completion_tokens - 1) // 2
         for c in completions
     )
     return Passes(Occupancy(passes=math.ceil(spoken / slots)), read)

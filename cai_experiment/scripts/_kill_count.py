@@ -12,14 +12,14 @@ from typing import Any
 
 from cai_experiment.engines.base import Completion, Prompt
 
-SLOTS = b"slots "
+SLOTS, WEIGHED = b"slots ", b"weighed "
 
 
 class Logged:
     """An engine that writes the id of each prompt into a file before it begins with it; a kill -9 loses none."""
 
     def __init__(self, engine: Any, path: Path) -> None:
-        """`engine` says by `slots` how many prompts it holds at most."""
+        """`engine` says by `slots` how many conversations it holds at most."""
         self.engine, self.name, self.first_line = engine, engine.name, engine.first_line
         self._log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
@@ -35,7 +35,7 @@ class Logged:
     def _noted(self, prompts: Iterable[Prompt | None]) -> Iterator[Prompt | None]:
         for prompt in prompts:
             if prompt is not None:
-                self._write(prompt.id.encode())
+                self._write(WEIGHED * bool(prompt.options) + prompt.id.encode())
             yield prompt
 
     def _write(self, line: bytes) -> None:
@@ -44,9 +44,10 @@ class Logged:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """One process of a run: what its engine was asked, how many prompts it could hold, what it left in the journal.
+    """One process of a run: what its engine was asked, how many conversations it held, what it left in the journal.
 
-    `lines` and `digest` are of the whole lines that stood in the journal when it ended.
+    `weighed` are those of `asked` that speak no token. `lines` and `digest` are of the whole lines that stood in the
+    journal when it ended.
     """
 
     asked: tuple[str, ...]
@@ -54,16 +55,24 @@ class Session:
     lines: int
     digest: str
     killed: bool
+    weighed: frozenset[str] = frozenset()
+
+    def conversations(self, ids: Iterable[str]) -> int:
+        """How many conversations these prompts are of: an example's verdicts share one, and need one slot together."""
+        return len({id.partition("/")[0] if id in self.weighed else id for id in ids})
 
 
 def read_session(log: Path, since: int, journal: Path, killed: bool) -> Session:
     """The session whose log begins at byte `since`; to be called when its process has ended."""
     words = log.read_bytes()[since:].split(b"\n") if log.exists() else []
     slots = [int(word.removeprefix(SLOTS)) for word in words if word.startswith(SLOTS)]
-    asked = tuple(word.decode() for word in words if word and not word.startswith(SLOTS))
+    lines = [word for word in words if word and not word.startswith(SLOTS)]
+    asked = tuple(line.removeprefix(WEIGHED).decode() for line in lines)
+    weighed = frozenset(line.removeprefix(WEIGHED).decode() for line in lines if line.startswith(WEIGHED))
     whole = journal.read_bytes() if journal.exists() else b""
     whole = whole[: whole.rfind(b"\n") + 1]
-    return Session(asked, max(slots, default=0), whole.count(b"\n"), hashlib.sha256(whole).hexdigest(), killed)
+    return Session(asked, max(slots, default=0), whole.count(b"\n"), hashlib.sha256(whole).hexdigest(), killed,
+                   weighed)  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -104,8 +113,9 @@ class Tally:
                 flying = asked - known
                 held.update(flying)
                 self.most_in_flight = max(self.most_in_flight, len(flying))
-                if len(flying) > session.slots:
-                    wrong.append(f"kill {number} cost {len(flying)} prompts, and the engine holds {session.slots}")
+                if (cost := session.conversations(flying)) > session.slots:
+                    wrong.append(f"kill {number} cost prompts of {cost} conversations, and the engine holds "
+                                 f"{session.slots}")  # fmt: skip
         wrong += [f"{id} was asked again more often than it was in flight" for id in again if again[id] > held[id]]
         self.kills += sum(session.killed for session in sessions)
         self.in_flight, self.redone = self.in_flight + held.total(), self.redone + again.total()

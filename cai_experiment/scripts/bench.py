@@ -12,7 +12,8 @@ pipeline, by its engine alone, by plain transformers `generate` at batch 16 and 
 of its own. All arms take the same model, instructions and stages; they draw their own texts, so tokens are compared,
 not rows. Loading is excluded. Medians of interleaved rounds. docs/BENCHMARKS.md holds the last figures.
 
-JSON: {NAME: {"value", "target", "limit", "arms": {ARM: figure}}}; a value that could not be had is null, with "reason".
+JSON: {NAME: {"value", "target", "limit", "arms": {ARM: figure}, "rounds": {ARM: [figure of each round]}}, "setting":
+{...}}; a value that could not be had is null, with "reason". "setting" is no figure: it says what was measured on what.
 Exit code 0 if every target is met, 3 if one is missed or not measured.
 """
 
@@ -23,12 +24,16 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if not __package__:  # run as a file: import from this checkout, whatever the current folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from cai_experiment.errors import EXIT_NO_GO, EXIT_OK, BadInputError
 from cai_experiment.scripts._common import QUANTIZATIONS, positive_int, run_main
+
+if TYPE_CHECKING:
+    from cai_experiment.scripts._bench_figures import Report
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cai_experiment"
 
@@ -43,15 +48,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     from cai_experiment.records.files import write_json
     from cai_experiment.scripts._bench_figures import print_table
 
-    figures = _suite(args)
-    print_table(figures)
+    report = _suite(args)
+    print_table(report.figures)
     if args.json:
-        write_json(args.json, {figure.name: figure.as_json() for figure in figures})
+        write_json(args.json, report.as_json())
         print(f"written: {args.json}")
-    return EXIT_OK if all(figure.met for figure in figures) else EXIT_NO_GO
+    return EXIT_OK if all(figure.met for figure in report.figures) else EXIT_NO_GO
 
 
-def _suite(args: argparse.Namespace) -> list:
+def _suite(args: argparse.Namespace) -> Report:
     if args.suite == "records":
         from cai_experiment.scripts._bench_records import records
 

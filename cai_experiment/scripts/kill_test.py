@@ -3,11 +3,12 @@
 Run: python cai_experiment/scripts/kill_test.py                           (20 kills of a 40-pair run on the model)
      python cai_experiment/scripts/kill_test.py --cycles 50
      python cai_experiment/scripts/kill_test.py --scripted --cycles 1000   (an engine of written words, no torch)
-     python cai_experiment/scripts/kill_test.py --cycles 50 --count 10 --keep /tmp/soak
+     python cai_experiment/scripts/kill_test.py --cycles 50 --count 10 --batch-size 128 --keep /tmp/soak
 
 A cycle is a kill and a resume. Every run is a fork of one parent that has imported the libraries but computed nothing,
 and dies of a real SIGKILL. Exit code 0: every byte is as in a run that nobody killed, no finished row was lost or made
-twice, and no more was asked again than was in flight; 1: not so.
+twice, the content log tells each example once, and no more was asked again than was in flight; 1: not so. A kill costs
+what the slots hold, so the model runs with 16 unless --batch-size says otherwise.
 """
 
 from __future__ import annotations
@@ -30,11 +31,14 @@ from cai_experiment.records.store import Journal, RunFolder
 from cai_experiment.scripts._common import positive_int, run_main
 from cai_experiment.scripts._generation import generate, generation_parser, load_engines, run_settings
 from cai_experiment.scripts._kill_count import Logged, Session, Tally, lost_lines, read_session
+from cai_experiment.scripts._kill_log import log_faults
 from cai_experiment.scripts._kill_runs import Job, run_and_kill, size, unbroken
 
 FILES = ("instructions.jsonl", "pairs.jsonl", "rejected.jsonl")
+LOG = "content_log.jsonl"
 KILLS_A_RUN = 25  # about; then the run may end, is compared, and the next one begins
 PAIRS, SCRIPTED_PAIRS = 40, 10
+SLOTS = 16
 
 
 def asked_log(folder: Path) -> Path:
@@ -80,6 +84,7 @@ def _end(job: Job, folder: Path, reference: Path, sessions: list[Session], tally
     journal = folder / "journal.jsonl"
     sessions.append(read_session(asked_log(folder), since, journal, killed=False))
     found = faults(folder, reference) + lost_lines(sessions, journal.read_bytes())
+    found += log_faults(folder / LOG, reference / LOG, sum(session.killed for session in sessions))
     return found + tally.add(sessions, Journal(journal).rows())
 
 
@@ -92,6 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.set_defaults(verbosity=0)
     args = parser.parse_args(argv)
     args.count = args.count or (SCRIPTED_PAIRS if args.scripted else PAIRS)
+    args.batch_size = args.batch_size or SLOTS
     import datasketch  # noqa: F401 - imported once, for all children
 
     if not args.scripted:
