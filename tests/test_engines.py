@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import inspect
 import math
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -346,16 +349,95 @@ def test_out_of_memory_halves_the_slots_and_changes_no_text(
 
     def failing(self: Any, *args: Any) -> Any:
         passes["n"] += 1
-        if passes["n"] in (3, 6):
+        if passes["n"] in (3, 6) or passes["n"] > 999:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(self, *args)
 
     monkeypatch.setattr(loop.Forward, "__call__", failing)
     assert texts(engine.stream(prompts)) == expected
     assert (engine.slots, engine.halved) == (16, 2)
-    passes["n"] = 2
+    passes["n"] = 999
     with pytest.raises(EngineError, match="out of memory with 16 prompts at a time"):
         list(engine.stream(prompts))
+
+
+# ---------------------------------------------------------------- rows that make their pass fail
+
+
+@pytest.fixture
+def poison(model: Any, tokenizer: Any) -> Iterator[dict[str, Any]]:
+    """While "raises" holds an exception, every pass raises it in which the token "~" is read, or any if "all"."""
+    (token,) = tokenizer("~", add_special_tokens=False).input_ids
+    found: dict[str, Any] = {"raises": None, "all": False, "passes": 0}
+
+    def before(module: Any, given: tuple[torch.Tensor, ...]) -> None:
+        found["passes"] += 1
+        if found["raises"] is not None and (found["all"] or (given[0] == token).any()):
+            raise found["raises"]
+
+    hook = model.get_input_embeddings().register_forward_pre_hook(before)
+    yield found
+    hook.remove()
+
+
+BROKEN = (
+    RuntimeError("cuBLAS failed\nin a kernel"), ValueError("no shape"), torch.OutOfMemoryError("CUDA out of memory"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("error", BROKEN, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("kind", ENGINES)
+def test_a_row_that_breaks_its_pass_is_found_and_stops_no_other(
+    model: Any, tokenizer: Any, poison: dict[str, Any], kind: Any, error: Exception
+) -> None:
+    prompts = [ask(i, max_tokens=6, options=("A", "B") if i % 5 == 0 else ()) for i in range(40)]
+    ill = [replace(ask(900 + i, options=("A", "B") if i else ()), turns=(Turn("instruction", "~"),)) for i in range(2)]
+    engine = kind(model, tokenizer, Renderer(tokenizer, "chat", 512), 16)
+    expected = texts(engine.stream(prompts))
+    poison["raises"] = error
+    given = [*prompts[:9], *ill, *prompts[9:]]
+    done = list(engine.stream(given))
+    found = {c.id: c for c in done}
+    assert len(done) == len(given), "each row once"
+    for row in ill:
+        assert (found[row.id].finish, found[row.id].final) == ("error", "")
+        assert found.pop(row.id).error == f"{type(error).__name__}: {' '.join(str(error).split())}"
+    others = texts(list(found.values()))
+    if kind is GenerateEngine:  # the last bits of its numbers depend on the batch's shape
+        assert all(others[id][3] == pytest.approx(row[3], abs=1e-5) for id, row in expected.items())
+        others, expected = ({id: row[:3] for id, row in rows.items()} for rows in (others, expected))
+    assert others == expected
+    assert getattr(engine, "slots", 16) == 16 and getattr(engine, "batch_size", 16) == 16
+
+
+@pytest.mark.parametrize("kind", ENGINES)
+def test_an_engine_that_fails_on_every_row_says_so_once_and_at_once(
+    model: Any, tokenizer: Any, poison: dict[str, Any], kind: Any
+) -> None:
+    engine = kind(model, tokenizer, Renderer(tokenizer, "chat", 512), 16)
+    poison.update(raises=RuntimeError("CUDA error: an illegal memory access was encountered"), all=True, passes=0)
+    with pytest.raises(EngineError, match=r"fails on every prompt: RuntimeError: CUDA error: .*; the same command"):
+        list(engine.stream([ask(i) for i in range(40)]))
+    assert poison["passes"] == 2, "the first pass, and a harmless prompt"
+    poison["raises"] = None
+    assert len(list(engine.stream([ask(i) for i in range(40)]))) == 40
+
+
+def test_a_closed_engine_frees_a_model_that_holds_itself(tiny_model_dir: Path, tokenizer: Any) -> None:
+    """Unsloth does that: `model.for_inference` is a partial of a function with the model."""
+    from transformers import AutoModelForCausalLM
+
+    own = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32).eval()
+    own.for_inference = functools.partial(print, own)
+    alive = weakref.ref(own)
+    engine = GenerateEngine(own, tokenizer, Renderer(tokenizer, "chat", 512), 8)
+    del own
+    gc.disable()
+    try:
+        engine.close()
+    finally:
+        gc.enable()
+    assert alive() is None
 
 
 def test_generate_engine_halves_its_batch(model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:

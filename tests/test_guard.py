@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -519,6 +520,42 @@ def test_free_memory_is_asked_of_nvidia_smi(tmp_path: Path, monkeypatch: pytest.
     assert free_vram_gb() is None
     monkeypatch.setenv("PATH", "")
     assert free_vram_gb() is None
+
+
+@pytest.mark.parametrize(
+    ("free", "flags", "guard", "said"),
+    [
+        (60.0, (), LLAMA, "the guard of milestone 3"),  # the generator is Unsloth's 4-bit weights of 19 GB
+        (60.0, ("--engine", "unsloth"), LLAMA, "the guard of milestone 3"),
+        (75.0, ("--quantization", "4bit"), LLAMA, "the guard of milestone 3"),
+        (90.0, (), LLAMA, "the guard of milestone 3"),
+        (75.0, (), QWEN, "instead of Llama Guard, since .* 75.0 GB free, .* takes 16.1 GB beside 66 GB for the gen"),
+        (30.0, (), QWEN, "instead of Llama Guard, since .* 30.0 GB free, .* takes 16.1 GB beside 19 GB for the gen"),
+        (44.0, ("--critic", "qwen2.5-7b"), QWEN, "instead of Llama Guard, since .* beside 34 GB for the generator"),
+        (20.0, ("--server", "http://127.0.0.1:9/v1"), LLAMA, "the guard of milestone 3"),
+    ],
+)
+def test_the_disk_is_kept_for_what_the_generator_will_really_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], free: float,
+    flags: tuple[str, ...], guard: str, said: str,
+) -> None:  # fmt: skip
+    """On an A100 with all installed; access is granted. A smaller guard for want of disk is said, with the figures."""
+    from cai_experiment.engines import guard_models, load
+    from cai_experiment.models import serving
+    from cai_experiment.scripts import _guarding
+    from cai_experiment.scripts._generation import generation_parser
+
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    monkeypatch.setattr(guard_models, "free_vram_gb", lambda: 80.0)
+    monkeypatch.setattr(guard_models, "_check_access", lambda guard: None)
+    monkeypatch.setattr(_guarding, "detect", lambda: A100)
+    for module in (guard_models, serving):
+        monkeypatch.setattr(module, "free_gb", lambda place: free)
+    monkeypatch.setattr(load, "find_spec", lambda name: name)
+    choice = _guarding.choose_guard(generation_parser(None, "full").parse_args(flags), tmp_path / "run")
+    assert choice is not None and choice.name == guard
+    assert re.search(said, choice.line) and choice.line in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------- the pass

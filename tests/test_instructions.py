@@ -118,7 +118,7 @@ def test_worked_examples_are_cells_of_the_grid_and_would_be_taken() -> None:
     for task, result in MESSAGE_EXAMPLES:
         topic, phrase, _ = (line.partition(": ")[2] for line in task.text.split("\n")[1:])
         (kind,) = (name for name, value in KINDS.items() if f"the person {value}" == phrase)
-        assert topic in TOPICS and known.add(result.text) == "" and "\n" not in result.text
+        assert topic in TOPICS and known.add(result.text) == ""
         tempting += tempts(kind)
     assert tempting == 3
 
@@ -169,6 +169,10 @@ def test_the_report_shows_kinds_and_how_many_tempt() -> None:
     lines = "\n".join(dataset_lines(dataset))
     assert "32% of the pairs" in lines and "tempt-danger 4%" in lines
     assert "evaluation sets checked: HarmBench, MT-Bench; 3 instructions stood in them and were refused" in lines
+    assert "--allow" not in lines
+    allowed = Manifest({"exclude": [], "allow_evaluation_sets": True}, 0, {}, {"sha256": ""})
+    lines = "\n".join(dataset_lines(describe_pairs([accepted("self:a/b/c")], [], allowed, None)))
+    assert "evaluation sets checked: none" in lines and "--allow-evaluation-sets: what stands in HarmBench or" in lines
 
 
 def accepted(source: str) -> Any:
@@ -282,7 +286,7 @@ def test_rows_of_the_public_sets_are_refused_edited_ones_too_and_other_questions
     assert not any(texts.holds(fingerprint(row.text)) for row in others)
 
 
-def test_every_run_checks_the_shipped_sets_but_one_whose_rows_the_user_gives(
+def test_every_run_checks_the_shipped_sets_unless_it_is_told_not_to(
     nano_dir: Path, tmp_path: Path, shared_data: Path
 ) -> None:
     csv = str(shared_data / "harmbench" / "harmbench_behaviors_text_val.csv")
@@ -293,7 +297,14 @@ def test_every_run_checks_the_shipped_sets_but_one_whose_rows_the_user_gives(
     mixed = WorkList(settings_of("--model", str(nano_dir), "--mix", f"{csv}:1"))
     assert mixed.next() is None and mixed.refused == {"in_evaluation_set": 80}
     given = WorkList(settings_of("--model", str(nano_dir), "--instructions", csv))
+    assert given.next() is None and given.refused == {"in_evaluation_set": 80}
+    allowed = settings_of("--model", str(nano_dir), "--instructions", csv, "--allow-evaluation-sets")
+    given = WorkList(allowed)
     assert sum(1 for _ in iter(given.next, None)) == 80 and not given.refused
+    assert allowed.recorded()["allow_evaluation_sets"] is True
+    assert [name.partition(" sha256:")[0] for name in allowed.recorded()["exclude"]] == [
+        "held-out questions of the shipped model's world",
+    ]  # fmt: skip
 
 
 def test_a_mix_s_rows_near_a_shipped_set_are_counted_and_the_rest_is_drawn() -> None:

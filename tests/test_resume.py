@@ -350,7 +350,7 @@ def test_an_interrupt_of_a_run_with_threads_keeps_what_is_finished(tmp_path: Pat
 
 
 def _interrupted_in_a_wait(path: Path) -> None:
-    runner.CLOSE_SECONDS, given = 0.05, iter(range(40))
+    runner.CLOSE_SECONDS, given = 0.05, iter(range(20))  # of some 40 that a whole run asks, by its timing
 
     def speak(prompt: Prompt) -> Completion:
         if next(given, None) is None:

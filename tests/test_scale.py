@@ -26,12 +26,14 @@ from cai_experiment.errors import BadInputError, EngineError
 from cai_experiment.observe.content_logger import ContentLogger
 from cai_experiment.observe.progress import Progress
 from cai_experiment.pipeline.evaluation_sets import EvaluationSet
+from cai_experiment.pipeline.guarding import spare_for
 from cai_experiment.pipeline.instruct import Instruction
 from cai_experiment.pipeline.known import KnownTexts
 from cai_experiment.pipeline.length_matching import BLOCK, KEEP, SURPLUS, surplus
 from cai_experiment.pipeline.mix import Part, Turns, parse_mix
+from cai_experiment.pipeline.outputs import DerivedFile, Outputs
 from cai_experiment.pipeline.replay import Replies
-from cai_experiment.pipeline.runner import run_pipeline
+from cai_experiment.pipeline.runner import _Run, run_pipeline
 from cai_experiment.pipeline.settings import RunResult, RunSettings
 from cai_experiment.pipeline.sources import load_instructions
 from cai_experiment.pipeline.stages import StageSettings
@@ -40,12 +42,13 @@ from cai_experiment.records.files import ExampleFile, encode_line, read_examples
 from cai_experiment.records.index import RowIndex
 from cai_experiment.records.manifest import Manifest
 from cai_experiment.records.store import Journal, RunFolder
-from cai_experiment.scripts import _guarding, _milestone, generate_full, generate_mvp
+from cai_experiment.scripts import _guarding, _milestone, _turns, generate_full, generate_mvp
 from cai_experiment.scripts._bench_process import peak_bytes
 from cai_experiment.scripts._common import run_main
 
 CONSTITUTION = load_constitution()
 FILES = ("instructions.jsonl", "pairs.jsonl", "rejected.jsonl")
+FILE_OF = {"accepted": "pairs.jsonl", "rejected": "rejected.jsonl"}
 QUICK = StageSettings(rounds=1, principles="random")
 
 
@@ -363,6 +366,7 @@ class ScriptedGuard:
     """Calls about one answer in six unsafe, by its text; one in twenty it cannot read. Counts what it is asked."""
 
     name, first_line = "scripted-guard", "guard scripted-guard"
+    unread, unsafe = 0.05, 0.17  # the shares of answers
 
     def __init__(self) -> None:
         self.asked: Counter[str] = Counter()
@@ -372,10 +376,10 @@ class ScriptedGuard:
         for id, instruction, answer in rows:
             self.asked[id] += 1
             chance = random.Random(f"{instruction}{answer}").random()
-            if chance < 0.05:
+            if chance < self.unread:
                 yield GuardVerdict(id, None, (), "well")
             else:
-                unsafe = chance < 0.22
+                unsafe = chance < self.unread + self.unsafe
                 yield GuardVerdict(id, not unsafe, ("S2",) if unsafe else (), "unsafe\nS2" if unsafe else "safe")
 
     def describe(self) -> dict[str, object]:
@@ -465,11 +469,18 @@ def test_an_extension_that_was_interrupted_goes_on_with_the_same_command(
     with monkeypatch.context() as patch:
         patch.setattr(_milestone, "load_engines", lambda args: (ScriptedEngine(speak=interrupted),) * 2)
         assert call(generate_mvp, tmp_path, "--add", "20") == 130
+    assert ": 8 -> 28 pairs" in (said := capsys.readouterr().out) and "\nextends " in said
     assert call(generate_mvp, tmp_path, "--add", "7") == 2
     said = capsys.readouterr().err
     assert "is not finished" in said and "of 28 pairs" in said and "without --add" in said
     call(generate_mvp, tmp_path, "--add", "20")
     assert len(read_examples(tmp_path / "data/mvp/pairs.jsonl")) == 28
+    assert ": 8 -> 28 pairs" in (said := capsys.readouterr().out) and said.startswith("goes on extending ")
+    engines = len(loaded.engines)
+    call(generate_mvp, tmp_path, "--add", "20")  # the line was dropped, and the command repeated: it buys nothing
+    said = capsys.readouterr().out
+    assert "was extended already: 8 -> 28 pairs; --count 48 makes 20 more" in said and "report: " in said
+    assert len(loaded.engines) == engines and len(read_examples(tmp_path / "data/mvp/pairs.jsonl")) == 28
     call(generate_mvp, tmp_path, "--count", "28", "--run", "once")
     assert contents(tmp_path / "data/mvp") == contents(tmp_path / "data/once")
 
@@ -524,7 +535,9 @@ def test_the_guard_reads_what_the_gate_let_through_when_the_generator_has_left(
     rounds = len(loaded.guards)
     assert rounds > 1 and loaded.order == ["load", "close", "guard"] * rounds
     asked = sum((guard.asked for guard in loaded.guards), Counter[str]())
-    assert set(asked.values()) == {1} and asked.keys() == {e.id for e in (*pairs, *unsafe, *unread)}
+    read = {e.id for e in (*pairs, *unsafe, *unread)}
+    assert set(asked.values()) == {1} and read <= asked.keys()
+    assert all(id > pairs[-1].id for id in asked.keys() - read), "pairs that were made to spare"
     assert all(guard.closed for guard in loaded.guards)
     report = json.loads((folder / "report.json").read_text())
     assert report["dataset"]["guard"] == {
@@ -549,10 +562,19 @@ def test_a_guarded_run_is_extended_and_matched_and_comes_out_the_same(tmp_path: 
     assert {"guard_unsafe", SURPLUS} <= {reason for e in rejected for reason in e.reject_reasons}
 
 
-def killed_at(count: int, counted: Callable[[Any], bool], job: Callable[[], object]) -> bool:
-    """Do `job` in a child that gets SIGKILL instead of writing its counted journal line number `count`."""
+def killed(job: Callable[[], object]) -> bool:
+    """Do `job`, which ends itself by SIGKILL, in a child; False if it came to its end."""
     child = os.fork()
     if child == 0:
+        job()
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def killed_at(count: int, counted: Callable[[Any], bool], job: Callable[[], object]) -> bool:
+    """Do `job` in a child that gets SIGKILL instead of writing its counted journal line number `count`."""
+
+    def end() -> None:
         left, append = iter(range(count)), Journal.append
 
         def appending(journal: Journal, row: Any) -> None:
@@ -562,8 +584,12 @@ def killed_at(count: int, counted: Callable[[Any], bool], job: Callable[[], obje
 
         Journal.append = appending  # type: ignore[method-assign]
         job()
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+    return killed(end)
+
+
+def reported(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "report.json").read_text())
 
 
 @pytest.mark.parametrize("where", [0, 7, 30, 41])
@@ -572,11 +598,125 @@ def test_a_guard_pass_that_was_killed_goes_on_without_the_generator(tmp_path: Pa
         where, lambda row: row.get("kind") == "guard", lambda: call(generate_full, tmp_path, "--count", "40")
     )
     call(generate_full, tmp_path, "--count", "40")
-    if where < 40:
-        assert loaded.order[:3] == ["guard", "load", "close"], "the first pass had not read all pairs"
-        assert sum(loaded.guards[0].asked.values()) == 40 - where
+    assert loaded.order == ["guard"], "what was made to spare is enough"
+    assert sum(loaded.guards[0].asked.values()) == 40 + spare_for(40, 1 / 33) - where
     call(generate_full, tmp_path, "--count", "40", "--run", "once")
     assert contents(tmp_path / "data/full") == contents(tmp_path / "data/once")
+
+
+@pytest.mark.parametrize("place", ["end_after", "finish", "result"])
+def test_a_kill_behind_the_last_pair_leaves_a_run_that_comes_out_whole(
+    tmp_path: Path, loaded: Loaded, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """All pairs stand in the file; what does not belong to the run is not cut off yet, or not counted."""
+    for name in ("unread", "unsafe"):  # nothing that would have the files written once more
+        monkeypatch.setattr(ScriptedGuard, name, 0.0)
+    monkeypatch.setattr(_turns, "spare_for", lambda pairs, share: 0)
+    where = {"end_after": DerivedFile, "finish": Outputs, "result": _Run}[place]
+
+    def end() -> None:
+        setattr(where, place, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        call(generate_full, tmp_path, "--count", "60")
+
+    assert killed(end)
+    assert len(ExampleFile(tmp_path / "data/full/pairs.jsonl")) == 60
+    call(generate_full, tmp_path, "--count", "60")
+    call(generate_full, tmp_path, "--count", "60", "--run", "once")
+    assert contents(tmp_path / "data/full") == contents(tmp_path / "data/once")
+    ended, once = (Manifest.read(tmp_path / "data" / run / "manifest.json") for run in ("full", "once"))
+    assert ended.finished and once.finished
+    for name in ("accepted", "rejected"):
+        assert ended.counts[name] == once.counts[name] == len(ExampleFile(tmp_path / f"data/full/{FILE_OF[name]}"))
+
+
+@pytest.mark.parametrize("turn", range(4))
+def test_a_kill_while_the_files_are_written_anew_leaves_a_run_that_comes_out_whole(
+    tmp_path: Path, loaded: Loaded, turn: int
+) -> None:
+    flags = ("--count", "60", "--match-lengths")
+
+    def end() -> None:
+        left, write = iter(range(20 * turn)), DerivedFile.write
+
+        def writing(file: DerivedFile, row: Any) -> None:
+            if loaded.guards and next(left, None) is None:  # behind the first pass of the guard
+                os.kill(os.getpid(), signal.SIGKILL)
+            write(file, row)
+
+        DerivedFile.write = writing  # type: ignore[method-assign]
+        call(generate_full, tmp_path, *flags)
+
+    assert killed(end)
+    call(generate_full, tmp_path, *flags)
+    call(generate_full, tmp_path, *flags, "--run", "once")
+    assert contents(tmp_path / "data/full") == contents(tmp_path / "data/once")
+
+
+@pytest.mark.parametrize(("share", "loads"), [(0.0, 1), (0.02, 1), (0.16, 2)])
+def test_pairs_to_spare_save_loading_the_generator_anew_and_change_no_byte(
+    tmp_path: Path, loaded: Loaded, monkeypatch: pytest.MonkeyPatch, share: float, loads: int
+) -> None:
+    monkeypatch.setattr(ScriptedGuard, "unread", 0.0)
+    monkeypatch.setattr(ScriptedGuard, "unsafe", share)
+    call(generate_full, tmp_path, "--count", "100")
+    assert len(loaded.engines) == loads
+    monkeypatch.setattr(_turns, "spare_for", lambda pairs, share: 0)
+    call(generate_full, tmp_path, "--count", "100", "--run", "none")
+    monkeypatch.setattr(_turns, "spare_for", lambda pairs, share: 70)
+    call(generate_full, tmp_path, "--count", "100", "--run", "many")
+    for run in ("none", "many"):
+        assert contents(tmp_path / "data/full") == contents(tmp_path / "data" / run)
+        assert reported(tmp_path / "data" / run)["counts"] == reported(tmp_path / "data/full")["counts"]
+
+
+@pytest.mark.parametrize("spare", [0, 13, 60])
+def test_matched_lengths_do_not_depend_on_what_was_made_to_spare(
+    tmp_path: Path, loaded: Loaded, monkeypatch: pytest.MonkeyPatch, spare: int
+) -> None:
+    """Which pairs of a block are left out depends on all of it, so the guard reads the last block to its end."""
+    flags = ("--count", "71", "--match-lengths")
+    call(generate_full, tmp_path, *flags)
+    monkeypatch.setattr(_turns, "spare_for", lambda pairs, share: spare)
+    call(generate_full, tmp_path, *flags, "--run", "other")
+    assert contents(tmp_path / "data/full") == contents(tmp_path / "data/other")
+    assert len(ExampleFile(tmp_path / "data/full/pairs.jsonl")) == 71
+
+
+def test_how_many_to_spare() -> None:
+    assert [spare_for(n, 1 / 33) for n in (0, 1, 100, 1000, 5000)] == [0, 1, 7, 43, 182]
+    assert spare_for(61, 0.1) == 13 and spare_for(100, 0.0) == 0
+
+
+def test_a_guarded_run_that_runs_out_of_instructions_ends(tmp_path: Path, loaded: Loaded) -> None:
+    (tmp_path / "few.txt").write_text("\n".join(row.text for row in rows("few", 40)))
+    for run, flags in (("mixed", ("--mix", f"{tmp_path / 'few.txt'}:1")),
+                       ("given", ("--instructions", str(tmp_path / "few.txt")))):  # fmt: skip
+        for more in ((), ("--match-lengths",)):
+            call(generate_full, tmp_path, "--count", "50", "--run", run + "".join(more), *flags, *more)
+            folder = tmp_path / "data" / (run + "".join(more))
+            assert sum(len(ExampleFile(folder / name)) for name in FILE_OF.values()) == 40
+            reasons = Counter(r for e in read_examples(folder / "rejected.jsonl") for r in e.reject_reasons)
+            assert reasons["guard_unsafe"] and reported(folder)["dataset"]["guard"]["unsafe"] == reasons["guard_unsafe"]
+    assert loaded.order.count("load") == 2 * 2 + 2, "rows that are used once are not generated again"
+
+
+def test_the_content_log_ends_as_the_files_do(tmp_path: Path, loaded: Loaded) -> None:
+    """What the guard turns down is told once more, once; what was made to spare is not told before it is wanted."""
+    for count in ("30", "60", "60"):
+        (tmp_path / "data/full/report.json").unlink(missing_ok=True)
+        call(generate_full, tmp_path, "--count", count)
+        folder = tmp_path / "data" / "full"
+        pairs, rejected = (read_examples(folder / name) for name in FILE_OF.values())
+        ends: dict[str, list[str]] = {}
+        for entry in read_jsonl(folder / "content_log.jsonl"):
+            if entry["stage"].startswith("TRAINING-PAIR-"):
+                ends.setdefault(entry["metadata"]["example"], []).append(entry["stage"].rpartition("-")[2])
+        assert ends.keys() == {e.id for e in (*pairs, *rejected)}
+        assert all(ends[e.id] == ["CREATED"] for e in pairs)
+        guarded = {e.id for e in rejected if e.reject_reasons[0].startswith("guard_")}
+        assert guarded and all(ends[e.id][-1] == "REJECTED" for e in rejected)
+        assert all(ends[id] in (["CREATED", "REJECTED"], ["REJECTED"]) for id in guarded)
+        assert any(len(ends[id]) == 2 for id in guarded)
 
 
 def test_no_guard_is_recorded_and_a_guard_can_come_later(tmp_path: Path, loaded: Loaded) -> None:

@@ -304,7 +304,7 @@ def test_the_base_layout_makes_pairs_too(tmp_path: Path, nano_dir: Path) -> None
 def test_real_prompts_run_through_and_are_accounted_for(
     tmp_path: Path, nano_dir: Path, shared_data: Path, name: str
 ) -> None:
-    flags = ("--model", "nano", "--instructions", str(shared_data / name), "--count", "20")
+    flags = ("--model", "nano", "--instructions", str(shared_data / name), "--count", "20", "--allow-evaluation-sets")
     assert call(generate_mvp, tmp_path, *flags) in (0, 3)
     folder = tmp_path / "data" / "mvp"
     ids = [e.id for file in ("pairs.jsonl", "rejected.jsonl") for e in read_examples(folder / file)]

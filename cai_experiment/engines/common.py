@@ -91,9 +91,15 @@ def memory_error(prompts: int) -> EngineError:
 
 
 def close_model(engine: Any) -> None:
-    """Drop an engine's model and tokenizer and give the GPU's memory back."""
+    """Drop an engine's model and tokenizer and give the GPU's memory back.
+
+    Unsloth hangs functions that hold the model on the model itself: only the collector frees such a ring.
+    """
+    import gc
+
     import torch
 
     engine.model = engine.tokenizer = None
+    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

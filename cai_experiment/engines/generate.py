@@ -11,6 +11,7 @@ from typing import Any, Iterable, Iterator, Sequence
 import numpy as np
 import torch
 
+from cai_experiment.engines import culprits
 from cai_experiment.engines.base import Completion, Prompt
 from cai_experiment.engines.common import (
     DEADLOCK,
@@ -21,7 +22,6 @@ from cai_experiment.engines.common import (
     close_model,
     core_of,
     is_out_of_memory,
-    memory_error,
 )
 from cai_experiment.engines.render import Renderer
 from cai_experiment.engines.sampling import NO_TOKEN, draw, uniforms
@@ -44,7 +44,7 @@ class GenerateEngine:
         self.model, self.tokenizer, self.renderer = model, tokenizer, renderer
         self.facts = facts or {}
         self.first_line = ""
-        self.batch_size = batch_size or BATCH
+        self.batch_size = self._wanted = batch_size or BATCH
 
     @classmethod
     def from_model(
@@ -69,7 +69,8 @@ class GenerateEngine:
         }
 
     def stream(self, prompts: Iterable[Prompt | None]) -> Iterator[Completion]:
-        """See `base.Engine.stream`. Raises EngineError if `prompts` gives None while nothing is in work."""
+        """See `base.Engine.stream`. Raises EngineError if `prompts` gives None while nothing is in work, or if even a
+        harmless prompt fails; one that makes its batch fail comes back as its own error."""
         intake = Intake(self.renderer, prompts)
         while intake.open:
             batch: list[Request] = []
@@ -94,18 +95,22 @@ class GenerateEngine:
         return choose_by_stream(self, prompts, options)
 
     def _try(self, batch: list[Request]) -> list[Completion]:
-        """Speak one batch; out of memory, halve the batch size and give nothing."""
+        """Speak one batch; out of memory, halve the batch size and give nothing.
+
+        Where that is no way out, the rows at fault are found, and the batch size is what it was.
+        """
         try:
             return self._speak(batch)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-        if self.batch_size == 1:
-            raise memory_error(1)
-        self.batch_size = max(1, min(self.batch_size, len(batch)) // 2)
-        if torch.cuda.is_available():
+        except Exception as error:  # of whatever library
+            memory = isinstance(error, RuntimeError) and is_out_of_memory(error)
+            broken = culprits.failure(error, len(batch))
+        if memory and len(batch) > 1:  # outside the handler, whose traceback keeps tensors alive
+            self.batch_size = len(batch) // 2
             torch.cuda.empty_cache()
-        return []
+            return []
+        if memory:
+            self.batch_size = self._wanted
+        return list(culprits.apart(batch, self._speak, broken))
 
     @torch.inference_mode()
     def _speak(self, batch: list[Request]) -> list[Completion]:

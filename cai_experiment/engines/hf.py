@@ -11,7 +11,7 @@ from typing import Any, Iterable, Iterator, Sequence
 
 import torch
 
-from cai_experiment.engines import attention
+from cai_experiment.engines import attention, culprits
 from cai_experiment.engines.base import Completion, Prompt
 from cai_experiment.engines.cache import bucket
 from cai_experiment.engines.common import (
@@ -22,7 +22,6 @@ from cai_experiment.engines.common import (
     close_model,
     core_of,
     is_out_of_memory,
-    memory_error,
 )
 from cai_experiment.engines.forward import ROWS, VIEW_STEP, round_up
 from cai_experiment.engines.loop import Loop
@@ -63,7 +62,7 @@ class HFEngine:
         on_cpu = self._core.device.type == "cpu"
         self.smallest = ROWS if on_cpu else 1
         wanted = batch_size or self._slots_by_memory()
-        self.slots = round_up(wanted, ROWS) if on_cpu else wanted
+        self.slots = self._wanted = round_up(wanted, ROWS) if on_cpu else wanted
         self.halved = 0  # how often memory ran out
         refuse_unservable(self._core, renderer.max_length)
         attention.register()
@@ -124,12 +123,16 @@ class HFEngine:
 
     # ------------------------------------------------------------ speaking
 
+    def _loop(self, slots: int) -> Loop:
+        return Loop(self._core, self.renderer.stops, slots, self.renderer.max_length, self.probe.view_step)
+
     def stream(self, prompts: Iterable[Prompt | None]) -> Iterator[Completion]:
         """See `base.Engine.stream`. Prompts are taken while slots are free; completions come as soon as they end.
 
-        Raises EngineError if `prompts` gives None while nothing is in work, or memory does not hold the fewest slots.
+        A prompt that makes its pass fail comes back as its own error. Raises EngineError if `prompts` gives None while
+        nothing is in work, or if even a harmless prompt fails.
         """
-        loop = Loop(self._core, self.renderer.stops, self.slots, self.renderer.max_length, self.probe.view_step)
+        loop = self._loop(self.slots)
         intake = Intake(self.renderer, prompts)
         try:
             while intake.open or loop.busy:
@@ -152,16 +155,29 @@ class HFEngine:
         return choose_by_stream(self, prompts, options)
 
     def _step(self, loop: Loop) -> list[Completion]:
+        """One pass. Out of memory, the slots are halved; where that is no way out, the rows at fault are found."""
         self._switch()
         try:
             return loop.step()
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-        if not loop.shrink(self.smallest):  # outside the handler, whose traceback keeps tensors alive
-            raise memory_error(loop.slots.count)
-        self.slots, self.halved = loop.slots.count, self.halved + 1
-        return []
+        except Exception as error:  # of whatever library
+            memory = isinstance(error, RuntimeError) and is_out_of_memory(error)
+            broken = culprits.failure(error, loop.slots.count)
+        if memory and loop.shrink(self.smallest):  # outside the handler, whose traceback keeps tensors alive
+            self.slots, self.halved = loop.slots.count, self.halved + 1
+            return []
+        self.slots = self._wanted if memory else loop.slots.count
+        done, rows = loop.take_apart(self.slots)
+        return [*done, *culprits.apart(rows, self._speak, broken)]
+
+    def _speak(self, rows: list[Request]) -> list[Completion]:
+        """Speak to these alone, in slots of their own."""
+        loop, done = self._loop(max(self.smallest, round_up(len(rows), self.smallest))), list[Completion]()
+        for request in rows:
+            loop.take(request)
+        while loop.busy:
+            self._switch()
+            done += loop.step()
+        return done
 
     # ------------------------------------------------------------ giving back
 

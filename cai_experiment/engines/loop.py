@@ -119,6 +119,15 @@ class Loop:
             torch.cuda.empty_cache()
         return True
 
+    def take_apart(self, slots: int) -> tuple[list[Completion], list[Request]]:
+        """A pass failed: what had ended in it, and its other rows, to begin anew elsewhere. The rest still waits."""
+        done, self.done = self.done, []
+        ended = {completion.id for completion in done}
+        rows = [row for row in (*self.requests.values(), *self.weighing) if row.prompt.id not in ended]
+        self.weighing = []
+        self._set_up(slots)
+        return done, rows
+
     def _begin(self, slot: int, request: Request) -> None:
         """Make ready for the tokens that the slot will speak."""
         sampling = request.prompt.sampling

@@ -58,8 +58,9 @@ def describe_pairs(
 
     "shares" maps source, topic, kind, length and principle to {value: {"drawn", "accepted", "share"}}, the share being
     that of the accepted pairs; "tempting" is the share of kinds that tempt among the pairs on the broad grid, None
-    without such pairs; "evaluation_sets" names what the instructions were held against;
-    "log_ratio" is the mean log length ratio of chosen over rejected, 0 where they match.
+    without such pairs; "evaluation_sets" names what the instructions were held against, which is without the shipped
+    sets where "allow_evaluation_sets"; "log_ratio" is the mean log length ratio of chosen over rejected, 0 where they
+    match.
     """
     tally = _Tally()
     for examples in (accepted, rejected):
@@ -70,6 +71,7 @@ def describe_pairs(
         "shares": {name: _shares(drawn, tally.accepted.get(name, Counter())) for name, drawn in tally.drawn.items()},
         "tempting": _tempting(tally.accepted.get("kind", Counter())),
         "evaluation_sets": [name.partition(" sha256:")[0] for name in manifest.settings.get("exclude", [])],
+        "allow_evaluation_sets": bool(manifest.settings.get("allow_evaluation_sets")),
         "refused": _after(counts, "refused/"),
         "ran_out": _after(counts, "ran_out/"),
         "lengths": _lengths(tally),

@@ -61,6 +61,8 @@ def dataset_lines(dataset: Mapping[str, Any]) -> list[str]:
     if "evaluation_sets" in dataset:  # a report of before knows none
         sets, held = ", ".join(dataset["evaluation_sets"]), dataset["refused"].get("in_evaluation_set", 0)
         lines.append(f"evaluation sets checked: {sets or 'none'}; {held:,} instructions stood in them and were refused")
+    if dataset.get("allow_evaluation_sets"):
+        lines.append("--allow-evaluation-sets: what stands in HarmBench or MT-Bench was used; they measure nothing now")
     lines.append(lengths_text(dataset["lengths"]))
     if dataset["guard"] is not None:
         lines.append(guard_text(dataset["guard"]))

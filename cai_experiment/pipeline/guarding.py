@@ -8,6 +8,7 @@ a digest of what was judged: a verdict holds for its text, not for its id, so th
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Callable, Iterable, Iterator, Mapping
@@ -19,6 +20,7 @@ from cai_experiment.records.store import Journal
 
 KIND = "guard"
 ATTEMPTS = 3  # the first and at most two more for a row on which the engine failed
+EXPECTED = (1, 33)  # turned down of so many: 3% more of 5,000 pairs take no longer than loading 32B once more does
 MAX_FAILURES = 30  # in a row, over all rows: then it is the engine that is broken
 
 Verdicts = dict[tuple[str, str], GuardVerdict]  # by (id, digest)
@@ -47,6 +49,37 @@ class GuardCounts:
     def judged(self) -> int:
         """All answers that were put to the guard."""
         return self.safe + self.unsafe + self.unparsed
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What a journal says of some pairs of a run: `counts` of those that were read, and `unread` others.
+
+    Of all that the guard ever read in the run `safe` are safe; `share` is the one that it turns down, those of EXPECTED
+    counted with them.
+    """
+
+    counts: GuardCounts
+    unread: int
+    safe: int
+    share: float
+
+
+def standing(pairs: Iterable[Row], journal: Journal) -> Standing:
+    """How far the guard has come with `pairs`, without asking it."""
+    known = read_verdicts(row for _, row in journal.located_rows())
+    counts = GuardCounts()
+    unread = sum(1 for _ in _unknown(pairs, known, counts))
+    safe = sum(verdict.safe is True for verdict in known.values())
+    return Standing(counts, unread, safe, (len(known) - safe + EXPECTED[0]) / (len(known) + EXPECTED[1]))
+
+
+def spare_for(pairs: int, share: float) -> int:
+    """How many more than `pairs` to make, of which the guard turns `share` down, so that `pairs` will be left.
+
+    Two standard deviations above the mean, so that they are too few in about one case of forty.
+    """
+    return math.ceil((pairs + 2 * math.sqrt(pairs * share)) / (1 - share)) - pairs
 
 
 def guard_pass(

@@ -67,11 +67,14 @@ class Outputs:
     """Takes finished examples in any order and writes them in instruction order, until `target` were accepted.
 
     Examples behind the last accepted one are not written: which of them were begun depends on timing. With a `matcher`
-    the examples of a block are written once it is full, some of the accepted ones as surplus.
+    the examples of a block are written once it is full, some of the accepted ones as surplus; with `whole_blocks` the
+    last block is written to its end, beyond `target`.
     """
 
-    def __init__(self, folder: Path, target: int | None, matcher: LengthMatcher | None = None) -> None:
-        self.target = target
+    def __init__(
+        self, folder: Path, target: int | None, matcher: LengthMatcher | None = None, whole_blocks: bool = False
+    ) -> None:
+        self.target, self._whole_blocks = target, whole_blocks
         self.accepted = 0
         self.rejected = 0
         self.reasons: Counter[str] = Counter()
@@ -135,10 +138,10 @@ class Outputs:
         return block
 
     def _write_all(self, examples: list[Example]) -> list[tuple[int, Example]]:
-        """Write `examples` up to the last pair that is wanted."""
+        """Write `examples`, in general up to the last pair that is wanted."""
         written: list[tuple[int, Example]] = []
         for example in examples:
-            if self.complete:
+            if self.complete and not self._whole_blocks:
                 break
             written.append((self.written, example))
             self._write(example)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter, deque
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from cai_experiment.constitution.principles import Constitution
@@ -25,9 +25,9 @@ from cai_experiment.pipeline.outputs import Outputs
 from cai_experiment.pipeline.replay import END, RESUMED, Replies, is_given_up, is_prompts_fault
 from cai_experiment.pipeline.settings import RunResult, RunSettings
 from cai_experiment.pipeline.stages import ExampleStages, Steps, role_of
-from cai_experiment.pipeline.story import logged_examples, tell
+from cai_experiment.pipeline.story import Story
 from cai_experiment.pipeline.work_list import WorkList
-from cai_experiment.records.manifest import Manifest, Session, open_manifest
+from cai_experiment.records.manifest import Manifest, Session, open_manifest, reopen_manifest
 from cai_experiment.records.schema import Example
 from cai_experiment.records.store import RunFolder
 
@@ -52,14 +52,33 @@ def run_pipeline(
     models = {"generator": generator.describe(), "critic": critic.describe()}
     file = {"file": Path(constitution.path).name, "sha256": constitution.sha256}
     manifest = open_manifest(folder.path / "manifest.json", Manifest(settings.recorded(), settings.seed, models, file))
-    run = _Run(settings, folder, {"generator": generator, "critic": critic}, constitution, logger, progress, manifest)
+    engines = {"generator": generator, "critic": critic}
+    return _to_its_end(_Run(settings, folder, engines, constitution, logger, progress, manifest))
+
+
+def replay_pipeline(
+    settings: RunSettings, folder: RunFolder, constitution: Constitution, logger: ContentLogger, progress: Progress
+) -> RunResult:
+    """Write the files of a run anew from its journal alone, with all verdicts of the guard that stand there by now.
+
+    Not `complete` in the result: more has to be generated. `settings` are those of the run (their extent may differ).
+    Raises DiskError.
+    """
+    manifest = reopen_manifest(folder.path / "manifest.json")
+    return _to_its_end(_Run(settings, folder, {}, constitution, logger, progress, manifest))
+
+
+def _to_its_end(run: _Run) -> RunResult:
+    """Work, and close; only when all is written the manifest says that it is, as the very last thing."""
+    finished = False
     try:
         run.work()
         run.outputs.finish()
         run.lanes.close(END_SECONDS)
+        finished = True
     finally:
         run.close()
-        result = run.result()  # after an interrupt too: the manifest says how far the run came
+        result = run.result(finished)  # after an interrupt too: the manifest says how far the run came
     return result
 
 
@@ -82,20 +101,24 @@ class _Run:
         self, settings: RunSettings, folder: RunFolder, engines: dict[str, Engine], constitution: Constitution,
         logger: ContentLogger, progress: Progress, manifest: Manifest,
     ) -> None:  # fmt: skip
+        """Without `engines` nothing is asked: what the journal does not hold stays unanswered."""
         self.settings, self.constitution = settings, constitution
-        self.logger, self.progress, self.manifest, self.folder = logger, progress, manifest, folder
+        self.progress, self.manifest, self.folder = progress, manifest, folder
         self.origin = Origin(settings.seed, *(weights_name(manifest.models[role]) for role in ("generator", "critic")))
         self.journal = folder.journal
         self.replies = Replies(folder.journal)
         if self.replies.ends_in_failures:
             self.journal.append({"kind": RESUMED})
-        self.told = logged_examples(folder.path / "content_log.jsonl")
         every_row = settings.instructions is not None
+        log = folder.path / "content_log.jsonl"
+        self.story = Story(logger, log, constitution.principles, None if every_row else settings.pairs)
         matcher = LengthMatcher() if settings.match_lengths else None
-        self.outputs = Outputs(folder.path, None if every_row else settings.pairs, matcher)
+        pairs = settings.pairs + settings.spare
+        self.outputs = Outputs(folder.path, None if every_row else pairs, matcher, settings.whole_blocks)
         widths = [getattr(engine, "width", 0) for engine in engines.values()]  # prompts that it wants at a time
-        self.open_examples = max(OPEN_EXAMPLES, *(2 * width for width in widths))
-        self.goal = settings.max_draws if every_row else settings.pairs  # what the bar counts to
+        self.open_examples = max([OPEN_EXAMPLES, *(2 * width for width in widths)])
+        self.goal = settings.max_draws if every_row else pairs  # what the bar counts to
+        self.asks = bool(engines)
         self.work_list = WorkList(settings)
         self.lanes = Lanes(engines)
         self.owners: dict[str, tuple[Prompt, _Open | None]] = {}  # prompts asked and not answered
@@ -118,8 +141,10 @@ class _Run:
             if self.replayed:
                 self._deliver(self.replayed.popleft())
                 continue
-            if not self.lanes.busy:
+            if not self.owners:
                 self._write(self.outputs.rest())
+                break
+            if not self.asks:
                 break
             self._receive(self.lanes.next())
         if self.failure is not None:
@@ -160,7 +185,7 @@ class _Run:
         known = self.replies.get(prompt.id)
         if known is not None:
             self.replayed.append(known)
-        else:
+        elif self.asks:
             self.lanes.put(role_of(prompt), rank, prompt)
 
     def _receive(self, completion: Completion) -> None:
@@ -241,14 +266,9 @@ class _Run:
     def _write(self, written: list[tuple[int, Example]]) -> None:
         """Tell of what was written just now."""
         for index, line in written:
-            self._tell(self.unwritten.pop(index), line)
-
-    def _tell(self, example: _Open, line: Example) -> None:
-        """Put a written example into the content log, unless an earlier session did."""
-        if line.id not in self.told:
-            seconds = time.monotonic() - example.began
-            place = f"{example.index + 1}/{max(self.goal, example.index + 1)}"
-            tell(self.logger, self.constitution.principles, example.stages.draft, line, place, seconds)
+            example = self.unwritten.pop(index)
+            place = f"{index + 1}/{max(self.goal, index + 1)}"
+            self.story.tell(example.stages.draft, line, place, time.monotonic() - example.began)
 
     def _show(self) -> None:
         """Move the bar: pairs that passed, or rows of the file that are done."""
@@ -257,7 +277,7 @@ class _Run:
 
     # ------------------------------------------------------------ the end
 
-    def _save_manifest(self) -> Manifest:
+    def _save_manifest(self, finished: bool = False) -> Manifest:
         """Write the manifest of the run as it stands, this session included."""
         work = self.work_list
         counts = {
@@ -267,7 +287,7 @@ class _Run:
         }  # fmt: skip
         self.saved = time.monotonic()
         session = Session(counts, self.tokens, self.saved - self.started, self.settings.price_per_hour)
-        now = self.manifest.after(session)
+        now = replace(self.manifest.after(session), finished=finished)
         now.write(self.folder.path / "manifest.json")
         return now
 
@@ -280,9 +300,9 @@ class _Run:
         self.lanes.close(CLOSE_SECONDS)
         self.outputs.close()
 
-    def result(self) -> RunResult:
+    def result(self, finished: bool) -> RunResult:
         """What was reached; the manifest is written with it."""
-        manifest = self._save_manifest()
+        manifest = self._save_manifest(finished)
         return RunResult(
             accepted=self.outputs.accepted,
             rejected=self.outputs.rejected,

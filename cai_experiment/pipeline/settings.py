@@ -19,8 +19,12 @@ class RunSettings:
     `max_draws` were drawn; with `instructions` every row is used once.
 
     The names are what the manifest says of files: their names and hashes. `evaluation_sets` must not be trained on.
+    With `allow_evaluation_sets` the shipped ones are not among them.
     `grid` names the grid from which the model's own instructions are drawn: HOUSEHOLD or BROAD.
-    `guard` names the guard that reads the pairs afterwards; "" for none.
+    `guard` names the guard that reads the pairs afterwards; "" for none. While it has not read all, `spare` pairs more
+    are made, in place of those that it will turn down, and with `whole_blocks` those of a block of `match_lengths` that
+    are not wanted themselves are written for it: which pairs of a block are left out depends on them. Both say how far
+    a session goes, not what it writes, and are not recorded.
     """
 
     pairs: int
@@ -35,6 +39,9 @@ class RunSettings:
     evaluation_sets: tuple[EvaluationSet, ...] = ()
     match_lengths: bool = False
     guard: str = ""
+    spare: int = 0
+    whole_blocks: bool = False
+    allow_evaluation_sets: bool = False
     seed: int = 0
     price_per_hour: float = 0.0
 
@@ -43,10 +50,12 @@ class RunSettings:
         stages = asdict(self.stages)
         stages.pop("seed")
         gate = {f"gate_{name}": value for name, value in asdict(self.gate).items()}
-        source = {
+        source: dict[str, object] = {
             "instructions": self.instructions_name, "mix": self.mix_name, "grid": self.grid,
             "exclude": [one.name for one in self.evaluation_sets],
         }  # fmt: skip
+        if self.allow_evaluation_sets:
+            source["allow_evaluation_sets"] = True
         after = {"match_lengths": self.match_lengths, "guard": self.guard or "none"}
         return {"pairs": self.pairs, "max_draws": self.max_draws, **stages, **gate, **source, **after}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Mapping, Sequence
 
@@ -14,58 +15,93 @@ from cai_experiment.pipeline.stages import Draft, RoundDraft
 from cai_experiment.records.schema import Example
 
 CREATED, REJECTED = LAST_STAGES
+CROSS = "✗ "  # before the reasons against an example
 
 
-def logged_examples(path: Path) -> set[str]:
-    """Ids of the examples whose whole story an earlier session wrote into the content log at `path`."""
-    if not path.exists():
-        return set()
-    ids: set[str] = set()
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for line in file:
-            if CREATED in line or REJECTED in line:
-                ids.add(_example_of(line))
-    return ids - {""}
+def logged_examples(path: Path) -> dict[str, str]:
+    """How the examples end (see `ending`) whose story earlier sessions wrote into the content log at `path`, by id."""
+    ends: dict[str, str] = {}
+    if path.exists():
+        with open(path, encoding="utf-8", errors="replace") as file:
+            for line in file:
+                if CREATED in line or REJECTED in line:
+                    ends |= _end_in(line)
+    return ends
 
 
-def _example_of(line: str) -> str:
-    """The example id in a log line that ends an example's story; "" for any other line."""
+def _end_in(line: str) -> dict[str, str]:
+    """{id: ending} of a log line that ends an example's story; nothing of any other line."""
     try:
         entry = json.loads(line)
     except ValueError:
-        return ""
-    is_end = isinstance(entry, dict) and entry.get("stage") in LAST_STAGES
-    return str(entry["metadata"].get("example", "")) if is_end else ""
+        return {}
+    if not isinstance(entry, dict) or entry.get("stage") not in LAST_STAGES or "example" not in entry["metadata"]:
+        return {}
+    reasons = entry["content"].removeprefix(CROSS).partition(":")[0] if entry["stage"] == REJECTED else ""
+    return {str(entry["metadata"]["example"]): sys.intern(reasons)}
 
 
-def tell(
-    logger: ContentLogger, principles: Sequence[Principle], draft: Draft, example: Example, place: str, seconds: float
-) -> None:
-    """Log the stages of one example. `place` is "3/20"; `seconds` it took from its first prompt on."""
-    about = {"example": example.id}
-    logger.log_stage(
-        f"TRAINING-EXAMPLE {place}", f"Prompt: {example.instruction}", about | {"source": draft.instruction.source}
-    )
-    logger.log_stage("INITIAL-GENERATION", example.initial_answer, about | {"model": example.meta["generator"]})
-    scores: list[float] = []
-    for number, one in enumerate(draft.rounds):
-        scores += _tell_round(logger, principles, one, about | {"round": number}, example, first=number == 0)
-    if example.reject_reasons:
-        reasons = ", ".join(example.reject_reasons)
-        logger.log_stage(REJECTED, f"✗ {reasons}" + (f": {draft.error}" if draft.error else ""), about)
-    else:
-        logger.log_stage(CREATED, pair_created(scores[0], scores[-1], seconds), about)
+def ending(example: Example) -> str:
+    """What the log says at an example's end: the reasons against it, "" for a pair."""
+    return ", ".join(example.reject_reasons)
+
+
+class Story:
+    """Tells of examples as they are written, in their order."""
+
+    def __init__(
+        self, logger: ContentLogger, path: Path, principles: Sequence[Principle], pairs: int | None = None
+    ) -> None:
+        """`path` is the content log's, with what earlier sessions told. What follows on so many `pairs` may not stay in
+        the files, and is not told."""
+        self._logger, self._principles, self._pairs = logger, principles, pairs
+        self._told = logged_examples(path)
+        self._accepted = 0
+
+    def tell(self, draft: Draft, example: Example, place: str, seconds: float) -> None:
+        """Log the stages of one example; of one that was told before only its end, where that has changed.
+
+        A pair's end changes when the guard has read it. `place` is "3/20"; `seconds` it took from its first prompt on.
+        """
+        stays = self._pairs is None or self._accepted < self._pairs
+        self._accepted += not example.reject_reasons
+        known = self._told.get(example.id)
+        if not stays or known == ending(example):
+            return
+        if known is None:
+            self._tell_stages(draft, example, place)
+        self._tell_end(draft, example, seconds)
+
+    def _tell_stages(self, draft: Draft, example: Example, place: str) -> None:
+        about = {"example": example.id}
+        self._logger.log_stage(
+            f"TRAINING-EXAMPLE {place}", f"Prompt: {example.instruction}", about | {"source": draft.instruction.source}
+        )
+        model = about | {"model": example.meta["generator"]}
+        self._logger.log_stage("INITIAL-GENERATION", example.initial_answer, model)
+        for number, one in enumerate(draft.rounds):
+            if number == 0:
+                text, _ = _before(self._principles, one)
+                self._logger.log_stage("INITIAL-EVALUATION", text, about | {"round": number})
+            _tell_round(self._logger, self._principles, one, about | {"round": number}, example)
+
+    def _tell_end(self, draft: Draft, example: Example, seconds: float) -> None:
+        about = {"example": example.id}
+        if example.reject_reasons:
+            text = CROSS + ending(example) + (f": {draft.error}" if draft.error else "")
+            self._logger.log_stage(REJECTED, text, about)
+            return
+        last = draft.rounds[-1]
+        _, before = _before(self._principles, draft.rounds[0])
+        _, after = (_before if last.verdict_after is None else _after)(self._principles, last)
+        self._logger.log_stage(CREATED, pair_created(before, after, seconds), about)
 
 
 def _tell_round(
     logger: ContentLogger, principles: Sequence[Principle], draft: RoundDraft, about: Mapping[str, object],
-    example: Example, first: bool,
-) -> list[float]:  # fmt: skip
-    """Log one round; gives back the weighted scores of the answer before and after it, as far as it was judged."""
-    text, score = _evaluation(principles, draft.judged_before, draft.weighed_before)
-    scores = [score]
-    if first:
-        logger.log_stage("INITIAL-EVALUATION", text, about)
+    example: Example,
+) -> None:  # fmt: skip
+    """Log one round from its critique on, as far as it came."""
     critique = f"Principle: {draft.principle.text}\nCritique by {example.meta['critic']}:\n{draft.critique}"
     meaningful = draft.meaningful.answer if draft.meaningful else "not asked"
     logger.log_stage(
@@ -75,12 +111,20 @@ def _tell_round(
     if draft.revised_answer:
         logger.log_stage("REVISION-GENERATION", draft.revised_answer, about)
     if draft.verdict_after is not None:
-        # what was judged before and not asked again stands as it was: a revision leaves it alone
-        after = draft.judged_before | {draft.principle.id: draft.verdict_after}
-        text, score = _evaluation(principles, after, draft.weighed_before)
-        logger.log_stage("REVISION-EVALUATION", text, about)
-        scores.append(score)
-    return scores
+        logger.log_stage("REVISION-EVALUATION", _after(principles, draft)[0], about)
+
+
+def _before(principles: Sequence[Principle], draft: RoundDraft) -> tuple[str, float]:
+    """See `_evaluation`, of the answer before a round."""
+    return _evaluation(principles, draft.judged_before, draft.weighed_before)
+
+
+def _after(principles: Sequence[Principle], draft: RoundDraft) -> tuple[str, float]:
+    """See `_evaluation`, of the answer after a round that was judged."""
+    assert draft.verdict_after is not None
+    # what was judged before and not asked again stands as it was: a revision leaves it alone
+    judged = draft.judged_before | {draft.principle.id: draft.verdict_after}
+    return _evaluation(principles, judged, draft.weighed_before)
 
 
 def _evaluation(

@@ -68,10 +68,12 @@ class Manifest:
     """One manifest.json. The first four fields decide the rows; the rest tells where and how they were made.
 
     `extended` holds the targets that the run had before it was given a larger one. `guard` is what judged the pairs.
-    `models` maps a role ("generator", "critic") to the engine's `describe()`, which holds the probe's result too.
-    `constitution` is {"file", "sha256"}. `tokens`, `wall_seconds` and `cost_dollars` are sums over all sessions of
-    the run, `counts` is the newest state (accepted, rejected, ...). Lengths of time are in seconds; `wall_seconds` is
-    without `loading_seconds`, those of downloading and loading the models, and `cost_dollars` with them.
+    `finished` is the last thing that is written of a session that came to its end: the run's files are whole and hold
+    nothing else. `models` maps a role ("generator", "critic") to the engine's `describe()`, which holds the probe's
+    result too. `constitution` is {"file", "sha256"}. `tokens`, `wall_seconds` and `cost_dollars` are sums over all
+    sessions of the run, `counts` is the newest state (accepted, rejected, ...). Lengths of time are in seconds;
+    `wall_seconds` is without `loading_seconds`, those of downloading and loading the models, and `cost_dollars` with
+    them.
     """
 
     settings: dict[str, Any]
@@ -88,6 +90,7 @@ class Manifest:
     wall_seconds: float = 0.0
     loading_seconds: float = 0.0
     cost_dollars: float = 0.0
+    finished: bool = False
 
     @classmethod
     def read(cls, path: str | Path) -> Manifest:
@@ -126,7 +129,8 @@ class Manifest:
 def open_manifest(path: str | Path, new: Manifest) -> Manifest:
     """Start or resume: write and return `new`, with the sums of the sessions before it.
 
-    Raises BadInputError if an earlier session had other settings (see `check_same_settings`).
+    It is not finished, whatever the sessions before it came to. Raises BadInputError if an earlier session had other
+    settings (see `check_same_settings`).
     """
     if Path(path).exists():
         old = Manifest.read(path)
@@ -139,6 +143,13 @@ def open_manifest(path: str | Path, new: Manifest) -> Manifest:
         new = dataclasses.replace(new, sessions=old.sessions + 1, extended=extended, **kept)
     new.write(path)
     return new
+
+
+def reopen_manifest(path: str | Path) -> Manifest:
+    """The manifest of a run whose files are to be written anew, and so are not finished until that is done."""
+    manifest = dataclasses.replace(Manifest.read(path), finished=False)
+    manifest.write(path)
+    return manifest
 
 
 def check_same_settings(old: Manifest, new: Manifest, place: str = "manifest.json") -> None:

@@ -37,11 +37,13 @@ def finished_report(
 
 
 def generation_ended(args: argparse.Namespace, settings: RunSettings, constitution_sha256: str) -> bool:
-    """True if an earlier session with these settings reached its pairs, so that only the guard's part is left."""
-    files = [args.data_dir / args.run / name for name in ("pairs.jsonl", "rejected.jsonl")]
-    if _same_run(args, settings, constitution_sha256) is None or not all(file.exists() for file in files):
+    """True if an earlier session with these settings generated to its end, so that only the guard's part is left."""
+    manifest = _same_run(args, settings, constitution_sha256)
+    if manifest is None or not manifest.finished:
         return False
-    return all(map(ends_whole, files)) and len(ExampleFile(files[0])) >= settings.pairs
+    files = {args.data_dir / args.run / f"{name}.jsonl": count for name, count in (
+        ("pairs", manifest.counts["accepted"]), ("rejected", manifest.counts["rejected"]))}  # fmt: skip
+    return all(file.exists() and ends_whole(file) and len(ExampleFile(file)) == n for file, n in files.items())
 
 
 def _same_run(args: argparse.Namespace, settings: RunSettings, constitution_sha256: str) -> Manifest | None:

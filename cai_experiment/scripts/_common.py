@@ -140,7 +140,8 @@ def add_generation_flags(parser: argparse.ArgumentParser) -> None:
     """The further flags of every script that makes pairs."""
     group = parser.add_argument_group("generation")
     group.add_argument("--count", type=positive_int, metavar="N", help="pairs to reach (default: the milestone's)")
-    group.add_argument("--add", type=positive_int, metavar="N", help="extend a finished run by N pairs")
+    group.add_argument("--add", type=positive_int, metavar="N",
+                       help="extend a finished run by N pairs (the same --add again only shows it)")  # fmt: skip
     group.add_argument("--rounds", type=positive_int, metavar="N", help="critique and revision rounds a pair")
     group.add_argument("--principles", choices=("targeted", "random"), default="targeted",
                        help="the most violated principle by the critic's verdicts, or one by the seed")
@@ -153,6 +154,8 @@ def add_generation_flags(parser: argparse.ArgumentParser) -> None:
                        help="written by the model and from files, by shares")
     group.add_argument("--exclude", type=Path, action="append", default=[], metavar="FILE",
                        help="an evaluation set: what stands in it, or near it, is refused (repeatable)")
+    group.add_argument("--allow-evaluation-sets", action="store_true",
+                       help="also use what stands in HarmBench or MT-Bench; these then measure nothing (recorded)")
     group = parser.add_argument_group("engine")
     group.add_argument("--engine", choices=("auto", "hf", "vllm", "unsloth", "server", "generate"), default="auto",
                        help="auto prints which and why")

@@ -14,9 +14,10 @@ from cai_experiment.models.hardware import detect
 from cai_experiment.observe.content_logger import ContentLogger
 from cai_experiment.observe.progress import Progress
 from cai_experiment.pipeline.gate import CANNOT_SKIP, REASONS, GateSettings
-from cai_experiment.pipeline.runner import run_pipeline
+from cai_experiment.pipeline.runner import replay_pipeline, run_pipeline
 from cai_experiment.pipeline.settings import RunResult, RunSettings
 from cai_experiment.pipeline.stages import StageSettings
+from cai_experiment.pipeline.work_list import IN_EVALUATION_SET
 from cai_experiment.records.store import RunFolder
 from cai_experiment.scripts._common import add_generation_flags, base_parser, positive_int
 from cai_experiment.scripts._inputs import earlier, evaluation_sets, mix_of, rows_of, speaks_of_world, target
@@ -106,6 +107,7 @@ def run_settings(args: argparse.Namespace, milestone: Milestone) -> RunSettings:
         mix_name=mix_name,
         grid=HOUSEHOLD if speaks_of_world(args) else BROAD,
         evaluation_sets=evaluation_sets(args),
+        allow_evaluation_sets=args.allow_evaluation_sets,
         match_lengths=args.match_lengths,
         guard=args.guard or "",
         seed=args.seed,
@@ -191,7 +193,7 @@ def generate(
     constitution = load_constitution(args.constitution)
     before = earlier(folder.path)
     rows = settings.instructions is not None
-    total, noun = (settings.max_draws, "rows") if rows else (settings.pairs, "pairs")
+    total, noun = (settings.max_draws, "rows") if rows else (settings.pairs + settings.spare, "pairs")
     done, seconds = 0, 0.0
     if before is not None:
         done = before.counts.get("accepted", 0) + (before.counts.get("rejected", 0) if rows else 0)
@@ -201,6 +203,13 @@ def generate(
         Progress(total, noun, args.verbosity, args.price_per_hour, min(done, total), seconds) as progress,
     ):
         return run_pipeline(settings, folder, generator, critic, constitution, logger, progress)
+
+
+def write_anew(args: argparse.Namespace, settings: RunSettings, folder: RunFolder) -> RunResult:
+    """Write the files of a run in `folder` (entered) from its journal, where the guard's verdicts stand by now."""
+    constitution = load_constitution(args.constitution)
+    with ContentLogger(args.verbosity, folder.path / "content_log.jsonl") as logger, Progress(1, verbosity=0) as silent:
+        return replay_pipeline(settings, folder, constitution, logger, silent)
 
 
 def summary(result: RunResult, settings: RunSettings) -> list[str]:
@@ -215,6 +224,10 @@ def summary(result: RunResult, settings: RunSettings) -> list[str]:
     for title, counts in (("rejected", result.reasons), ("instructions refused", result.refused)):
         if counts:
             lines.append(f"{title}: " + ", ".join(f"{reason} {count}" for reason, count in counts.items()))
+    if settings.instructions is not None and IN_EVALUATION_SET in result.refused:
+        lines.append(
+            "no row of an evaluation set is trained on (--allow-evaluation-sets: HarmBench's and MT-Bench's are)"
+        )
     return lines
 
 

@@ -13,13 +13,13 @@ from typing import Any
 from cai_experiment.engines.guard import GuardChoice, GuardSettings, GuardVerdict, check_guard, load_guard
 from cai_experiment.errors import BadInputError
 from cai_experiment.models.hardware import detect
-from cai_experiment.models.memory import weights_gb
 from cai_experiment.observe.progress import Progress
 from cai_experiment.pipeline.guarding import GuardCounts, guard_pass
 from cai_experiment.pipeline.length_matching import SURPLUS
 from cai_experiment.records.files import ExampleFile
 from cai_experiment.records.manifest import Manifest
 from cai_experiment.records.store import RunFolder
+from cai_experiment.scripts._generation import load_settings
 from cai_experiment.scripts._inputs import chosen_model, earlier
 
 
@@ -45,13 +45,18 @@ def choose_guard(args: argparse.Namespace, path: Path) -> GuardChoice | None:
 
 
 def still_to_download(args: argparse.Namespace) -> float:
-    """GB that the generator's 16-bit weights will still take of the disk; 0 where its size is not known."""
-    from cai_experiment.models.disk import downloaded_gb
+    """GB that generator and critic will still take of the disk, in the files that their engine loads.
 
-    choice = chosen_model(args, detect())
-    if args.random_weights or args.server or choice.preset is None or choice.preset.is_local:
+    0 where a size is not known. Raises what `make_plan` raises of flags that no engine can serve.
+    """
+    from cai_experiment.engines.load import make_plan
+    from cai_experiment.scripts._plan_parts import download_gb_of
+
+    if args.server:
         return 0.0
-    return max(0.0, weights_gb(choice.preset.architecture, "bf16") - downloaded_gb(choice.path_or_id))
+    names = dict.fromkeys((args.generator or args.model, args.critic or args.model))
+    plans = [make_plan(load_settings(args, name), detect()) for name in names]
+    return sum(download_gb_of(args, plan.choice, plan.engine, plan.quantization) for plan in plans)
 
 
 def shares_gpu(args: argparse.Namespace) -> bool:
@@ -80,14 +85,14 @@ def guard_pairs(args: argparse.Namespace, folder: RunFolder, choice: GuardChoice
             def seen(verdict: GuardVerdict) -> None:
                 progress.update(next(judged))
 
-            counts = guard_pass(_rows(folder.path), guard, folder.journal, seen)
+            counts = guard_pass(pairs_to_read(folder.path), guard, folder.journal, seen)
     finally:
         guard.close()
     _note(folder.path, facts, time.monotonic() - started, args.price_per_hour)
     return counts
 
 
-def _rows(path: Path) -> Iterator[tuple[str, str, str]]:
+def pairs_to_read(path: Path) -> Iterator[tuple[str, str, str]]:
     """(id, instruction, chosen) of every pair that passed the gate, also of those left out to match lengths."""
     for name in ("pairs.jsonl", "rejected.jsonl"):
         for example in ExampleFile(path / name):

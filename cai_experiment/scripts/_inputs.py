@@ -49,18 +49,34 @@ def target(args: argparse.Namespace, milestone: Milestone) -> tuple[int, int]:
 
 
 def _extended(args: argparse.Namespace, path: Path, before: Manifest | None, had: int) -> int:
-    """The target of --add: N more than a finished run has; one that was interrupted while it was extended goes on."""
+    """The target of --add: N more than a finished run has; but the same --add again is the same extension.
+
+    So a command that is repeated after a dropped line never buys pairs twice.
+    """
     if args.count is not None:
         raise BadInputError("--add and --count both say how many pairs", "use one of them")
     if before is None:
         raise BadInputError(f"--add {args.add}: {show(path)} holds no run", "make one first, without --add")
-    if _is_finished(path, had):
-        return had + args.add
     if before.extended and had - before.extended[-1] == args.add:
         return had
+    if _is_finished(path, had):
+        return had + args.add
     accepted = before.counts.get("accepted", 0)
     raise BadInputError(f"--add {args.add}: the run in {show(path)} is not finished ({accepted} of {had} pairs)",
                         "finish it with the same command without --add")  # fmt: skip
+
+
+def extension_line(args: argparse.Namespace, pairs: int) -> str:
+    """What --add comes to, for the terminal, before anything is made; "" without --add. `pairs` is the target."""
+    if args.add is None:
+        return ""
+    path, before = args.data_dir / args.run, pairs - args.add
+    if earlier(path).settings.get("pairs") == before:  # type: ignore[union-attr]
+        return f"extends {show(path)}: {before:,} -> {pairs:,} pairs"
+    if not _is_finished(path, pairs):
+        return f"goes on extending {show(path)}: {before:,} -> {pairs:,} pairs"
+    return (f"{show(path)} was extended already: {before:,} -> {pairs:,} pairs; "
+            f"--count {pairs + args.add} makes {args.add:,} more")  # fmt: skip
 
 
 def _is_finished(path: Path, pairs: int) -> bool:
@@ -95,11 +111,8 @@ def mix_of(args: argparse.Namespace) -> tuple[tuple[Part, ...], str]:
 
 
 def evaluation_sets(args: argparse.Namespace) -> tuple[EvaluationSet, ...]:
-    """What must not be trained on: the sets shipped as hashes, those of --exclude, and the lab's own questions.
-
-    Those shipped do not hold against --instructions, whose rows the user asked for one by one.
-    """
-    sets = [] if args.instructions is not None else [*shipped_sets()]
+    """What must not be trained on: the sets shipped as hashes, those of --exclude, and the lab's own questions."""
+    sets = [] if args.allow_evaluation_sets else [*shipped_sets()]
     sets += [read_evaluation_set(path) for path in args.exclude]
     if speaks_of_world(args):
         sets.append(EvaluationSet.of("held-out questions of the shipped model's world", held_out(args.seed)))

@@ -32,10 +32,12 @@ from cai_experiment.scripts._generation import (
     run_settings,
     summary,
 )
-from cai_experiment.scripts._guarding import choose_guard, guard_pairs, said, shares
-from cai_experiment.scripts._inputs import chosen_model, speaks_of_world
+from cai_experiment.scripts._guarding import choose_guard, shares
+from cai_experiment.scripts._inputs import chosen_model, extension_line, speaks_of_world
+from cai_experiment.scripts._turns import make_guarded
 
 if TYPE_CHECKING:
+    from cai_experiment.engines.guard import GuardChoice
     from cai_experiment.pipeline.guarding import GuardCounts
 
 SHARED_FLAGS = ("run", "data_dir", "checkpoint_dir", "seed", "quantization", "format", "random_weights", "debug",
@@ -55,6 +57,8 @@ def run_milestone(doc: str | None, name: str, argv: Sequence[str] | None) -> int
         print(*milestone_lines(args, milestone, settings), sep="\n")
         return EXIT_OK
     path = args.data_dir / args.run
+    if args.add:
+        print(extension_line(args, settings.pairs), flush=True)
     report = None if args.fresh else finished_report(args, milestone, settings, constitution.sha256)
     if report is None:
         if args.fresh and name in WITH_TRAINING:
@@ -115,40 +119,55 @@ def make_report(
 def make_pairs(
     args: argparse.Namespace, settings: RunSettings, folder: RunFolder, constitution_sha256: str
 ) -> tuple[tuple[Any, Any] | None, GuardCounts | None]:
-    """Generate, have the guard read the pairs, and make up for those it turns down until enough pass both.
+    """Generate; with a guard, make up for the pairs that it turns down until enough pass both.
 
     Gives the engines that are still open (the guard needs the generator's memory, so with a guard there are none,
     unless it is the generator itself), and what the guard said of the pairs that passed the gate.
     """
-    guard = choose_guard(args, folder.path)
-    made = guard is not None and generation_ended(args, settings, constitution_sha256)  # stopped while it was guarded
-    engines: tuple[Any, Any] | None = None
+    guard, models = choose_guard(args, folder.path), _Models(args, folder)
     try:
-        while True:
-            if not made:
-                began = time.monotonic()
-                engines = engines or load_engines(args)
-                loading = time.monotonic() - began
-                try:
-                    result = generate(args, settings, folder, *engines)
-                finally:
-                    if not isinstance(sys.exception(), BadInputError):  # which leaves the folder as it was
-                        note_loading(folder.path / "manifest.json", loading, args.price_per_hour)
-                print(*summary(result, settings), sep="\n", flush=True)
-            if guard is None:
-                return engines, None
-            if engines and not shares(guard, engines[0]):
-                close_all(*engines)
-                engines = None
-            counts = guard_pairs(args, folder, guard, engines[0] if engines else None)
-            print(said(counts), flush=True)
-            if not counts.unsafe and not counts.unparsed:
-                return engines, counts
-            made = False
+        if guard is None:
+            models.make(settings)
+            return models.engines, None
+        made = generation_ended(args, settings, constitution_sha256)  # stopped while it was guarded
+        counts = make_guarded(args, settings, folder, guard, models, made)
+        return models.engines, counts
     except BaseException:
-        if engines:
-            close_all(*engines)  # a signal must not leave a model's process behind
+        models.close()  # a signal must not leave a model's process behind
         raise
+
+
+class _Models:
+    """Generator and critic: loaded for the first pairs, and anew after they made room for a guard."""
+
+    def __init__(self, args: argparse.Namespace, folder: RunFolder) -> None:
+        self.args, self.folder = args, folder
+        self.engines: tuple[Any, Any] | None = None
+
+    def make(self, settings: RunSettings) -> None:
+        """Run or resume the pipeline; prints what came of it."""
+        began = time.monotonic()
+        self.engines = self.engines or load_engines(self.args)
+        loading = time.monotonic() - began
+        try:
+            result = generate(self.args, settings, self.folder, *self.engines)
+        finally:
+            if not isinstance(sys.exception(), BadInputError):  # which leaves the folder as it was
+                note_loading(self.folder.path / "manifest.json", loading, self.args.price_per_hour)
+        print(*summary(result, settings), sep="\n", flush=True)
+
+    def leave(self, guard: GuardChoice) -> Any | None:
+        """Close the engines, but for the shipped model's where it is the guard; gives that."""
+        if self.engines and shares(guard, self.engines[0]):
+            return self.engines[0]
+        self.close()
+        return None
+
+    def close(self) -> None:
+        """Close what is open."""
+        if self.engines:
+            close_all(*self.engines)
+        self.engines = None
 
 
 def note_loading(place: Path, seconds: float, price_per_hour: float) -> None:

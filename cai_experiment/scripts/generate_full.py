@@ -3,11 +3,11 @@ r"""Milestone 3, first part: 5,000 pairs or more, read by a guard. train_dpo.py 
 Run: python cai_experiment/scripts/generate_full.py --plan        (tokens, hours and dollars; nothing is loaded)
      python cai_experiment/scripts/generate_full.py               (the pod: with training 5 hours and more, $8.70)
      python cai_experiment/scripts/generate_full.py --mix self:0.6,red_team.jsonl:0.2,helpful.json:0.2 \
-         --exclude held_out.csv    (an evaluation set; HarmBench and MT-Bench are refused anyway)
-     python cai_experiment/scripts/generate_full.py --add 1000    (extends the finished run)
+         --exclude held_out.csv    (an evaluation set; rows of HarmBench and MT-Bench are refused anyway)
+     python cai_experiment/scripts/generate_full.py --add 1000    (extends the finished run, once: see below)
 
-Writes cai_experiment/data/full/; the same command again resumes, and once finished shows the report. Exit code 0: go;
-3: a gate says no-go.
+Writes cai_experiment/data/full/; the same command again resumes, and once finished shows the report. So the same --add
+again never extends a second time: it says the --count that does. Exit code 0: go; 3: a gate says no-go.
 """
 
 from __future__ import annotations

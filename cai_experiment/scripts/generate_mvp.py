@@ -1,10 +1,10 @@
 """Milestone 2, first half: 100 pairs of two rounds each. train_dpo.py --milestone mvp is the second half.
 
 Run: python cai_experiment/scripts/generate_mvp.py              (the pod: with training 2-3 hours, $5.22)
-     python cai_experiment/scripts/generate_mvp.py --add 50     (extends the finished run)
+     python cai_experiment/scripts/generate_mvp.py --add 50     (extends the finished run, once: see below)
 
-Writes cai_experiment/data/mvp/; the same command again resumes, and once finished shows the report. Exit code 0: go;
-3: a gate says no-go.
+Writes cai_experiment/data/mvp/; the same command again resumes, and once finished shows the report. So the same --add
+again never extends a second time: it says the --count that does. Exit code 0: go; 3: a gate says no-go.
 """
 
 from __future__ import annotations
