@@ -98,30 +98,32 @@ def packed_attention(
     `packed` is handed through the model by the caller; `softcap` is Gemma 2's c * tanh(scores / c). Raises
     NotImplementedError where the model does not hand it through, or has attention sinks.
     """
-    if packed is None or kwargs.get("s_aux") is not None or packed.cache.fresh is None:
+    if packed is None or kwargs.get("s_aux") is not None:
         raise NotImplementedError("attention with sinks, or without what a packed pass hands through")
-    tokens = query[0].transpose(0, 1)  # [N, H, D]
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    tokens = query[0].transpose(0, 1) * scale  # [N, H, D]
     fresh_keys, fresh_values = packed.cache.fresh
-    scale = tokens.shape[-1] ** -0.5 if scaling is None else scaling
-    last = getattr(module, "layer_idx", None) == packed.last_layer
+    last = module.layer_idx == packed.last_layer
     parts = []
     for group in packed.last_groups if last else packed.groups:
         placed = tokens[: group.rows] if group.take is None else tokens.index_select(0, group.take)
         rows = placed.reshape(group.rows, group.steps, *placed.shape[1:])
         keys, values = group.read(key, fresh_keys), group.read(value, fresh_values)
-        out = _attend(rows, keys, values, group.mask, scale, softcap).flatten(0, 1)
+        out = _attend(rows, keys, values, group.mask, softcap).flatten(0, 1)
         parts.append(out if group.put is None else out.index_select(0, group.put))
     out = torch.cat(parts)
     if len(out) < len(tokens):  # the tail that fills up the rows of linear layers; in the last layer what nobody reads
+        places = packed.read if last else slice(len(out))
         whole = out.new_zeros(tokens.shape)
-        out = whole.index_copy_(0, packed.read, out) if last else functional.pad(out, (0, 0, 0, 0, 0, len(tokens) - len(out)))
+        whole[places] = out
+        out = whole
     return out.unsqueeze(0), None
 
 
 def _attend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scale: float, softcap: float | None
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, softcap: float | None
 ) -> torch.Tensor:
-    """query [R, T, H, D], key and value [R, Hkv, L, D], mask [R, 1, T, 1, L] -> [R, T, H, D]."""
+    """query [R, T, H, D] (scaled), key and value [R, Hkv, L, D], mask [R, 1, T, 1, L] -> [R, T, H, D]."""
     rows, steps, heads, width = query.shape
     shared = key.shape[1]
     group = heads // shared
@@ -129,11 +131,11 @@ def _attend(
         # Keys are repeated by hand: with a mask, enable_gqa falls to the slow math kernel.
         key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
         out = functional.scaled_dot_product_attention(
-            query.transpose(1, 2), key, value, attn_mask=mask.squeeze(3), scale=scale
+            query.transpose(1, 2), key, value, attn_mask=mask.squeeze(3), scale=1.0
         )
         return out.transpose(1, 2)
     grouped = query.view(rows, steps, shared, group, width).permute(0, 2, 1, 3, 4)
-    grouped = grouped.reshape(rows, shared, steps * group, width) * scale
+    grouped = grouped.reshape(rows, shared, steps * group, width)
     padding = max(0, MIN_QUERY_ROWS - group * steps)
     if padding:
         grouped = functional.pad(grouped, (0, 0, 0, padding))

@@ -1,7 +1,7 @@
 """The key-value memory of the slots: one right-padded row per slot, written in place, grown in buckets.
 
-Each layer holds keys and values as [rows, key-value heads, length + 1, head width]. The last column is a dump: what
-only fills up a pass, or is kept for one pass only (`fresh`), writes there, and attention never reads it.
+Each layer holds keys and values together, [2, rows, key-value heads, length + 1, head width]. The last column is a
+dump: what only fills up a pass, or is of use in one pass only (`fresh`), writes there, and attention never reads it.
 """
 
 from __future__ import annotations
@@ -28,26 +28,21 @@ class SlotCache:
     is_compileable = False
 
     def __init__(self, slots: int, limit: int) -> None:
-        """`slots` are the rows; `limit` is the largest length in columns. Nothing is allocated before the first pass."""
+        """`slots` are the rows, `limit` the largest length in columns. Nothing is allocated before the first pass."""
         self.slots, self.limit = slots, limit
-        self.fresh: tuple[torch.Tensor, torch.Tensor] | None = None  # keys and values [N, Hkv, D] of the layer at work
         self.length = 0
-        self.keys: list[torch.Tensor] = []
-        self.values: list[torch.Tensor] = []
+        self.layers: list[torch.Tensor] = []  # keys and values of each, [2, rows, Hkv, length + 1, D]
+        self.fresh = torch.empty(0), torch.empty(0)  # of this pass's tokens in the layer at work, each [N, Hkv, D]
 
     def reserve(self, length: int) -> None:
         """Make room for `length` columns in every slot, keeping what is there."""
         if length <= self.length:
             return
         self.length = bucket(length, self.limit)
-        for buffers in (self.keys, self.values):
-            for layer, old in enumerate(buffers):
-                buffers[layer] = self._grown(old)
-
-    def _grown(self, old: torch.Tensor) -> torch.Tensor:
-        new = old.new_zeros(old.shape[0], old.shape[1], self.length + 1, old.shape[3])
-        new[:, :, : old.shape[2] - 1] = old[:, :, :-1]
-        return new
+        for layer, old in enumerate(self.layers):
+            new = old.new_zeros(*old.shape[:3], self.length + 1, old.shape[4])
+            new[:, :, :, : old.shape[3] - 1] = old[:, :, :, :-1]
+            self.layers[layer] = new
 
     @property
     def dump(self) -> int:
@@ -66,26 +61,24 @@ class SlotCache:
         self, key: torch.Tensor, value: torch.Tensor, layer_idx: int, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write new keys and values [1, Hkv, N, D]; give the layer's whole buffers [S, Hkv, columns, D]."""
-        if layer_idx == len(self.keys):
-            self.keys.append(key.new_zeros(self.slots, key.shape[1], self.length + 1, key.shape[3]))
-            self.values.append(value.new_zeros(self.slots, value.shape[1], self.length + 1, value.shape[3]))
-        keys, values = self.keys[layer_idx], self.values[layer_idx]
+        if layer_idx == len(self.layers):
+            self.layers.append(key.new_zeros(2, self.slots, key.shape[1], self.length + 1, key.shape[3]))
+        layer = self.layers[layer_idx]
         self.fresh = key[0].transpose(0, 1), value[0].transpose(0, 1)
-        keys[self.where], values[self.where] = self.fresh
+        layer[0][self.where], layer[1][self.where] = self.fresh
         for source, target, length in self.heirs:
-            keys[target, :, :length] = keys[source, :, :length]
-            values[target, :, :length] = values[source, :, :length]
-        return keys, values
+            layer[:, target, :, :length] = layer[:, source, :, :length]
+        return layer[0], layer[1]
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` columns of one slot into another."""
-        for buffer in (*self.keys, *self.values):
-            buffer[target, :, :length] = buffer[source, :, :length]
+        for layer in self.layers:
+            layer[:, target, :, :length] = layer[:, source, :, :length]
 
     def clear(self, slot: int) -> None:
         """Put zeros into one slot."""
-        for buffer in (*self.keys, *self.values):
-            buffer[slot] = 0
+        for layer in self.layers:
+            layer[:, slot] = 0
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """0: positions and masks are given explicitly, so no model may derive them from here."""

@@ -12,6 +12,7 @@ from cai_experiment.engines.render import Renderer
 from cai_experiment.errors import EngineError
 
 NO_NUMBERS = "the model's logits for this prompt are not finite (NaN)"
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 TURN_MARKUP = 10  # tokens around a turn, at most
 DEADLOCK = "the engine waits for prompts and the prompts wait for the engine"
 
@@ -88,6 +89,19 @@ def memory_error(prompts: int) -> EngineError:
     return EngineError(
         f"out of memory with {prompts} prompts at a time", "use --quantization 4bit or a smaller --model"
     )
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep what a pass frees for the next one, instead of giving megabytes back and asking anew.
+
+    On a CPU page faults otherwise take an eighth of the time. glibc only; elsewhere nothing happens.
+    """
+    import ctypes
+
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, 1 << 30)
+        mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def close_model(engine: Any) -> None:

@@ -1,10 +1,10 @@
-"""One packed pass of a transformers model: a token for each decoding slot, the rests of prompts, and branches, together."""
+"""One packed pass of a transformers model: a token for each decoding slot, rests of prompts, and branches, together."""
 
 from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Iterator, Sequence
+from typing import Any, Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -12,11 +12,14 @@ import torch
 from cai_experiment.engines.attention import Group, Own, Packed
 from cai_experiment.engines.cache import SlotCache
 
+TokenWise = Callable[[torch.Tensor], torch.Tensor]
+
 ROWS = 16  # linear layers get a multiple of this many rows; on a CPU other numbers may change the last bits
-STEPS = 16  # a prefill group is a multiple of this many tokens wide
+STEPS = 8  # a prefill group is a multiple of this many tokens wide
 VIEW_STEP = 64  # attention reads a multiple of this many columns
 SPARSE = 2  # rows per decoding slot from which gathering their keys costs less than reading the idle ones'
-GROUP_TOKENS = 2048  # places, padding included, of one prefill group: bounds the memory of its scores
+GROUP_COST = 5_000  # scores that are computed in the time that one more group takes (measured on a CPU)
+GROUP_PLACES = 1_000_000  # scores of one group for each head, padding included: bounds its memory
 
 
 def round_up(number: int, step: int) -> int:
@@ -26,7 +29,7 @@ def round_up(number: int, step: int) -> int:
 
 @dataclass(slots=True)
 class Part:
-    """Consecutive tokens of one slot: ids [n] at positions `start` to `start + n - 1`. `wanted`: the logits after it."""
+    """Consecutive tokens of one slot: ids [n] from position `start` on. `wanted`: the logits after the last one."""
 
     slot: int
     start: int
@@ -51,7 +54,7 @@ class Forward:
         self.model, self.cache, self.view_step = model, cache, view_step
         self.device = next(model.parameters()).device
         self.last_layer = model.config.get_text_config().num_hidden_layers - 1
-        self.last_mlp = _last_mlp(model)
+        self.last_modules = _last_modules(model)
 
     @torch.inference_mode()
     def __call__(
@@ -63,7 +66,7 @@ class Forward:
         `heirs` are (source, target, length): the target gets first columns that this very pass completes, layer by
         layer. Returns the logits after each decoding slot's token, each wanted part's last token and each branch's.
         """
-        rests: list[Part] = [*sorted(parts, key=_size), *sorted(branches, key=_size)]
+        rests: list[Part] = [*sorted(parts, key=_end), *sorted(branches, key=_end)]
         firsts = dict(zip(map(id, rests), len(slots) + _starts(rests), strict=True))  # where each begins in the pass
         self.cache.reserve(self._view(max([rest.end for rest in rests] + [int(positions.max(initial=0)) + 1])))
         all_ids = np.concatenate([ids, *(rest.ids for rest in rests)])
@@ -71,9 +74,10 @@ class Forward:
         fill = round_up(len(all_ids), ROWS) - len(all_ids)
         self._aim(slots, positions, rests[: len(parts)], len(all_ids) + fill, heirs)
         wanted = [rest for rest in (*parts, *branches) if rest.wanted]
-        read = np.array([*range(len(slots)), *(firsts[id(rest)] + len(rest.ids) - 1 for rest in wanted)], dtype=np.int64)
+        lasts = [firsts[id(rest)] + len(rest.ids) - 1 for rest in wanted]
+        read = np.array([*range(len(slots)), *lasts], dtype=np.int64)
         some = self._tensor(np.pad(read, (0, round_up(len(read), ROWS) - len(read)), mode="edge"))
-        with self._mlp_of(some):
+        with self._last_layer_of(some):
             out = self.model(
                 input_ids=self._tensor(np.pad(all_ids, (0, fill))[None]),
                 position_ids=self._tensor(np.pad(all_positions, (0, fill))[None]),
@@ -96,27 +100,19 @@ class Forward:
         self.cache.aim(self._tensor(np.pad(rows, (0, rest))), self._tensor(dumped), heirs)
 
     @contextmanager
-    def _mlp_of(self, read: torch.Tensor) -> Iterator[None]:
-        """The last layer's feed-forward part computes only the tokens whose logits are read, [n] of the packed ones."""
-        mlp = self.last_mlp
-        if mlp is None:
-            yield
-            return
-        patched, whole = mlp.__dict__.get("forward"), mlp.forward
-
-        def of_some(hidden: torch.Tensor) -> torch.Tensor:
-            out = torch.zeros_like(hidden)
-            out[:, read] = whole(hidden[:, read])
-            return out
-
-        mlp.forward = of_some
+    def _last_layer_of(self, read: torch.Tensor) -> Iterator[None]:
+        """The last layer computes only the tokens whose logits are read, [n] of the packed ones."""
+        patched = [module.__dict__.get("forward") for module in self.last_modules]
+        for module in self.last_modules:
+            module.forward = _of_some(module.forward, read)
         try:
             yield
         finally:
-            if patched is None:
-                del mlp.forward
-            else:
-                mlp.forward = patched
+            for module, before in zip(self.last_modules, patched, strict=True):
+                if before is None:
+                    del module.forward
+                else:
+                    module.forward = before
 
     # ------------------------------------------------------------ who attends to what
 
@@ -126,7 +122,7 @@ class Forward:
         """The groups of a pass: decoding slots, then `rests` in chunks, which lie behind each other in this order."""
         groups = [self._decode_group(slots, positions)] if len(slots) else []
         last_groups, read = list(groups), [np.arange(len(slots))]
-        for chunk in _chunks(rests):
+        for chunk in _chunks(rests, self.view_step):
             begins = np.array([firsts[id(rest)] for rest in chunk])
             own = self._own(chunk, begins)
             groups.append(self._prefill_group(chunk, begins, own))
@@ -197,21 +193,30 @@ class Forward:
         return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(self.device)
 
 
-def _chunks(rests: Sequence[Part]) -> list[list[Part]]:
-    """Parts, then branches, each shortest first, in groups of at most GROUP_TOKENS places (or of one)."""
+def _chunks(rests: Sequence[Part], view_step: int) -> list[list[Part]]:
+    """Neighbours that attend together, padded to the longest rest and the farthest end among them.
+
+    A rest joins its neighbours while what they compute in vain costs less than another group, and the group's scores
+    stay small.
+    """
     chunks: list[list[Part]] = []
+    width = view = places = 0
     for rest in rests:
-        width = round_up(len(rest.ids), STEPS)
-        same = bool(chunks) and isinstance(chunks[-1][0], Branch) == isinstance(rest, Branch)
-        if same and width * (len(chunks[-1]) + 1) <= max(GROUP_TOKENS, width):
+        own_width, own_view = round_up(len(rest.ids), STEPS), round_up(rest.end, view_step)
+        joint_width, joint_view = max(width, own_width), max(view, own_view)
+        joint = joint_width * joint_view * (len(chunks[-1]) + 1 if chunks else 1)
+        joins = bool(chunks) and isinstance(chunks[-1][0], Branch) == isinstance(rest, Branch)
+        if joins and joint <= min(places + own_width * own_view + GROUP_COST, GROUP_PLACES):
             chunks[-1].append(rest)
+            width, view, places = joint_width, joint_view, joint
         else:
             chunks.append([rest])
+            width, view, places = own_width, own_view, own_width * own_view
     return chunks
 
 
-def _size(part: Part) -> int:
-    return len(part.ids)
+def _end(part: Part) -> int:
+    return part.end
 
 
 def _starts(rests: Sequence[Part]) -> np.ndarray:
@@ -220,7 +225,26 @@ def _starts(rests: Sequence[Part]) -> np.ndarray:
     return np.cumsum(sizes) - sizes
 
 
-def _last_mlp(model: Any) -> Any:
-    """The last layer's feed-forward module, None where it has another name: then it computes every token."""
+def _last_modules(model: Any) -> list[Any]:
+    """Those of the last layer whose work on a token serves that token alone: keys and values are needed of all.
+
+    What bears another name computes every token.
+    """
     layers = getattr(model.get_decoder(), "layers", None)
-    return getattr(layers[-1], "mlp", None) if layers else None
+    if not layers:
+        return []
+    attention = getattr(layers[-1], "self_attn", None)
+    found = (getattr(layers[-1], "mlp", None), getattr(attention, "q_proj", None), getattr(attention, "o_proj", None))
+    return [module for module in found if module is not None]
+
+
+def _of_some(whole: TokenWise, read: torch.Tensor) -> TokenWise:
+    """`whole`, [1, N, a] -> [1, N, b], for the tokens `read` alone; zeros elsewhere."""
+
+    def some(hidden: torch.Tensor) -> torch.Tensor:
+        computed = whole(hidden[:, read])
+        out = computed.new_zeros(1, hidden.shape[1], computed.shape[-1])
+        out[:, read] = computed
+        return out
+
+    return some

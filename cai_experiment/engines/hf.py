@@ -22,17 +22,19 @@ from cai_experiment.engines.common import (
     close_model,
     core_of,
     is_out_of_memory,
+    keep_freed_memory,
 )
 from cai_experiment.engines.forward import ROWS, VIEW_STEP, round_up
 from cai_experiment.engines.loop import Loop
 from cai_experiment.engines.probe import probe, refuse_unservable
 from cai_experiment.engines.render import Renderer
+from cai_experiment.engines.slots import SCRATCH_SHARE
 from cai_experiment.errors import EngineError
 from cai_experiment.models.hardware import detect
 from cai_experiment.models.serving import LIVE_ROW_TOKENS
 
 LEAST_SLOTS = 16  # between these bounds as many as free memory holds
-MOST_SLOTS_CPU, MOST_SLOTS_CUDA = 128, 256
+MOST_SLOTS_CPU, MOST_SLOTS_CUDA = 192, 256
 WORK_BYTES = 4e9  # of a pass beside weights and cache: activations of 8,192 tokens, logits, one layer's keys copied
 
 
@@ -60,6 +62,8 @@ class HFEngine:
         self._plain_attention = self._core.config._attn_implementation
         self._was_training = model.training
         on_cpu = self._core.device.type == "cpu"
+        if on_cpu:
+            keep_freed_memory()
         self.smallest = ROWS if on_cpu else 1
         wanted = batch_size or self._slots_by_memory()
         self.slots = self._wanted = round_up(wanted, ROWS) if on_cpu else wanted
@@ -201,5 +205,5 @@ def slots_that_fit(free: float, config: Any, item_bytes: int, limit: int, most: 
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     columns = bucket(2 * LIVE_ROW_TOKENS, limit) + 1
-    row = 2 * config.num_hidden_layers * heads * size * item_bytes * columns
+    row = 2 * config.num_hidden_layers * heads * size * item_bytes * columns * (1 + 1 / SCRATCH_SHARE)
     return max(LEAST_SLOTS, min(most, int(free / row)))

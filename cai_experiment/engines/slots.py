@@ -142,7 +142,7 @@ class _Planning:
     def _as_many(self, group: Sequence[Request], common: int, before: int) -> list[Request]:
         for number, request in enumerate(group):
             before += len(request.ids) - common
-            if not self._fits(before) and (number or not self._empty):
+            if before > self.room and (number or not self._empty):
                 return list(group[:number])
         return list(group)
 

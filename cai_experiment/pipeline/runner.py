@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter, deque
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cai_experiment.constitution.principles import Constitution
@@ -190,7 +190,7 @@ class _Run:
 
     def _receive(self, completion: Completion) -> None:
         """A completion from an engine: written down first, then asked again if it failed, else delivered."""
-        self.journal.append(asdict(completion))
+        self.journal.append(completion.as_dict())
         self._count(completion)
         if completion.finish != "error":
             self.failing.clear()
