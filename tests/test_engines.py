@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import inspect
 import math
+import random
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from cai_experiment.constitution.principles import DEFAULT_CONSTITUTION, load_constitution
 from cai_experiment.constitution.prompts import Turn
 from cai_experiment.engines import attention, load, loop
 from cai_experiment.engines.base import Completion, Prompt, Sampling
@@ -29,7 +33,12 @@ from cai_experiment.engines.weights import loading_error
 from cai_experiment.errors import BadInputError, EngineError, UserError
 from cai_experiment.models.hardware import PROFILES
 from cai_experiment.models.memory import Architecture
+from cai_experiment.models.plan import FULL_BATCHES
 from cai_experiment.models.presets import PRESETS, ModelPreset
+from cai_experiment.models.workload import ANSWER_TOKENS, CRITIQUE_TOKENS
+from cai_experiment.pipeline.instruct import Instruction
+from cai_experiment.pipeline.lanes import Lanes
+from cai_experiment.pipeline.stages import ExampleStages, StageSettings, role_of
 
 ENGINES = (HFEngine, GenerateEngine)
 
@@ -255,6 +264,73 @@ def test_a_stream_takes_lazily_and_gives_before_it_takes_more(model: Any, tokeni
     for _ in engine.stream(feed()):
         events.append("give")
     assert events.index("give") == 16 and events.count("give") == 21
+
+
+class Kinds(GenerateEngine):
+    """Speaks without a model, `length` tokens a prompt; notes its batches."""
+
+    def __init__(self) -> None:
+        renderer: Any = SimpleNamespace(
+            prompt_ids=lambda *_, **__: [1, 2], option_ids=lambda options: [3, 4], encode=lambda *_: []
+        )
+        super().__init__(None, None, renderer, 16)
+        self.batches: list[list[Prompt]] = []
+
+    def length(self, prompt: Prompt) -> int:
+        """Log-normal, of a mean that models.workload takes for half of what the spec allows."""
+        mean = CRITIQUE_TOKENS if prompt.speak_as == "critique" else ANSWER_TOKENS
+        drawn = random.Random(prompt.id).lognormvariate(math.log(mean) - 0.125, 0.5)
+        return max(1, min(int(drawn), prompt.sampling.max_tokens))
+
+    def _speak(self, batch: list[Any]) -> list[Completion]:
+        self.batches.append([request.prompt for request in batch])
+        return [self._said(request.prompt) for request in batch]
+
+    def _said(self, prompt: Prompt) -> Completion:
+        if not prompt.options:
+            return Completion(prompt.id, f"So {prompt.id}.", "stop", completion_tokens=self.length(prompt))
+        yes = random.Random(prompt.id).random()
+        return Completion(prompt.id, "", "stop", logprobs=(math.log(yes), math.log(1 - yes)))
+
+
+def test_a_batch_of_generate_is_of_one_kind_and_the_shortest_goes_first_when_nothing_else_comes() -> None:
+    engine = Kinds()
+    said = [ask(i, max_tokens=500) for i in range(20)]
+    criticised = [ask(100 + i, max_tokens=300) for i in range(3)]
+    weighed = [ask(200 + i, options=("A", "B")) for i in range(18)]
+    mixed = [*said[:9], *weighed[:9], *criticised, *said[9:12], *weighed[9:], *said[12:]]
+    assert len(list(engine.stream(mixed))) == len(mixed)
+    found = [(len(batch), *{0 if p.options else p.sampling.max_tokens for p in batch}) for batch in engine.batches]
+    assert found == [(16, 0), (16, 500), (2, 0), (3, 300), (4, 500)]
+
+
+def test_the_batches_of_generate_are_as_full_as_a_plan_reckons() -> None:
+    engine = Kinds()
+    lanes = Lanes(dict.fromkeys(("generator", "critic"), engine))
+    principles = load_constitution(DEFAULT_CONSTITUTION).principles
+    asked: dict[str, tuple[Any, dict[str, Completion | None]]] = {}
+
+    def put(rank: int, steps: Any, prompts: Sequence[Prompt]) -> None:
+        got: dict[str, Completion | None] = dict.fromkeys(prompt.id for prompt in prompts)
+        for prompt in prompts:
+            asked[prompt.id] = steps, got
+            lanes.put(role_of(prompt), rank, prompt)
+
+    for i in range(64):
+        steps = ExampleStages(Instruction(f"{i:06d}", f"Why {i}?", "x"), principles, StageSettings(rounds=2)).steps()
+        put(i, steps, next(steps))
+    while lanes.busy:
+        completion = lanes.next()
+        steps, got = asked.pop(completion.id)
+        got[completion.id] = completion
+        if None not in got.values():
+            with contextlib.suppress(StopIteration):
+                put(int(completion.id[:6]), steps, steps.send(got))
+    spoken = [[engine.length(prompt) for prompt in batch] for batch in engine.batches if not batch[0].options]
+    assert sum(map(len, spoken)) == 64 * 5
+    assert sum(len(batch) == 16 for batch in spoken) >= 0.8 * len(spoken), "all but those at the end"
+    share = sum(map(sum, spoken)) / sum(16 * max(batch) for batch in spoken)
+    assert share == pytest.approx(FULL_BATCHES, abs=0.07)
 
 
 @pytest.mark.parametrize("kind", ENGINES)

@@ -29,7 +29,7 @@ from cai_experiment.evaluation.answers import (
 )
 from cai_experiment.evaluation.differences import differences
 from cai_experiment.evaluation.gates import Gate, generation_gates, training_gates
-from cai_experiment.evaluation.generation import generation_metrics, is_complete
+from cai_experiment.evaluation.generation import answers_critique, generation_metrics, is_complete
 from cai_experiment.evaluation.measure import (
     BareRenderer,
     Evaluation,
@@ -38,6 +38,7 @@ from cai_experiment.evaluation.measure import (
     evaluate_training,
     held_out_instructions,
 )
+from cai_experiment.evaluation.page import render_page
 from cai_experiment.evaluation.preference import (
     PairScore,
     completion_logps,
@@ -46,6 +47,7 @@ from cai_experiment.evaluation.preference import (
     score_pairs,
 )
 from cai_experiment.evaluation.report import RunFacts, print_report, read_report, write_report
+from cai_experiment.evaluation.screen import print_example
 from cai_experiment.evaluation.shortcuts import bag_of_words_accuracy, length_accuracy, shortcut_metrics
 from cai_experiment.evaluation.words import PLUMBING, figure, gate_figures
 from cai_experiment.judging.result import Result
@@ -349,6 +351,19 @@ def test_second_round_criticises_the_first_rounds_revision() -> None:
     metrics = generation_metrics([again], [], truth=True)
     assert metrics["critique_right"].n == 1, "the repaired answer has no flaw, so its critique does not count"
     assert metrics["critique_false_alarm"].value == 0.0 and metrics["critique_false_alarm"].n == 1
+
+
+def test_a_revision_answers_its_critique_if_the_last_revision_does() -> None:
+    """A later revision may mend what its own left, or bring back what it mended; older lines have the own one alone."""
+    one = world_example(1)
+
+    def answers(own: str, final: list[str] | None) -> bool:
+        meta = one.meta if final is None else one.meta | {"final_verdicts": final}
+        rounds = (replace(one.rounds[0], verdict_after=own), replace(one.rounds[0], verdict_before="no"))
+        return answers_critique(replace(one, rounds=rounds, meta=meta))
+
+    assert answers("yes", ["no", "no"]) and not answers("no", ["yes", "no"])
+    assert answers("no", None) and not answers("yes", None)
 
 
 def test_all_parts_present() -> None:
@@ -713,6 +728,19 @@ def test_inspect_lists_and_shows_in_full(capsys: pytest.CaptureFixture[str], dat
     full = shown(capsys, data_dir, "--run", "batch", "--index", "1")
     assert "000002" in full and "000001" not in full and "critique:" in full and "[-" in full and "{+" in full
     assert "000003" in shown(capsys, data_dir, "--id", "000003")
+
+
+def test_a_final_verdict_is_shown_where_it_is_another(tmp_path: Path) -> None:
+    from rich.console import Console
+
+    one = world_example(1)
+    report = write_report(tmp_path, generation(), facts(accepted=[one]))
+    for final, says in (("no", "after: no"), ("yes", "after: no, in the end yes"), ("", "after: no")):
+        example = replace(one, meta=one.meta | {"final_verdicts": [final]})
+        console = Console(file=io.StringIO(), width=200)
+        print_example(example, console)
+        assert f"{says};" in console.file.getvalue()  # type: ignore[attr-defined]
+        assert f"{says}." in render_page(report, [example])
 
 
 def test_inspect_filters(capsys: pytest.CaptureFixture[str], data_dir: Path) -> None:

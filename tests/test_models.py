@@ -27,6 +27,7 @@ from cai_experiment.models.presets import PRESETS, resolve_model
 from cai_experiment.models.workload import Tokens, Workload
 from cai_experiment.pipeline.instruct import Instruction
 from cai_experiment.pipeline.stages import ExampleStages, StageSettings
+from cai_experiment.records.manifest import Manifest
 from cai_experiment.scripts import _plan, _plan_parts, doctor, generate_full, generate_mvp, test_single, train_dpo
 from cai_experiment.scripts._common import run_main
 
@@ -490,9 +491,10 @@ def test_a_laptops_plan_for_the_pod(planned: Planned) -> None:
     engines = told["generation"].splitlines()
     assert engines[0].startswith("vllm, bf16: 65.5 GB of weights, 47 rows at a time") and "hours, $" in engines[0]
     assert [line.split(",")[0] for line in engines[2:4]] == ["or unsloth", "or hf"]
-    assert "meta-llama/Llama-Guard-3-8B" in told["guard"] and "2,900,000 tokens read" in told["guard"]
+    assert told["size"].startswith("5,182 pairs, 182 of them to spare for the guard, from about 10,364 instructions")
+    assert "meta-llama/Llama-Guard-3-8B" in told["guard"] and "3,005,560 tokens read" in told["guard"]
     assert "1,500 steps of up to 8 pairs, 8,400,000 tokens" in told["training"]
-    assert told["disk"] == "111.8 GB: 65.5 generator + 16.1 guard + 19.2 4bit to train + 10.7 checkpoints + 0.3 records"
+    assert told["disk"] == "111.9 GB: 65.5 generator + 16.1 guard + 19.2 4bit to train + 10.7 checkpoints + 0.3 records"
     assert told["budget"].startswith("5+ hours, $8.70 for milestone 3")
 
     def dollars(text: str) -> float:
@@ -548,6 +550,44 @@ def test_all_gpus_of_a_machine_are_paid_for(planned: Planned, monkeypatch: pytes
     assert float(dollars) == pytest.approx(float(hours) * 13.92, rel=0.02)
     time, price = re.findall(r"about (\d+) minutes, \$(\d+\.\d\d)", told["generation"])[0]
     assert float(price) == pytest.approx(float(time) / 60 * 13.92, rel=0.02)
+
+
+def test_a_pods_price_is_that_of_all_its_gpus(planned: Planned, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUNPOD_POD_ID", "abc")
+    for gpus, price in ((1, "$1.74 an hour"), (8, "$13.92 an hour for all 8 GPUs")):
+        pod = replace(POD, name="this machine", gpus=gpus)
+        monkeypatch.setattr(_plan, "detect", lambda pod=pod: pod)
+        monkeypatch.setattr("cai_experiment.models.hardware.detect", lambda pod=pod: pod)
+        assert price in planned(generate_mvp, "--model", "qwen2.5-32b")["hardware"]
+
+
+def test_pairs_to_spare_are_planned_where_the_run_makes_them(planned: Planned) -> None:
+    """As _turns.make_guarded does: none where the guard needs no room, or where every row is used anyway."""
+    pod = ("--hardware", "a100-80gb", "--count", "1000")
+    assert "1,043 pairs, 43 of them to spare" in planned(generate_full, *pod)["size"]
+    for flags in (("--no-guard",), ("--server", "http://127.0.0.1:8000/v1"), ("--model", "nano")):
+        assert planned(generate_full, *pod, *flags)["size"].startswith("1,000 pairs from")
+    llama = ("--model", "nano", "--guard", "meta-llama/Llama-Guard-3-8B")
+    assert planned(generate_full, *pod, *llama)["size"].startswith("1,043 pairs")
+
+
+def test_an_addition_that_was_made_already_is_not_planned_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "mvp"
+    folder.mkdir()
+
+    def size(pairs: int, extended: list[int], accepted: int, reported: int) -> str:
+        counts = {"accepted": accepted}
+        Manifest({"pairs": pairs}, 0, {}, {}, extended=extended, counts=counts).write(folder / "manifest.json")
+        (folder / "report.json").write_text(json.dumps({"settings": {"generation": {"pairs": reported}}}))
+        assert run_main(generate_mvp.main, ["--plan", "--add", "50", "--data-dir", str(tmp_path)]) == 0
+        return next(line[12:] for line in capsys.readouterr().out.splitlines() if line.startswith("size"))
+
+    assert size(100, [], 100, 100).startswith("50 pairs from about 100 instructions")
+    assert size(150, [100], 130, 100).startswith("20 pairs from about 40 instructions")
+    done = size(150, [100], 150, 150)
+    assert done.startswith("none: ") and "was extended already: 100 -> 150 pairs; --count 200 makes 50 more" in done
 
 
 def test_a_plan_with_ray_is_the_run_that_ray_makes(planned: Planned, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,7 @@ from cai_experiment.pipeline.runner import MAX_FAILURES, run_pipeline
 from cai_experiment.pipeline.settings import RunResult, RunSettings
 from cai_experiment.pipeline.sources import load_instructions
 from cai_experiment.pipeline.stages import ExampleStages, StageSettings
+from cai_experiment.pipeline.story import Story
 from cai_experiment.pipeline.work_list import WorkList
 from cai_experiment.records.files import read_examples, read_jsonl
 from cai_experiment.records.store import RunFolder
@@ -400,6 +401,18 @@ def test_the_pair_is_judged_by_what_its_chosen_answer_breaks(
     assert list(example.reject_reasons) == reasons
     first, second = (one.principle_id for one in example.rounds)
     assert verdict_steps(asked, 2) == [[first, second] * 2] and len({p.turns[:-1] for p in asked[-1]}) == 1
+
+
+def test_the_log_closes_with_what_the_chosen_answer_breaks(tmp_path: Path) -> None:
+    """The second revision mends what the first one left."""
+    machine = stages(rounds=2)
+    play(machine, flawed("privacy fair", "privacy fair", ""))
+    example = to_example(machine.draft, GateSettings(), Origin(0, "g", "c"))
+    path = tmp_path / "content_log.jsonl"
+    with ContentLogger(0, path) as logger:
+        Story(logger, path, CONSTITUTION.principles).tell(machine.draft, example, "1/1", 1.0)
+    (closing,) = (entry["content"] for entry in read_jsonl(path) if entry["stage"] == "TRAINING-PAIR-CREATED")
+    assert "→ 0.0 (100% violation reduction)" in closing
 
 
 def test_final_verdicts_are_asked_only_where_an_earlier_round_revised_too() -> None:

@@ -1,6 +1,10 @@
 """An engine over `model.generate`, in left-padded batches: slower than hf.py, for models that its loop cannot serve.
 
 Texts are drawn by the same keyed sampling and cut by the same stop rule. `unsloth.py` loads its models into this one.
+
+A batch lasts as long as its longest answer, so it is made of prompts alike: of verdicts, which take one pass, or of
+those that may write equally much. What comes waits until a batch of its kind is full, or nothing else comes; then the
+shortest kind goes first, since what follows on it may fill the batches of the others.
 """
 
 from __future__ import annotations
@@ -32,7 +36,7 @@ BATCH = 16
 
 
 class GenerateEngine:
-    """Speaks by `model.generate`. A batch is taken from the stream, spoken to its end, and given back."""
+    """Speaks by `model.generate`. A batch is filled from the stream, spoken to its end, and given back."""
 
     name = "generate"
 
@@ -72,27 +76,38 @@ class GenerateEngine:
         """See `base.Engine.stream`. Raises EngineError if `prompts` gives None while nothing is in work, or if even a
         harmless prompt fails; one that makes its batch fail comes back as its own error."""
         intake = Intake(self.renderer, prompts)
-        while intake.open:
-            batch: list[Request] = []
+        waiting: dict[int, list[Request]] = {}  # by `_most_tokens`; no list is empty
+        while intake.open or waiting:
             moved = False
-            while len(batch) < self.batch_size and (item := intake.take()) is not None:
+            while not (full := self._full(waiting)) and (item := intake.take()) is not None:
                 if isinstance(item, Request):
-                    batch.append(item)
+                    waiting.setdefault(_most_tokens(item), []).append(item)
                 else:
                     moved = True
                     yield item
-            if intake.open and not batch and not moved:
+            if waiting:
+                yield from self._speak_some(waiting, min(full or waiting))
+            elif intake.open and not moved:
                 raise EngineError(DEADLOCK)
-            while batch:
-                size = min(self.batch_size, len(batch))
-                done = self._try(batch[:size])
-                if done:
-                    batch = batch[size:]
-                yield from done
 
     def choose(self, prompts: Sequence[Prompt], options: Sequence[str]) -> list[tuple[float, ...]]:
         """See `base.Engine.choose`. Raises EngineError for a prompt that cannot be weighed."""
         return choose_by_stream(self, prompts, options)
+
+    def _full(self, waiting: dict[int, list[Request]]) -> list[int]:
+        """The kinds of which a whole batch waits."""
+        return [kind for kind, rows in waiting.items() if len(rows) >= self.batch_size]
+
+    def _speak_some(self, waiting: dict[int, list[Request]], kind: int) -> list[Completion]:
+        """Speak a batch of one kind, and strike it off `waiting` unless it is to be tried again in halves."""
+        rows = waiting[kind]
+        batch = rows[: self.batch_size]
+        done = self._try(batch)
+        if done:
+            del rows[: len(batch)]
+        if not rows:
+            del waiting[kind]
+        return done
 
     def _try(self, batch: list[Request]) -> list[Completion]:
         """Speak one batch; out of memory, halve the batch size and give nothing.
@@ -146,6 +161,11 @@ class GenerateEngine:
     def close(self) -> None:
         """Forget the model and give its memory back."""
         close_model(self)
+
+
+def _most_tokens(request: Request) -> int:
+    """How many tokens it may write; 0 if it is only weighed."""
+    return 0 if request.option_ids else request.prompt.sampling.max_tokens
 
 
 @dataclass

@@ -4,9 +4,10 @@ Read against the source of unsloth 2026.10.7. Unsloth replaces the attention of 
 of hf.py do not apply; it speaks through `generate` (which Unsloth patches on the model) in left-padded batches.
 
 What that costs. In a step of `generate` Unsloth keeps keys and values in one buffer per layer in which all rows stand
-at the same position, so a row cannot leave early nor another join: a batch lasts as long as its longest answer, and
-what it read is forgotten with it. So a spoken prompt is read whole; verdicts, of which an example has some sixty,
-share the reading of their stem (branches.py). For thousands of rows `--engine auto` takes vLLM instead.
+at the same position, so a row cannot leave early nor another join: a batch lasts as long as its longest answer (see
+generate.py for what that means for its rows), and what it read is forgotten with it. So a spoken prompt is read whole;
+verdicts, of which an example has some sixty, share the reading of their stem (branches.py). For thousands of rows
+`--engine auto` takes vLLM instead.
 
 Unsloth's own `fast_inference=True` is not used: it holds vLLM in this process over bitsandbytes weights, which vLLM
 0.32 serves only with a plug-in (vllm-bnb-plugin) and slowly, and whose memory training would not get back.
@@ -60,11 +61,10 @@ class UnslothEngine(GenerateEngine):
         return super().stream(prompts)
 
     def _speak(self, batch: list[Request]) -> list[Completion]:
-        """Weigh what is to be weighed by shared stems, speak the rest by `generate`."""
-        done = [completion for run, stem in branches.groups([r for r in batch if r.option_ids])
-                for completion in self._weigh(run, stem)]  # fmt: skip
-        spoken = [request for request in batch if not request.option_ids]
-        return done + (super()._speak(spoken) if spoken else [])
+        """Speak by `generate`, or weigh by shared stems: a batch is of one kind."""
+        if not batch[0].option_ids:
+            return super()._speak(batch)
+        return [completion for run, stem in branches.groups(batch) for completion in self._weigh(run, stem)]
 
     @torch.inference_mode()
     def _weigh(self, run: list[Request], stem: int) -> list[Completion]:

@@ -85,8 +85,25 @@ def is_complete(example: Example) -> bool:
 
 
 def answers_critique(example: Example) -> bool:
-    """True if in some round the judge saw the principle broken before the revision and kept after it."""
-    return any((one.verdict_before, one.verdict_after) == ("yes", "no") for one in example.rounds)
+    """True if the judge saw the principle of some round broken before it, and kept by the last revision."""
+    last = final_verdicts(example)
+    return any((one.verdict_before, said) == ("yes", "no") for one, said in zip(example.rounds, last, strict=True))
+
+
+def final_verdicts(example: Example) -> list[str]:
+    """Does the last revision break each round's principle? "" where a round revised nothing.
+
+    Lines of earlier versions hold only what was said of each round's own revision; that is taken for them.
+    """
+    return list(example.meta.get("final_verdicts", [one.verdict_after for one in example.rounds]))
+
+
+def verdicts_after(example: Example) -> list[str]:
+    """For people, one a round: what the judge said of its revision, and of the last one where that differs."""
+    return [
+        (one.verdict_after or "not revised") + (f", in the end {last}" if last not in ("", one.verdict_after) else "")
+        for one, last in zip(example.rounds, final_verdicts(example), strict=True)
+    ]
 
 
 def critique_metrics(critiques: Sequence[Critique]) -> dict[str, Result]:

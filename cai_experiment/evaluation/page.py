@@ -7,6 +7,7 @@ from typing import Any, Mapping, Sequence
 
 from cai_experiment.evaluation import words
 from cai_experiment.evaluation.differences import Piece, differences
+from cai_experiment.evaluation.generation import verdicts_after
 from cai_experiment.evaluation.plots import length_plot, training_plots
 from cai_experiment.observe.screen import escaped
 from cai_experiment.records.schema import Example
@@ -50,8 +51,8 @@ def _example(example: Example) -> dict[str, Any]:
         "id": example.id,
         "rounds": [
             {"id": r.principle_id, "principle": r.principle, "critique": r.critique,
-             "before": r.verdict_before, "after": r.verdict_after or "not revised"}
-            for r in example.rounds
+             "before": r.verdict_before, "after": after}
+            for r, after in zip(example.rounds, verdicts_after(example), strict=True)
         ],
     }  # fmt: skip
 

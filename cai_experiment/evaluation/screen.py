@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Mapping, Sequence
 
 from cai_experiment.evaluation.differences import Piece, differences
+from cai_experiment.evaluation.generation import verdicts_after
 from cai_experiment.evaluation.words import cost_text, dataset_lines, gate_figures, interval_text, report_warnings
 from cai_experiment.observe.screen import escaped
 from cai_experiment.records.schema import Example, Round
@@ -89,9 +90,10 @@ def print_example(example: Example, console: Console) -> None:
     plain = console.color_system is None  # without colours the differences are bracketed
     sides.add_row(_marked(left, plain), _marked(right, plain))
     console.print(sides)
-    meaningful = example.meta.get("meaningful", [])
+    meaningful, after = example.meta.get("meaningful", []), verdicts_after(example)
     for number, one in enumerate(example.rounds):
-        console.print(_round_text(number, one, meaningful[number] if number < len(meaningful) else ""))
+        said = meaningful[number] if number < len(meaningful) else ""
+        console.print(_round_text(number, one, after[number], said))
     facts = ", ".join(f"{name} {example.meta[name]}" for name in ("source", "generator", "critic", "gate"))
     console.print(Text(escaped(facts), style="dim"))
 
@@ -112,10 +114,9 @@ def _marked(pieces: Sequence[Piece], plain: bool) -> Text:
     return text
 
 
-def _round_text(number: int, one: Round, meaningful: str) -> Text:
+def _round_text(number: int, one: Round, after: str, meaningful: str) -> Text:
     from rich.text import Text
 
-    after = one.verdict_after or "not revised"
     text = Text()
     text.append(escaped(f"round {number + 1}, {one.principle_id}: "), style="bold")
     text.append(escaped(one.principle))

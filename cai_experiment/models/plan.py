@@ -30,9 +30,9 @@ READ_SHARE = 0.56  # of the data sheet's bandwidth: 65.5e9 * 17.5 / 2039e9
 READING_EFFICIENCY = 0.5  # of the data sheet's FLOP/s, while prompts are read
 TRAINING_EFFICIENCY = 0.4
 FULL_SLOTS = 0.95  # slots at work on average, where they are refilled
-# The same of a batch of `generate`, which is filled from the queue as it comes: of 16 prompts 1.7 are to be spoken, the
-# others are verdicts, and all wait for the longest. By simulation over the stages of 600 examples.
-FULL_BATCHES = 0.19
+# The same of a batch of `generate`, full of prompts alike, whose rows all wait for the longest: 0.41 where lengths are
+# spread exponentially, 0.51 where their logarithms are spread by 0.5. By simulation over the stages of 400 examples.
+FULL_BATCHES = 0.45
 SLOTS = {"hf": 256, "unsloth": BATCH, "generate": BATCH}  # at most (engines.hf on a GPU, engines.generate)
 HF_COLUMNS, HF_WORK_GB = 2049, 4.0  # engines.hf: every slot is as long as the longest row, beside a pass's work
 CPU_SLOTS = 192  # of engines.hf at most, in a quarter of the memory

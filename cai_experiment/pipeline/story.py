@@ -91,9 +91,8 @@ class Story:
             text = CROSS + ending(example) + (f": {draft.error}" if draft.error else "")
             self._logger.log_stage(REJECTED, text, about)
             return
-        last = draft.rounds[-1]
         _, before = _before(self._principles, draft.rounds[0])
-        _, after = (_before if last.verdict_after is None else _after)(self._principles, last)
+        after = sum(p.weight for p in _violated(self._principles, _final(draft)))
         self._logger.log_stage(CREATED, pair_created(before, after, seconds), about)
 
 
@@ -127,10 +126,20 @@ def _after(principles: Sequence[Principle], draft: RoundDraft) -> tuple[str, flo
     return _evaluation(principles, judged, draft.weighed_before)
 
 
+def _final(draft: Draft) -> dict[str, Verdict]:
+    """What is known of a pair's chosen answer, by principle id; as in `_after`, what was not asked again stands."""
+    asked = {one.principle.id: one.final_verdict for one in draft.revisions if one.final_verdict is not None}
+    return draft.rounds[-1].judged_before | asked
+
+
 def _evaluation(
     principles: Sequence[Principle], verdicts: Mapping[str, Verdict], weighed: int
 ) -> tuple[str, float]:
     """The judge's findings as text, and the sum of the weights of the principles found violated."""
-    violated = [p for p in principles if p.id in verdicts and verdicts[p.id].answer == "yes"]
+    violated = _violated(principles, verdicts)
     score = sum(p.weight for p in violated)
     return evaluation([p.name for p in violated], score, weighed), score
+
+
+def _violated(principles: Sequence[Principle], verdicts: Mapping[str, Verdict]) -> list[Principle]:
+    return [p for p in principles if p.id in verdicts and verdicts[p.id].answer == "yes"]

@@ -131,7 +131,8 @@ def base_parser(doc: str | None, milestone: str | None = None, plans: bool = Tru
         run.add_argument("--plan", action="store_true", help="show memory, tokens, hours and dollars; run nothing")
         run.add_argument("--hardware", metavar="NAME", help="with --plan: plan for this machine, e.g. a100-80gb")
     run.add_argument("--price-per-hour", type=dollars, metavar="DOLLARS",
-                     help=f"for the cost shown (default: {POD_DOLLARS_PER_HOUR} on a pod, that of --hardware, else 0)")
+                     help=f"of one machine, all its GPUs (default: {POD_DOLLARS_PER_HOUR} a GPU on a pod, that of "
+                          "--hardware, else 0)")  # fmt: skip
     run.add_argument("-v", "--verbosity", type=int, choices=range(4), default=1, metavar="0..3", help="(default: 1)")
     return parser
 
@@ -171,15 +172,14 @@ def add_generation_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def default_price(card: str | None) -> float:
-    """Dollars an hour: the list price of the --hardware `card`, the spec's on a RunPod pod, else 0 (your own machine).
-
-    Raises BadInputError for an unknown card.
+    """Dollars an hour of one machine: the list price of the --hardware `card`; on a RunPod pod the spec's for each of
+    its GPUs, at work or not; else 0 (your own machine). Raises BadInputError for an unknown card.
     """
-    from cai_experiment.models.hardware import on_pod, profile
+    from cai_experiment.models.hardware import detect, on_pod, profile
 
     if card is not None:
         return profile(card).dollars_per_hour or 0.0
-    return POD_DOLLARS_PER_HOUR if on_pod() else 0.0
+    return POD_DOLLARS_PER_HOUR * detect().gpus if on_pod() else 0.0
 
 
 # ---------------------------------------------------------------- ending properly

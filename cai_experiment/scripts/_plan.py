@@ -9,16 +9,18 @@ from dataclasses import replace
 
 from cai_experiment.constitution.principles import load_constitution
 from cai_experiment.constitution.prompts import ask_for_answer
+from cai_experiment.engines.guard_models import AUTO, is_shipped
 from cai_experiment.milestones import MILESTONES, Milestone
 from cai_experiment.models.disk import checkpoints_gb
 from cai_experiment.models.hardware import Hardware, detect, profile
 from cai_experiment.models.plan import Part, in_words
-from cai_experiment.models.presets import ModelChoice, numbers_of, resolve_model
+from cai_experiment.models.presets import NANO_DIR, ModelChoice, numbers_of, resolve_model
 from cai_experiment.models.workload import Tokens, Workload
+from cai_experiment.pipeline.guarding import EXPECTED, spare_for
 from cai_experiment.pipeline.length_matching import BLOCK, KEEP
 from cai_experiment.pipeline.settings import RunSettings
 from cai_experiment.scripts._generation import WITH_TRAINING
-from cai_experiment.scripts._inputs import chosen_model
+from cai_experiment.scripts._inputs import chosen_model, earlier, extension_line
 from cai_experiment.scripts._plan_parts import (
     Need,
     disk_lines,
@@ -60,8 +62,11 @@ def milestone_lines(args: argparse.Namespace, milestone: Milestone, settings: Ru
     """The plan of a script that makes pairs: generation, guard, training, disk, total, budget."""
     hardware = machine(args)
     choice = model_of(args, hardware)
-    work = _workload(args, settings)
-    lines = [*heading(args, hardware, choice), *_critic(args, choice), *_size(choice, work)]
+    spare = _spare(args, settings, choice)
+    work = _workload(args, settings, spare)
+    if not work.pairs:
+        return [*heading(args, hardware, choice), in_line("size", f"none: {extension_line(args, settings.pairs)}")]
+    lines = [*heading(args, hardware, choice), *_critic(args, choice), *_size(choice, work, spare)]
     parts: list[Part] = []
     needs: list[Need] = []
     engine = "server"
@@ -105,9 +110,24 @@ def stand_ins(milestone: Milestone) -> list[Pair]:
 # ---------------------------------------------------------------- what is asked for
 
 
-def _workload(args: argparse.Namespace, settings: RunSettings) -> Workload:
-    """What is still to be made: of an --add the addition; with --match-lengths more, since some are left out."""
-    pairs = args.add or settings.pairs
+def _pairs(args: argparse.Namespace, settings: RunSettings) -> int:
+    """How many pairs are wanted; of an --add those that the run has not got yet."""
+    before = earlier(args.data_dir / args.run) if args.add else None
+    return settings.pairs if before is None else max(0, settings.pairs - before.counts.get("accepted", 0))
+
+
+def _spare(args: argparse.Namespace, settings: RunSettings, choice: ModelChoice) -> int:
+    """How many pairs more, since a guard will turn some down (the rule of `_turns._spare`)."""
+    if not settings.guard or args.server or settings.instructions is not None:
+        return 0
+    own_world = args.random_weights is None and choice.path_or_id == str(NANO_DIR)
+    stays = own_world and (settings.guard.lower() == AUTO or is_shipped(settings.guard))
+    return 0 if stays else spare_for(_pairs(args, settings), EXPECTED[0] / EXPECTED[1])
+
+
+def _workload(args: argparse.Namespace, settings: RunSettings, spare: int) -> Workload:
+    """What is to be made; with --match-lengths more than is wanted, since some are left out."""
+    pairs = _pairs(args, settings) + spare
     pairs = math.ceil(pairs * BLOCK / KEEP) if settings.match_lengths else pairs
     weighed = len(load_constitution(args.constitution).principles) if args.principles == "targeted" else 1
     drawn = None if settings.instructions is None else len(settings.instructions)
@@ -137,12 +157,13 @@ def _critic(args: argparse.Namespace, choice: ModelChoice) -> list[str]:
     return [in_line("critic", f"{critic or 'the default model'}: its share is reckoned as if {choice.name} had it")]
 
 
-def _size(choice: ModelChoice, work: Workload) -> list[str]:
+def _size(choice: ModelChoice, work: Workload, spare: int) -> list[str]:
     tokens, plural = Tokens.of(choice, work), "s" if work.pairs > 1 else ""
     source = f"{work.rows:,} instructions" if work.drawn is not None else f"about {work.rows:,} instructions"
     rounds = f"{work.rounds} round{'s' if work.rounds > 1 else ''}, {work.weighed} principles weighed"
+    guarded = f", {spare:,} of them to spare for the guard," if spare else ""
     return [
-        in_line("size", f"{work.pairs:,} pair{plural} from {source} (the gate passes half); {rounds}"),
+        in_line("size", f"{work.pairs:,} pair{plural}{guarded} from {source} (the gate passes half); {rounds}"),
         in_line("tokens", f"{tokens.written:,} to write, {tokens.read:,} of prompts to read if none is read twice"),
     ]
 
