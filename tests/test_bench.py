@@ -218,7 +218,7 @@ def test_slots_of_a_card_follow_its_free_memory() -> None:
     from cai_experiment.engines.hf import LEAST_SLOTS, slots_that_fit
 
     qwen = SimpleNamespace(num_hidden_layers=64, num_key_value_heads=8, num_attention_heads=40, hidden_size=5120)
-    row = 2049 * 256 * 1024  # 256 KiB a token of Qwen2.5-32B, and the cache's bucket above 1,536 columns
+    row = 9 / 8 * 2049 * 256 * 1024  # 256 KiB a token of Qwen2.5-32B, the bucket above 1,536 columns, scratch rows
     assert slots_that_fit(100 * row, qwen, 2, 4096, 256) == 100
     assert slots_that_fit(100 * row, qwen, 2, 512, 256) == 256  # shorter rows
     assert slots_that_fit(1e9, qwen, 2, 4096, 256) == LEAST_SLOTS

@@ -110,7 +110,7 @@ def test_draw_of_a_row_does_not_see_its_neighbours() -> None:
 
 
 def test_the_probe_finds_equal_bits(engine: HFEngine) -> None:
-    assert engine.probe.bit_equal and engine.probe.shapes >= 5 and engine.probe.view_step == 64
+    assert engine.probe.bit_equal and engine.probe.shapes >= 7 and engine.probe.view_step == 64
     assert engine.describe()["probe"]["bit_equal"] and engine.describe()["engine"] == "hf"
 
 
@@ -410,6 +410,47 @@ def test_nan_of_one_prompt_stays_with_it(tiny_model_dir: Path, tokenizer: Any) -
     found = texts(engine.stream([*well[:9], *ill, *well[9:]]))
     assert {found.pop(p.id)[1] for p in ill} == {"error"}
     assert found == expected
+
+
+def test_nan_keys_are_forgotten(tiny_model_dir: Path, tokenizer: Any) -> None:
+    """A long ill prompt leaves its slot clean: for a shorter successor, and for itself when it is asked again."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32, tie_word_embeddings=False).eval()
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    engine = HFEngine(model, tokenizer, Renderer(tokenizer, "chat", 512), 16)
+    ill, well = ask(900, words=90), [ask(i, words=3) for i in range(16)]
+    ill = replace(ill, turns=(Turn("instruction", ill.turns[0].text + " ~"),))
+    expected = texts(engine.stream(well))
+    (poison,) = tokenizer("~", add_special_tokens=False).input_ids
+    with torch.no_grad():
+        model.model.embed_tokens.weight[poison] = math.nan
+
+    def feed() -> Iterator[Prompt | None]:
+        yield replace(ill, id="first")
+        while "first" not in found:
+            yield None
+        yield from (*well, replace(ill, id="again"))
+
+    found: dict[str, Any] = {}
+    for completion in engine.stream(feed()):
+        found |= {completion.id: completion}
+    assert found["first"].finish == found["again"].finish == "error"
+    assert found["again"].computed_tokens > 90  # nothing of the first was taken up
+    assert texts(found[p.id] for p in well) == expected
+
+
+def test_verdicts_of_a_conversation_are_read_together(engine: HFEngine) -> None:
+    """Though no slot is free: what follows a branch is looked at before the next pass."""
+    passes = []
+    turns = (Turn("instruction", "How do I grow tomatoes on a balcony? " * 4), Turn("answer", "So."))
+    asked = [
+        Prompt(f"v{i}", (*turns, Turn("question", f"Is it so? {i}")), "verdict", options=("A", "B")) for i in range(15)
+    ]
+    talk = [ask(i, max_tokens=200) for i in range(engine.slots - 1)]
+    for completion in engine.stream([*talk, *asked]):
+        passes.append(completion.id)
+    assert {*passes[:15]} == {p.id for p in asked}
 
 
 # ---------------------------------------------------------------- memory

@@ -115,7 +115,7 @@ def test_what_waits_keeps_its_slot() -> None:
         ends.append([i, *TALK, 1, 2])
     new = [request([50 + i, *TALK]) for i in range(2)]
     groups: Groups = {i: branches(talk, 9) for i, talk in enumerate(ends)}
-    plan = cache.carry_out(new, groups, 60)  # room for some of the first conversation's branches
+    plan = cache.carry_out(new, groups, 40)  # room for some of the first conversation's branches
     assert plan.weighed and not plan.spoken and len(groups) == 2
     while groups:
         assert not cache.carry_out(new, groups, 60).spoken
@@ -123,7 +123,7 @@ def test_what_waits_keeps_its_slot() -> None:
     assert [one.computed for _, one in plan.spoken] == [1, len(TALK) + 1]  # the one that goes on, then one new
 
 
-def test_conversations_that_wait_for_each_other_go_on() -> None:
+def test_with_one_slot_each_takes_its_turn() -> None:
     cache = Cache(1, 400)
     slot, _ = spoken(cache, TALK)
     cache.say(slot, [1, 2])

@@ -53,7 +53,7 @@ class Completion:
     final: str = ""  # "prompt" | "attempts"
 
     def as_dict(self) -> dict[str, Any]:
-        """Its line in the journal. (`dataclasses.asdict` copies deeply: a twentieth of a run's time outside the model.)"""
+        """Its line in the journal. (`dataclasses.asdict` copies deeply, and takes a twentieth of the runner's time.)"""
         return {name: getattr(self, name) for name in self.__slots__}
 
 

@@ -18,7 +18,9 @@ ROWS = 16  # linear layers get a multiple of this many rows; on a CPU other numb
 STEPS = 8  # a prefill group is a multiple of this many tokens wide
 VIEW_STEP = 64  # attention reads a multiple of this many columns
 SPARSE = 2  # rows per decoding slot from which gathering their keys costs less than reading the idle ones'
-GROUP_COST = 5_000  # scores that are computed in the time that one more group takes (measured on a CPU)
+GROUP_COST_CPU = 5_000  # scores that are computed in the time that one more group takes (measured)
+GROUP_COST_GPU = 300_000  # (arithmetic: a dozen launches of 10 us at 100 TFLOP/s, 40 heads of 128)
+GROUP_COLUMNS = 50_000  # of keys that a group gathers: 1 GB of a layer where a GPU repeats them for 40 heads
 GROUP_PLACES = 1_000_000  # scores of one group for each head, padding included: bounds its memory
 
 
@@ -122,7 +124,7 @@ class Forward:
         """The groups of a pass: decoding slots, then `rests` in chunks, which lie behind each other in this order."""
         groups = [self._decode_group(slots, positions)] if len(slots) else []
         last_groups, read = list(groups), [np.arange(len(slots))]
-        for chunk in _chunks(rests, self.view_step):
+        for chunk in self._chunks(rests):
             begins = np.array([firsts[id(rest)] for rest in chunk])
             own = self._own(chunk, begins)
             groups.append(self._prefill_group(chunk, begins, own))
@@ -132,6 +134,29 @@ class Forward:
                 last_groups.append(self._last_group([chunk[i] for i in wanted], ends, own))
                 read.append(ends)
         return Packed(self.cache, groups, self.last_layer, last_groups, self._tensor(np.concatenate(read)))
+
+    def _chunks(self, rests: Sequence[Part]) -> list[list[Part]]:
+        """Neighbours that attend together, padded to the longest rest and the farthest end among them.
+
+        A rest joins its neighbours while what they compute in vain costs less than another group, and the group's
+        scores and keys stay small.
+        """
+        chunks: list[list[Part]] = []
+        width = view = places = 0
+        cost = GROUP_COST_CPU if self.device.type == "cpu" else GROUP_COST_GPU
+        for rest in rests:
+            own_width, own_view = round_up(len(rest.ids), STEPS), self._view(rest.end)
+            joint_width, joint_view = max(width, own_width), max(view, own_view)
+            columns = joint_view * (len(chunks[-1]) + 1 if chunks else 1)
+            joins = bool(chunks) and isinstance(chunks[-1][0], Branch) == isinstance(rest, Branch)
+            small = columns <= GROUP_COLUMNS and columns * joint_width <= GROUP_PLACES
+            if joins and small and columns * joint_width <= places + own_width * own_view + cost:
+                chunks[-1].append(rest)
+                width, view, places = joint_width, joint_view, columns * joint_width
+            else:
+                chunks.append([rest])
+                width, view, places = own_width, own_view, own_width * own_view
+        return chunks
 
     def _own(self, chunk: Sequence[Part], begins: np.ndarray) -> Own | None:
         """Where the keys of a chunk of branches belong; None for parts, which stand in their slots."""
@@ -191,28 +216,6 @@ class Forward:
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(self.device)
-
-
-def _chunks(rests: Sequence[Part], view_step: int) -> list[list[Part]]:
-    """Neighbours that attend together, padded to the longest rest and the farthest end among them.
-
-    A rest joins its neighbours while what they compute in vain costs less than another group, and the group's scores
-    stay small.
-    """
-    chunks: list[list[Part]] = []
-    width = view = places = 0
-    for rest in rests:
-        own_width, own_view = round_up(len(rest.ids), STEPS), round_up(rest.end, view_step)
-        joint_width, joint_view = max(width, own_width), max(view, own_view)
-        joint = joint_width * joint_view * (len(chunks[-1]) + 1 if chunks else 1)
-        joins = bool(chunks) and isinstance(chunks[-1][0], Branch) == isinstance(rest, Branch)
-        if joins and joint <= min(places + own_width * own_view + GROUP_COST, GROUP_PLACES):
-            chunks[-1].append(rest)
-            width, view, places = joint_width, joint_view, joint
-        else:
-            chunks.append([rest])
-            width, view, places = own_width, own_view, own_width * own_view
-    return chunks
 
 
 def _end(part: Part) -> int:

@@ -141,7 +141,7 @@ class HFEngine:
         try:
             while intake.open or loop.busy:
                 moved = False
-                while intake.open and loop.room > 0 and (item := intake.take()) is not None:
+                while intake.open and loop.takes_more and (item := intake.take()) is not None:
                     if isinstance(item, Request):
                         loop.take(item)
                     else:
@@ -158,24 +158,30 @@ class HFEngine:
         """See `base.Engine.choose`. Raises EngineError for a prompt that cannot be weighed."""
         return choose_by_stream(self, prompts, options)
 
-    def _step(self, loop: Loop) -> list[Completion]:
+    def _step(self, loop: Loop) -> Iterator[Completion]:
         """One pass. Out of memory, the slots are halved; where that is no way out, the rows at fault are found."""
         self._switch()
         try:
-            return loop.step()
+            done = loop.step()
         except Exception as error:  # of whatever library
             memory = isinstance(error, RuntimeError) and is_out_of_memory(error)
             broken = culprits.failure(error, loop.slots.count)
+        else:
+            yield from done
+            return
         if memory and loop.shrink(self.smallest):  # outside the handler, whose traceback keeps tensors alive
             self.slots, self.halved = loop.slots.count, self.halved + 1
-            return []
+            return
         self.slots = self._wanted if memory else loop.slots.count
         done, rows = loop.take_apart(self.slots)
-        return [*done, *culprits.apart(rows, self._speak, broken)]
+        yield from done
+        yield from culprits.apart(rows, self._speak, broken)
 
     def _speak(self, rows: list[Request]) -> list[Completion]:
         """Speak to these alone, in slots of their own."""
-        loop, done = self._loop(max(self.smallest, round_up(len(rows), self.smallest))), list[Completion]()
+        speaking = sum(not request.option_ids for request in rows)
+        slots = min(self._wanted, max(1, round_up(speaking, self.smallest)))
+        loop, done = self._loop(max(self.smallest, slots)), list[Completion]()
         for request in rows:
             loop.take(request)
         while loop.busy:

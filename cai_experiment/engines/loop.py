@@ -34,6 +34,7 @@ class Loop:
         self.prefill_tokens = PREFILL_TOKENS_CPU if self.device.type == "cpu" else PREFILL_TOKENS_GPU
         self.speaking: list[Request] = []  # wait to speak
         self.groups: Groups = {}  # wait to be weighed
+        self.took_branch = False  # last
         self.done: list[Completion] = []  # finished, not yet handed out; outlives an out-of-memory error
         self.weighing: list[Request] = []  # in the pass that runs
         self.passes = self.spoken = 0  # passes, and the tokens spoken in them
@@ -54,16 +55,16 @@ class Loop:
 
     @property
     def room(self) -> int:
-        """Prompts that can be taken now: slots that are free, and that no waiting prompt will want."""
-        if sum(map(len, self.groups.values())) >= BRANCHES_AHEAD * self.slots.count:
-            return 0
+        """Slots that are free, and that no waiting prompt will want."""
         parked = sum(1 for conversation in self.groups if conversation)
         return self.slots.count - int(self.slots.active.sum()) - len(self.speaking) - parked
 
     @property
-    def waiting(self) -> int:
-        """Prompts that were taken and are not at work."""
-        return len(self.speaking) + sum(map(len, self.groups.values()))
+    def takes_more(self) -> bool:
+        """True while there is room; and behind a branch, since others of its conversation may follow."""
+        if sum(map(len, self.groups.values())) >= BRANCHES_AHEAD * self.slots.count:
+            return False
+        return self.room > 0 or self.took_branch
 
     @property
     def busy(self) -> bool:
@@ -72,7 +73,8 @@ class Loop:
 
     def take(self, request: Request) -> None:
         """Queue a prompt. Those with options wait together with the others that branch off the same conversation."""
-        if request.option_ids:
+        self.took_branch = bool(request.option_ids)
+        if self.took_branch:
             self.groups.setdefault(request.prompt.turns[:-1], []).append(request)
         else:
             self.speaking.append(request)
@@ -80,7 +82,7 @@ class Loop:
     @torch.inference_mode()
     def step(self) -> list[Completion]:
         """One pass: a token for every speaking slot, and the waiting prompts that fit. Gives what ended with it."""
-        slots = self.slots
+        slots, self.took_branch = self.slots, False
         speaking = np.flatnonzero(slots.active)
         places = slots.ready[speaking]
         tokens = slots.tokens[speaking, places]
@@ -153,8 +155,8 @@ class Loop:
         ended = self.stops.is_stop_token(tokens) | (self.made[rows] >= self.limits[rows])
         maybe = self.stops.may_end(tokens) & ~ended
         for slot in rows[bad]:
-            self._forget(int(slot))
             self._release(int(slot), "", "error", error=NO_NUMBERS)
+            self._forget(int(slot))
         for slot in rows[(ended | maybe) & ~bad]:
             self._finish(int(slot))
 
@@ -175,11 +177,13 @@ class Loop:
         if not requests:
             return
         wide = logits.float() if self.device.type == "mps" else logits.double()
-        weights = torch.log_softmax(wide, dim=-1).cpu().numpy()
+        most = max(len(request.option_ids) for request in requests)
+        ids = [[*request.option_ids, *[0] * (most - len(request.option_ids))] for request in requests]
+        weights = torch.log_softmax(wide, dim=-1).gather(1, torch.tensor(ids, device=self.device)).tolist()
         for request, branch, row in zip(requests, branches, weights, strict=True):
-            chosen = tuple(row[list(request.option_ids)].tolist())
+            chosen = row[: len(request.option_ids)]
             if np.isfinite(chosen).all():
-                self._answer(request, "", "stop", logprobs=chosen)
+                self._answer(request, "", "stop", logprobs=tuple(chosen))
             else:
                 self._forget(branch.slot)
                 self._answer(request, "", "error", error=NO_NUMBERS)

@@ -10,7 +10,8 @@ import torch
 
 from cai_experiment.engines import attention
 from cai_experiment.engines.cache import SlotCache
-from cai_experiment.engines.forward import VIEW_STEP, Forward, Part, round_up
+from cai_experiment.engines.common import is_out_of_memory
+from cai_experiment.engines.forward import VIEW_STEP, Branch, Forward, Part, round_up
 from cai_experiment.errors import EngineError
 
 USE_GENERATE = "use --engine generate"
@@ -50,7 +51,9 @@ def probe(model: Any, context: int, plain_attention: str) -> Probe:
     ids = np.random.default_rng(0).integers(0, model.config.get_text_config().vocab_size, size=length)
     try:
         logits = _in_all_shapes(model, ids, context, VIEW_STEP)
-    except (NotImplementedError, TypeError) as error:
+    except Exception as error:  # whatever an architecture does that ours does not expect
+        if isinstance(error, RuntimeError) and is_out_of_memory(error):
+            raise
         raise EngineError(f"{type(model).__name__}: packed passes fail ({error})", USE_GENERATE) from error
     _agree_with_plain(model, ids, logits[0], plain_attention)
     found = _result(logits, VIEW_STEP)
@@ -69,17 +72,19 @@ def _result(logits: list[torch.Tensor], view_step: int) -> Probe:
 @dataclass(frozen=True, slots=True)
 class _Shape:
     """One way to compute the conversation in `slot` of `slots`: by prefill in parts of `part` tokens beside `others`
-    prompts, and, if one part is not all, the last three tokens by decoding while another row is `far` along."""
+    prompts, and, if one part is not all, the last three tokens by decoding while another row is `far` along (0: alone).
+    Or the last `branch` tokens as a branch, beside others, of a slot that inherits what is before them."""
 
     slots: int
     slot: int
     part: int
     others: int
     far: int
+    branch: int = 0
 
 
 def _in_all_shapes(model: Any, ids: np.ndarray, context: int, view_step: int) -> list[torch.Tensor]:
-    """The last logits [V] of one conversation: alone, in two parts, among others, and token by token.
+    """The last logits [V] of one conversation: alone, in two parts, among others, token by token, and as a branch.
 
     `far` sets how many columns attention reads: 256 and 320 once showed other bits than 192 and 512.
     """
@@ -90,6 +95,8 @@ def _in_all_shapes(model: Any, ids: np.ndarray, context: int, view_step: int) ->
         _Shape(16, 2, size, 3, 0),
         _Shape(32, 20, size - 3, 5, 310),
         _Shape(48, 47, size - 3, 1, 500),
+        _Shape(48, 40, size - 3, 2, 0),
+        _Shape(32, 9, size - 21, 4, 0, branch=21),
     )
     return [_last_logits(model, ids, context, view_step, shape).float().cpu() for shape in shapes]
 
@@ -97,14 +104,16 @@ def _in_all_shapes(model: Any, ids: np.ndarray, context: int, view_step: int) ->
 def _last_logits(model: Any, ids: np.ndarray, context: int, view_step: int, shape: _Shape) -> torch.Tensor:
     forward = Forward(model, SlotCache(shape.slots, round_up(context, VIEW_STEP)), view_step)
     none = np.zeros(0, dtype=np.int64)
-    rows = np.arange(shape.slots)
+    rows = np.arange(shape.slots) if shape.far else np.array([shape.slot])
+    if shape.branch:
+        return _branch_logits(forward, ids, shape)
     done, logits = 0, torch.empty(0)
     while done < len(ids):
         if done and len(ids) - done <= 3:  # every other slot decodes too, one of them far along
             positions, tokens = rows % 7, rows % 89
-            positions[(shape.slot + 3) % shape.slots] = min(shape.far, context - 1)
-            positions[shape.slot], tokens[shape.slot] = done, ids[done]
-            logits = forward(rows, tokens, positions)[shape.slot]
+            positions[(shape.slot + 3) % len(rows)] = min(shape.far, context - 1)
+            positions[rows == shape.slot], tokens[rows == shape.slot] = done, ids[done]
+            logits = forward(rows, tokens, positions)[int(np.flatnonzero(rows == shape.slot)[0])]
             done += 1
         else:
             end = min(len(ids) - 3 * (shape.part < len(ids)), done + shape.part)
@@ -114,6 +123,13 @@ def _last_logits(model: Any, ids: np.ndarray, context: int, view_step: int, shap
             logits = forward(none, none, none, [*others, Part(shape.slot, done, ids[done:end])])[-1]
             done = end
     return logits
+
+
+def _branch_logits(forward: Forward, ids: np.ndarray, shape: _Shape) -> torch.Tensor:
+    none, stem, heir = np.zeros(0, dtype=np.int64), len(ids) - shape.branch, shape.slot + 1
+    forward(none, none, none, [Part(shape.slot, 0, ids[:stem])], heirs=[(shape.slot, heir, stem)])
+    others = [Branch(shape.slot, stem - 7 * i, np.arange(5 + 9 * i) % 97) for i in range(shape.others)]
+    return forward(none, none, none, [], [*others, Branch(heir, stem, ids[stem:])])[-1]
 
 
 def _agree_with_plain(model: Any, ids: np.ndarray, ours: torch.Tensor, plain_attention: str) -> None:

@@ -77,14 +77,13 @@ class _Planning:
 
     def of(self, speaking: list[Request], groups: Groups) -> Plan:
         put_off = [request for request in speaking if not self._goes_on(request)]
+        for group in groups.values():
+            self._hold(group[0])
         for key in list(groups):
             self._branch_off(groups[key])
             if not groups[key]:
                 del groups[key]
         speaking[:] = [request for request in put_off if not self._begins(request)]
-        if speaking and self._empty and not self.slots.active.any():
-            self.held[:] = False  # each waits for a slot that another holds: the first gets one
-            self._begins(speaking.pop(0))
         return self.plan
 
     # ------------------------------------------------------------ conversations
@@ -100,7 +99,7 @@ class _Planning:
     def _begins(self, request: Request) -> bool:
         """Give a conversation the longest unused slot that nobody needs, with a copy of its prefix."""
         source, kept = self._source(request.ids)
-        slot = self._free(source)
+        slot = self._free(source if kept else None)
         return slot is not None and self._speak(request, slot, source, kept)
 
     def _speak(self, request: Request, slot: int, source: int, kept: int) -> bool:
@@ -115,8 +114,14 @@ class _Planning:
 
     # ------------------------------------------------------------ branches
 
+    def _hold(self, request: Request) -> None:
+        """Keep the slot in which the conversation lies that a branch follows."""
+        source, kept = self._source(request.ids)
+        if request.stem > 0 and 2 * kept >= request.stem:
+            self.held[source] = True
+
     def _branch_off(self, group: list[Request]) -> None:
-        """Take as many branches of one conversation as the pass reads; keep its slot for those that are left."""
+        """Take as many branches of one conversation as the pass reads."""
         looked_at = group[:COMPARED]
         first = looked_at[0]
         source, kept = self._source(first.ids)
@@ -125,8 +130,6 @@ class _Planning:
         common = _common(looked_at) if len(looked_at) > 1 else stem if long_stem else kept
         if kept > common:
             source, kept = self._source(first.ids[: common + 1])
-        if stem > 0 and 2 * kept >= stem:
-            self.held[source] = True
         taken = self._as_many(looked_at, common, common - kept)
         row = self._row(source, kept, common, long_stem) if taken else None
         if row is None:
@@ -150,7 +153,7 @@ class _Planning:
         """Where the common part is read: where it lies, in its conversation's slot, in a new one, in a scratch row."""
         if common == kept or (kept > 0 and self._may_write(source, kept)):
             return source
-        if long_stem and (slot := self._free(source)) is not None:
+        if long_stem and (slot := self._free(source if kept else None)) is not None:
             return slot
         return self.scratch.pop() if self.scratch else None
 
@@ -191,13 +194,13 @@ class _Planning:
             return False
         return slot not in self.written or kept == slots.ready[slot]
 
-    def _free(self, source: int) -> int | None:
+    def _free(self, source: int | None) -> int | None:
         """The longest unused slot that may be given away, or None; `source`, which is copied from, only if need be."""
         free = ~self.held
         if not free.any():
             return None
         age = np.where(free, self.slots.used, self.slots.clock + 2)
-        if free[source] and free.sum() > 1:
+        if source is not None and free[source] and free.sum() > 1:
             age[source] = self.slots.clock + 1
         return int(age.argmin())
 
