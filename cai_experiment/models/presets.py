@@ -61,7 +61,7 @@ PRESETS: dict[str, ModelPreset] = {
         ModelPreset(
             "nano", str(NANO_DIR), "chat", None, 2048, "apache-2.0",
             "rehearsing every script on a CPU; its small world has a known truth",
-            TrainingOverrides(1.4e-4, "a few million parameters hardly move at 5e-6; at 2e-4 answers repeat"),
+            TrainingOverrides(1.6e-4, "a few million parameters hardly move at 5e-6; at 2e-4 answers repeat"),
         ),
         ModelPreset("qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B-Instruct", "chat", _QWEN_05, 32_768, "apache-2.0",
                     "trying the pipeline on the smallest real model"),
