@@ -37,7 +37,6 @@ class Loop:
         self.took_branch = False  # last
         self.done: list[Completion] = []  # finished, not yet handed out; outlives an out-of-memory error
         self.weighing: list[Request] = []  # in the pass that runs
-        self.passes = self.spoken = 0  # passes, and the tokens spoken in them
         self.at_work = 0  # slots that spoke in the last pass, or whose conversation was weighed
         self._set_up(slots)
 
@@ -99,7 +98,6 @@ class Loop:
             self._take_tokens(drawing, logits[: len(drawing)])
         self._weigh(plan.weighed, plan.branches, logits[len(drawing) :])
         self.weighing = []
-        self.passes, self.spoken = self.passes + 1, self.spoken + len(drawing)
         weighed = {branch.slot for branch in plan.branches if branch.slot < slots.count}
         self.at_work = len(weighed.union(drawing.tolist()))
         done, self.done = self.done, []
