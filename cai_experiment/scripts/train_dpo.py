@@ -31,7 +31,7 @@ from cai_experiment.scripts._common import base_parser, dollars, positive_int, r
 from cai_experiment.scripts._following import take_generator
 from cai_experiment.training import dpo
 from cai_experiment.training.data import HELD_OUT_SHARE, Pair, read_pairs, split_by_instruction
-from cai_experiment.training.settings import DPOSettings, total_steps
+from cai_experiment.training.settings import BACKENDS, LOSSES, DPOSettings, total_steps
 
 EVALUATED = "evaluated"  # an empty file beside the adapter: the report in the data folder speaks of it
 OWN_PAIRS = ("single", "batch")  # too small to hold any out: they train and evaluate on the same pairs
@@ -42,6 +42,14 @@ def positive(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not greater than 0")
+    return value
+
+
+def not_negative(text: str) -> float:
+    """argparse type: a number of 0 or more."""
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
     return value
 
 
@@ -59,6 +67,15 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument("--lora-alpha", type=positive_int, default=64, metavar="N", help="(default: %(default)s)")
     group.add_argument("--effective-batch", type=positive_int, default=8, metavar="N", help="pairs a step (default: 8)")
     group.add_argument("--max-length", type=positive_int, default=4096, metavar="N", help="longer pairs are dropped")
+    group.add_argument("--backend", choices=BACKENDS, default="auto", help="auto: unsloth on a GPU, fast on a CPU")
+    group.add_argument("--loss", choices=LOSSES, default="sigmoid", help="(default: %(default)s)")
+    group.add_argument("--nll-weight", type=not_negative, default=0.0, metavar="W", help="of chosen answers' NLL (default: 0)")
+    group.add_argument("--token-budget", type=positive_int, metavar="N", help="fast: tokens a pass (default: by memory)")
+    group.add_argument("--save-every", type=positive_int, metavar="N", help="steps (default: a tenth, at most 25)")
+    group.add_argument("--keep", type=positive_int, default=2, metavar="N", help="newest checkpoints, beside the best")
+    group.add_argument("--eval-every", type=positive_int, metavar="N", help="steps between held-out margins")
+    group.add_argument("--early-stop", type=positive_int, metavar="N", help="end after N of them without a better one")
+    group.add_argument("--sample-every", type=positive_int, metavar="N", help="steps between samples in the content log")
     group.add_argument("--max-hours", type=positive, metavar="H", help="stop resumably after so many hours")
     group.add_argument("--max-cost", type=dollars, metavar="DOLLARS", help="stop resumably at this cost")
     group.add_argument("--report-to", choices=("none", "tensorboard", "wandb"), default="none")

@@ -80,7 +80,7 @@ def _run(training: Any, dropped: list[str]) -> TrainResult:
     settings = training.settings
     start = _starting_point(settings, training.say)
     before = training.measure()
-    _check_step0(before)
+    _check_step0(before, training.trainer.margin_tolerance)
     stopped = training.run(start)
     if training.signal is not None:
         raise Interrupted(training.signal, "the same command resumes it")
@@ -88,7 +88,7 @@ def _run(training: Any, dropped: list[str]) -> TrainResult:
         adapter_dir=settings.output_dir / "final", steps=training.step, history=training.history(), dropped=dropped,
         step0_margin=before["margin"], loss_before=before["loss"], loss_after=None, stopped=stopped, before=before,
         measured=min(len(training.rows), MEASURED_PAIRS), pairs=len(training.rows), total_steps=training.total,
-        resumed_from=checkpoints.step_of(start) if start else 0, alarms=training.alarms,
+        resumed_from=checkpoints.step_of(start) if start else 0, alarms=training.alarms, backend=training.backend,
     )  # fmt: skip
     if stopped:
         result.adapter_dir = settings.output_dir / f"checkpoint-{training.step}"
@@ -114,9 +114,12 @@ def _finish(training: Any, result: TrainResult, say: Callable[[str], None]) -> N
     training.publish(result.adapter_dir, {RECORD: json.dumps(record, indent=1)})
 
 
-def _check_step0(before: dict[str, float]) -> None:
-    """With a fresh adapter (B = 0) policy and reference are the same numbers: refuse any other reference."""
-    if any(before[name] != 0.0 for name in ("margin", "chosen_reward", "rejected_reward")):
+def _check_step0(before: dict[str, float], tolerance: float) -> None:
+    """Before the first step policy and reference are the same numbers: refuse any other reference.
+
+    `tolerance` is 0, or what rounding may do to a reference that another pass has computed.
+    """
+    if any(abs(before[name]) > tolerance for name in ("margin", "chosen_reward", "rejected_reward")):
         message = f"the reference is not the starting model: the margin before the first step is {before['margin']!r}"
         raise EngineError(message, "train from the model itself, without an adapter in it")
 

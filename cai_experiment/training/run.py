@@ -23,8 +23,9 @@ from cai_experiment.records.files import write_jsonl
 from cai_experiment.records.store import Journal
 from cai_experiment.training import checkpoints
 from cai_experiment.training.data import TokenPair
-from cai_experiment.training.settings import MEASURED_PAIRS, METRICS, DPOSettings
-from cai_experiment.training.trainer import build_trainer, pairs_at_once
+from cai_experiment.training.settings import METRICS, DPOSettings, pairs_at_once
+from cai_experiment.training.backends import backend_of, build_trainer
+from cai_experiment.training.trainer import named
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -44,24 +45,26 @@ class Training:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         say: Callable[[str], None],
+        held_out: Sequence[TokenPair] = (),
     ) -> None:
         self.settings, self.rows, self.total, self.say = settings, rows, total, say
         self.signal: int | None = None
         self.alarms: list[str] = []
         self.started = time.monotonic() if settings.started is None else settings.started
         self.metrics = Journal(settings.output_dir / METRICS)
-        self.trainer = build_trainer(settings, rows, total, model, tokenizer, Watch(self))
+        self.backend = backend_of(settings, model)
+        self.trainer = build_trainer(self.backend, settings, rows, held_out, total, model, tokenizer, Watch(self))
+        self.trainer.check_start()
 
     @property
     def step(self) -> int:
         """Optimizer steps done, those before a resume included."""
         return self.trainer.state.global_step
 
-    def measure(self) -> dict[str, float]:
-        """Mean loss, margin, accuracy and log-probabilities over the first pairs, in TRL's own layout, no dropout."""
-        dataset = self.trainer.train_dataset
-        found = self.trainer.evaluate(dataset.select(range(min(len(dataset), MEASURED_PAIRS))))
-        return {"loss": found["eval_loss"], **_named(found, "eval_")}
+    def measure(self, of_held_out: bool = False) -> dict[str, float]:
+        """Mean loss, margin, accuracy and log-probabilities over the first pairs, no dropout."""
+        found: dict[str, float] = self.trainer.measure(of_held_out)
+        return found
 
     def run(self, start: Path | None) -> str:
         """Train from the beginning or from the checkpoint `start`; "" or the limit that stopped it early.
@@ -149,18 +152,6 @@ def memory_errors(settings: DPOSettings, rows: Sequence[TokenPair]) -> Iterator[
 # ---------------------------------------------------------------- watching
 
 
-def _named(logs: dict[str, float], prefix: str = "") -> dict[str, float]:
-    """TRL's metric names in the words of this project."""
-    return {
-        "margin": logs[f"{prefix}rewards/margins"],
-        "accuracy": logs[f"{prefix}rewards/accuracies"],
-        "chosen_reward": logs[f"{prefix}rewards/chosen"],
-        "rejected_reward": logs[f"{prefix}rewards/rejected"],
-        "chosen_logp": logs[f"{prefix}logps/chosen"],
-        "rejected_logp": logs[f"{prefix}logps/rejected"],
-    }
-
-
 class Watch(TrainerCallback):
     """After every step: a line of metrics.jsonl, the limits, the stop signals, the alarm, a word now and then."""
 
@@ -187,7 +178,7 @@ class Watch(TrainerCallback):
         row = {
             "step": state.global_step,
             "loss": logs["loss"],
-            **_named(logs),
+            **named(logs),
             "learning_rate": logs["learning_rate"],
             "grad_norm": logs["grad_norm"],
             "tokens": int(logs["num_tokens"] - self.tokens_before),

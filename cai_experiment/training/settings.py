@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,8 @@ from cai_experiment.training.data import Pair, pairs_sha256
 SPEC_LEARNING_RATE = 5e-6
 MEASURED_PAIRS = 200  # before and after are measured on the first 200 training pairs: enough, and cheap at 5,000
 METRICS = "metrics.jsonl"
+LOSSES = ("sigmoid", "ipo", "apo_zero", "sigmoid_norm")  # see losses.py
+BACKENDS = ("auto", "trl", "unsloth", "fast")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +32,26 @@ class DPOSettings:
     beta: float = 0.1
     lora_r: int = 32
     lora_alpha: int = 64  # 2 * rank
+    loss: str = "sigmoid"  # LOSSES
+    nll_weight: float = 0.0  # of the NLL of chosen answers, added to the loss
     effective_batch: int = 8  # pairs a step
     max_length: int = 4096  # tokens; less where the model's context is shorter
     warmup_share: float = 0.1  # of the steps; a run of fewer than 20 has no warm-up, and a cosine follows
     seed: int = 0
     model_name: str = ""
+    start_adapter: Path | None = None  # train on from this adapter (SFT's), which then is the reference
     # the rest does not change the result, or by no more than rounding
-    batch_size: int | None = None  # pairs a pass; None: up to 8 on a CPU, 1 on a GPU (full logits of two rows)
+    backend: str = "auto"  # BACKENDS
+    batch_size: int | None = None  # trl, unsloth: pairs a pass; None: up to 8 on a CPU, 1 on a GPU (two rows' logits)
+    token_budget: int | None = None  # fast: tokens a pass; None: by the memory at hand
+    base: str = ""  # which weights the model has; with it, fast keeps the reference's log-probabilities on disk
+    held_out: tuple[Pair, ...] = ()  # measured while training, if `eval_every` says so
     save_every: int | None = None  # steps; None: a tenth of the run, at most 25
+    keep: int = 2  # newest checkpoints, beside the best one
+    eval_every: int | None = None  # steps between measurements of the held-out pairs; None: a tenth of the run
+    early_stop: int | None = None  # measurements without a better held-out margin after which training ends
+    sample_every: int | None = None  # steps between sample answers in the content log; None: a tenth of the run
+    sample_prompts: tuple[str, ...] = ()  # instructions that are answered then
     started: float | None = None  # time.monotonic() from which hours and cost count; None: when training begins
     max_hours: float | None = None
     max_cost: float | None = None
@@ -47,9 +62,10 @@ class DPOSettings:
     def identity(self) -> dict[str, Any]:
         """What must not change between an interrupted call and the one that resumes it."""
         names = ("steps", "epochs", "learning_rate", "beta", "lora_r", "lora_alpha", "effective_batch",
-                 "max_length", "warmup_share", "seed", "model_name")  # fmt: skip
+                 "max_length", "warmup_share", "seed", "model_name", "loss", "nll_weight")  # fmt: skip
         pairs = f"{len(self.pairs)} with sha256 {pairs_sha256(self.pairs)[:16]}"
-        return {"pairs": pairs, **{name: getattr(self, name) for name in names}}
+        start = {} if self.start_adapter is None else {"start_adapter": adapter_sha256(self.start_adapter)}
+        return {"pairs": pairs, **{name: getattr(self, name) for name in names}, **start}
 
 
 @dataclass
@@ -72,6 +88,7 @@ class TrainResult:
     total_steps: int = 0
     resumed_from: int = 0  # the step at which this call took over
     alarms: list[str] = field(default_factory=list)
+    backend: str = ""
     model: Any = field(default=None, repr=False)  # the model with its trained adapter, ready to generate
 
     @property
@@ -83,6 +100,12 @@ class TrainResult:
         """Everything but the model, and the history, which stands in metrics.jsonl."""
         skip = ("model", "history", "adapter_dir")
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in skip}
+
+
+def adapter_sha256(folder: Path) -> str:
+    """Hash of an adapter's weights."""
+    with (folder / "adapter_model.safetensors").open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def steps_for(milestone: Milestone | None, pairs: int) -> dict[str, Any]:
@@ -100,6 +123,16 @@ def total_steps(settings: DPOSettings, pairs: int) -> int:
         raise BadInputError("neither steps nor epochs are set", "pass --steps or --epochs")
     in_an_epoch = math.ceil(pairs / settings.effective_batch)
     return max(settings.steps or 0, math.ceil((settings.epochs or 0) * in_an_epoch))
+
+
+def pairs_at_once(settings: DPOSettings, device: str) -> int:
+    """Pairs a forward pass, on "cpu" or "cuda"."""
+    return settings.batch_size or (even_batch(settings.effective_batch, 8) if device == "cpu" else 1)
+
+
+def even_batch(pairs: int, most: int) -> int:
+    """The largest batch of at most `most` that divides `pairs`: TRL averages an evaluation over its batches."""
+    return max(size for size in range(1, most + 1) if pairs % size == 0)
 
 
 def check_flags(settings: DPOSettings) -> None:

@@ -1,0 +1,167 @@
+"""What an export starts from: the adapter of a run, the base that it was trained on, and prompts to hold both against.
+
+The base is the one that the training recorded. Another name is refused, since LoRA added to another base of the same
+shape gives a model that runs, and is wrong.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cai_experiment.engines.load import LoadSettings, load_model, make_plan
+from cai_experiment.engines.weights import check_folder, loading_error
+from cai_experiment.errors import BadInputError, DiskError
+from cai_experiment.models.hardware import detect
+from cai_experiment.models.presets import PRESETS, ModelChoice, resolve_model
+from cai_experiment.models.serving import disk_refusal
+from cai_experiment.records.files import read_json, show
+from cai_experiment.training import checkpoints
+from cai_experiment.training.data import HELD_OUT_SHARE, read_pairs, split_by_instruction
+from cai_experiment.training.dpo import SETTINGS
+from cai_experiment.training.export_check import LONGEST_PROMPT, OWN_PROMPTS, PROMPTS, Prompts
+
+FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "LICENSE*"]  # of a base on the hub
+UNKNOWN_LICENCE = "other"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An adapter to export. `settings` are the training's (DPOSettings.identity); `final` is its end, not a step."""
+
+    run: str
+    folder: Path
+    settings: Mapping[str, Any]
+
+    @property
+    def final(self) -> bool:
+        """True for the adapter at the end of training: what report.json speaks of."""
+        return self.folder.name == "final"
+
+    @property
+    def model(self) -> tuple[str, str, str]:
+        """(model, quantisation, layout) as the training recorded them; empty and "auto" where it did not."""
+        words = str(self.settings.get("model_name") or "").rsplit(" ", 2)
+        return (words[0], words[1], words[2]) if len(words) == 3 else ("", "", "auto")
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """The base's files. `place` is what a user would name: a hub id or a folder."""
+
+    name: str
+    place: str
+    folder: Path
+    revision: str | None
+    licence: str
+    choice: ModelChoice
+
+
+def find_source(run_folder: Path, checkpoint: str | None) -> Source:
+    """The adapter of a run: final/, or the checkpoint named (`checkpoint-40` or a path). BadInputError if not there."""
+    folder = run_folder / "final"
+    if checkpoint is not None:
+        within = run_folder / checkpoint
+        folder = within if within.is_dir() else Path(checkpoint)
+    if not folder.is_dir():
+        known = sorted(path.name for path in run_folder.glob("checkpoint-*") if path.name.partition("-")[2].isdigit())
+        step = f"name one with --checkpoint: {', '.join(known)}" if known else "train it first: train_dpo.py"
+        raise BadInputError(f"{show(folder)}: no adapter there", step)
+    path = folder.parent / SETTINGS
+    settings = read_json(path) if path.is_file() else {}
+    return Source(run_folder.name, folder, settings)
+
+
+# ---------------------------------------------------------------- the base
+
+
+def choose_base(source: Source, model: str | None) -> ModelChoice:
+    """The base that was trained; `model` (--model) says where it lies. BadInputError if it is another one."""
+    recorded = source.model[0]
+    told = read_json(source.folder / "adapter_config.json").get("base_model_name_or_path") or ""
+    if recorded in PRESETS and not told:  # PEFT writes where a model came from; random weights come from nowhere
+        message = f"{show(source.folder)} was trained on random weights of {recorded}"
+        raise BadInputError(message, f"add --random-weights {recorded}")
+    if model is None:
+        name = told if Path(told).is_dir() and recorded not in PRESETS else recorded or told
+        if not name:
+            raise BadInputError(f"{show(source.folder)} does not say what it was trained on", "say it with --model")
+        return resolve_model(name, detect())
+    choice = resolve_model(model, detect())
+    if recorded and choice.name != recorded and choice.path_or_id != recorded:
+        message = f"--model {model}: {show(source.folder)} was trained on {recorded}"
+        raise BadInputError(message, "leave --model out, or name a folder that holds it under that name")
+    return choice
+
+
+@contextmanager
+def base_files(choice: ModelChoice | None, random_weights: str | None, seed: int, near: Path) -> Iterator[Base]:
+    """The base as files: a folder, a download (16-bit, whatever it was trained in), or random weights written `near`.
+
+    Raises what loading raises, and DiskError before a download that the disk does not hold.
+    """
+    if random_weights is not None:
+        with tempfile.TemporaryDirectory(prefix="random-base.", dir=near) as made:
+            yield _random_base(random_weights, seed, Path(made))
+        return
+    assert choice is not None
+    licence = choice.preset.licence if choice.preset else UNKNOWN_LICENCE
+    place = Path(choice.path_or_id)
+    if place.is_dir():
+        check_folder(place)
+        yield Base(choice.name, choice.path_or_id, place, None, licence, choice)
+        return
+    folder = _downloaded(choice)
+    check_folder(folder)
+    yield Base(choice.name, choice.path_or_id, folder, folder.name, licence, choice)
+
+
+def _downloaded(choice: ModelChoice) -> Path:
+    """The folder of a hub model's 16-bit files, downloaded if they are not there; named by its revision."""
+    from huggingface_hub import snapshot_download
+
+    if refusal := disk_refusal(choice, "bf16"):
+        step = "make room, or set HF_HOME to a larger disk"
+        raise DiskError(f"--model {choice.name}: {refusal} (a merge needs the 16-bit files)", step)
+    try:
+        return Path(snapshot_download(choice.path_or_id, allow_patterns=FILES))
+    except Exception as error:
+        raise loading_error(choice.name, error) from error
+
+
+def _random_base(preset: str, seed: int, folder: Path) -> Base:
+    """The random weights that a training with --random-weights had before they were quantised, as files."""
+    hardware = detect()
+    precision = "bf16" if hardware.kind == "cuda" else "fp32"  # what 4 bit is made from on this device
+    settings = LoadSettings(random_weights=preset, seed=seed, quantization=precision, engine="hf")
+    plan = make_plan(settings, hardware)
+    model, tokenizer, _ = load_model(plan, settings)
+    with checkpoints.disk_errors(folder):
+        model.save_pretrained(str(folder), max_shard_size="4GB")
+        tokenizer.save_pretrained(str(folder))
+    return Base(plan.choice.name, f"random weights, seed {seed}", folder, None, UNKNOWN_LICENCE, plan.choice)
+
+
+# ---------------------------------------------------------------- prompts
+
+
+def instructions_of(pairs_file: Path, seed: int) -> list[str]:
+    """A run's instructions: held-out ones first, then those trained on; none if the run's pairs are not there."""
+    if not pairs_file.is_file():
+        return []
+    kept, held_out = split_by_instruction(read_pairs(pairs_file), seed, HELD_OUT_SHARE)
+    return [pair.turns[0].text for pair in (*held_out, *kept) if len(pair.turns) == 1]
+
+
+def prompts_for(instructions: Sequence[str], renderer: Any) -> Prompts:
+    """The first PROMPTS instructions, filled up from OWN_PROMPTS, as bare prompts; longer than LONGEST_PROMPT: not."""
+    found: dict[str, tuple[int, ...]] = {}
+    for text in (*instructions, *OWN_PROMPTS):
+        ids = tuple(renderer.bare_prompt_ids(text))
+        if text not in found and len(ids) <= LONGEST_PROMPT and len(found) < PROMPTS:
+            found[text] = ids
+    return Prompts(tuple(found), tuple(found.values()), tuple(renderer.stop_token_ids), renderer.tokenizer)

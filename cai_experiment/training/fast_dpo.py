@@ -1,0 +1,234 @@
+"""The project's own DPO step inside Hugging Face's Trainer: the same maths as TRL's, with far less to compute.
+
+A step takes its pairs as packed passes (`packing.py`): what both answers begin with is computed once, nothing is padded,
+and passes are filled up to a budget of tokens (`budget.py`). Attention knows who belongs to whom (`tree_attention.py`), the
+head sees answer tokens alone, chunk by chunk (`head.py`), LoRA layers and the last layer compute no more than they must
+(`lora.py`, `last_layer.py`), and the reference's log-probabilities are computed once, before training (`reference.py`).
+tests/test_fast_dpo.py holds loss, margins, gradients and twenty steps to TRL's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer_callback import PrinterCallback
+
+from cai_experiment.errors import BadInputError
+from cai_experiment.training.budget import budget_for, recompute
+from cai_experiment.training.data import TokenPair
+from cai_experiment.training.losses import TRUNK_CANCELS, Scores, preference_loss
+from cai_experiment.training.packing import into_passes, pack, tree_of
+from cai_experiment.training.policy import Policy
+from cai_experiment.training.reference import FOLDER, Reference, reference_key
+from cai_experiment.training.settings import MEASURED_PAIRS, DPOSettings, adapter_sha256
+from cai_experiment.training.start_check import check_start
+from cai_experiment.training.trainer import Resumable, common_arguments, named, with_adapter
+
+
+def build_fast_trainer(
+    settings: DPOSettings,
+    rows: Sequence[TokenPair],
+    held_out: Sequence[TokenPair],
+    total: int,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    watch: TrainerCallback,
+) -> FastTrainer:
+    """A FastTrainer over token ids; the adapter is fresh, or starts with the weights of `settings.start_adapter`."""
+    import os
+
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if settings.effective_batch % processes:
+        message = f"--effective-batch {settings.effective_batch} pairs do not divide among {processes} processes"
+        raise BadInputError(message, f"use a multiple of {processes}")
+    config = TrainingArguments(
+        **common_arguments(settings, total, model),
+        per_device_train_batch_size=settings.effective_batch // processes,
+        dataloader_pin_memory=False,  # a batch is a list of row numbers
+    )
+    set_seed(settings.seed)  # the adapter's A is drawn at random
+    adapted = with_adapter(settings, model)
+    trainer = FastTrainer(
+        model=adapted, args=config, data_collator=_row_numbers, train_dataset=list(range(len(rows))),
+        processing_class=tokenizer, callbacks=[watch],
+    )  # fmt: skip
+    trainer.remove_callback(PrinterCallback)
+    trainer.begin(settings, rows, held_out)
+    return trainer
+
+
+def _row_numbers(rows: list[int]) -> dict[str, torch.Tensor]:
+    return {"row": torch.tensor(rows)}
+
+
+class PairSet:
+    """Token pairs as trees, with the reference's log-probabilities (n, 2) once they are known."""
+
+    def __init__(self, rows: Sequence[TokenPair]) -> None:
+        self.rows = rows
+        self.trees = [tree_of(row) for row in rows]
+        self.costs = [tree.tokens for tree in self.trees]
+        self.reference = torch.empty(0, 2)
+
+    def passes(self, numbers: Sequence[int], budget: int, least: int = 1) -> list[list[int]]:
+        """`numbers` in passes of at most `budget` tokens."""
+        found = into_passes([self.costs[n] for n in numbers], budget, least)
+        return [[numbers[i] for i in part] for part in found]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest pair."""
+        return max(self.costs, default=0)
+
+
+class FastTrainer(Resumable, Trainer):
+    """Hugging Face's Trainer with the step described above. `begin` must be called before training."""
+
+    def begin(self, settings: DPOSettings, rows: Sequence[TokenPair], held_out: Sequence[TokenPair]) -> None:
+        """Take the pairs, decide how large passes are, and get the reference's log-probabilities."""
+        self.settings, self.pair_ids = settings, [row.id for row in rows]
+        self.pairs, self.held_out = PairSet(rows), PairSet(held_out)
+        self.policy = Policy(self.model)
+        longest = max(self.pairs.longest, self.held_out.longest)
+        self.budget = budget_for(self.policy.causal_lm, longest, settings.token_budget)
+        recompute(self.policy.causal_lm, self.budget.recomputed_layers)
+        self.tokens_seen = 0
+        self.of_step: list[torch.Tensor] = []  # (5, n) of each pass: see _remember
+        adapter = "" if settings.start_adapter is None else adapter_sha256(settings.start_adapter)
+        self.reference = Reference(self.policy, settings.output_dir.parent / FOLDER, fresh=settings.start_adapter is None)
+        for pairs in (self.pairs, self.held_out):
+            if pairs.rows:
+                key = settings.base and reference_key(settings.base, adapter, pairs.rows, self.policy.arithmetic)
+                pairs.reference = self.reference.of(pairs, self._measured_passes(pairs), key)
+
+    # ------------------------------------------------------------ a step
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """The loss of this process's share of the step, with its gradients; pass by pass."""
+        model.train()
+        rows = self.rows_of_step = inputs["row"].tolist()
+        passes = self._equally_many(rows)
+        chosen_tokens = sum(len(self.pairs.rows[row].chosen_ids) for row in rows)
+        whole = torch.zeros((), device=self.args.device)
+        with self.policy.ready():
+            for number, part in enumerate(passes):
+                last = number == len(passes) - 1
+                with nullcontext() if last else self.accelerator.no_sync(model):
+                    loss = self._within(model, lambda part=part: self._loss(part, len(rows), chosen_tokens))
+                    if not torch.isfinite(loss.detach()):
+                        self.rows_of_step = part
+                        raise self.not_finite("loss", loss.item())
+                    self.accelerator.backward(loss)
+                whole += loss.detach()
+        self.tokens_seen += sum(_row_tokens(self.pairs.rows[row]) for row in rows) * self.accelerator.num_processes
+        return whole
+
+    def _equally_many(self, rows: Sequence[int]) -> list[list[int]]:
+        """The step's passes; as many in every process, since sharded weights are gathered by all at once."""
+        passes = self.pairs.passes(rows, self.budget.tokens)
+        if self.accelerator.num_processes == 1:
+            return passes
+        count = torch.tensor([len(passes)], device=self.args.device)
+        return self.pairs.passes(rows, self.budget.tokens, least=int(self.accelerator.gather(count).max()))
+
+    def _within(self, model: Any, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """`compute` inside the forward of what accelerate has wrapped around the model: it gathers and reduces there."""
+        inner = self.policy.model
+        if model is inner:
+            with self.policy.autocast():
+                return compute()
+        before = inner.__dict__.get("forward")
+
+        def instead(*args: Any, **kwargs: Any) -> torch.Tensor:
+            if before is None:
+                del inner.forward
+            else:
+                inner.forward = before
+            with self.policy.autocast():
+                return compute()
+
+        inner.forward = instead
+        return model()
+
+    def _loss(self, part: Sequence[int], pairs: int, chosen_tokens: int) -> torch.Tensor:
+        """A pass's share of the mean loss over `pairs` pairs (and of the NLL's mean over `chosen_tokens` tokens)."""
+        settings = self.settings
+        scores = self._scores(self.pairs, part, trunk_cancels=not settings.nll_weight and settings.loss in TRUNK_CANCELS)
+        loss = preference_loss(settings.loss, settings.beta, scores).sum() / pairs
+        if settings.nll_weight:
+            loss = loss - settings.nll_weight * scores.chosen.sum() / chosen_tokens
+        self._remember(scores)
+        return loss
+
+    def _scores(self, pairs: PairSet, part: Sequence[int], trunk_cancels: bool = False) -> Scores:
+        packed = pack([pairs.trees[row] for row in part], self.policy.fill).to(self.args.device)
+        chosen, rejected = self.policy.answer_logps(packed, trunk_cancels)
+        reference = pairs.reference[list(part)].to(self.args.device)
+        return Scores(chosen, rejected, reference[:, 0], reference[:, 1], packed.chosen_tokens, packed.rejected_tokens)
+
+    # ------------------------------------------------------------ what is said of it
+
+    def _remember(self, scores: Scores) -> None:
+        self.of_step.append(torch.stack([s.detach() for s in scores[:4]]))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Hugging Face's log, with the step's metrics under TRL's names."""
+        if "loss" in logs and self.of_step:
+            scores = self.accelerator.gather(torch.cat(self.of_step, 1).T.contiguous()).T
+            logs |= _metrics(*scores, self.settings.beta) | {"num_tokens": self.tokens_seen}
+            self.of_step = []
+        super().log(logs, start_time)
+
+    @torch.no_grad()
+    def measure(self, of_held_out: bool = False) -> dict[str, float]:
+        """Means over the first training pairs, or the held-out ones: loss, margin, accuracy, log-probabilities."""
+        pairs = self.held_out if of_held_out else self.pairs
+        self.model.eval()
+        found: list[Scores] = []
+        with self.policy.ready(), self.policy.autocast():
+            found = [self._scores(pairs, part) for part in self._measured_passes(pairs)[0]]
+        whole = Scores(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+        loss = preference_loss(self.settings.loss, self.settings.beta, whole).mean()
+        if self.settings.nll_weight:
+            loss -= self.settings.nll_weight * whole.chosen.sum() / whole.chosen_tokens.sum()
+        return {"loss": loss.item(), **named(_metrics(*whole[:4], self.settings.beta))}
+
+    def _measured_passes(self, pairs: PairSet) -> tuple[list[list[int]], list[list[int]]]:
+        """(passes over the measured pairs, passes over the rest): the reference is computed in the very same."""
+        first = min(len(pairs.rows), MEASURED_PAIRS)
+        return (
+            pairs.passes(range(first), self.budget.tokens),
+            pairs.passes(range(first, len(pairs.rows)), self.budget.tokens),
+        )
+
+    def check_start(self) -> None:
+        """Raise EngineError unless packed passes score as the plain model does and the reference is what it must be."""
+        self.margin_tolerance = check_start(self)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Not counted: a batch is row numbers."""
+        return 0
+
+
+def _row_tokens(row: TokenPair) -> int:
+    return 2 * len(row.prompt_ids) + len(row.chosen_ids) + len(row.rejected_ids)
+
+
+def _metrics(
+    chosen: torch.Tensor, rejected: torch.Tensor, reference_chosen: torch.Tensor, reference_rejected: torch.Tensor,
+    beta: float,
+) -> dict[str, float]:  # fmt: skip
+    """TRL's names. All (n,); rewards are beta times the log-ratio to the reference."""
+    rewards = beta * (chosen - reference_chosen), beta * (rejected - reference_rejected)
+    return {
+        "rewards/chosen": rewards[0].mean().item(),
+        "rewards/rejected": rewards[1].mean().item(),
+        "rewards/margins": (rewards[0] - rewards[1]).mean().item(),
+        "rewards/accuracies": (rewards[0] > rewards[1]).float().mean().item(),
+        "logps/chosen": chosen.mean().item(),
+        "logps/rejected": rejected.mean().item(),
+    }

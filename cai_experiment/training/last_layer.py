@@ -1,0 +1,75 @@
+"""The last layer works for the tokens from which something is predicted; of the others only keys and values are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+class _OfSome(torch.autograd.Function):
+    """(1, T, F) to (1, S, F): the tokens `some`, each once."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, some: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(some)
+        ctx.tokens = x.shape[1]
+        return x.index_select(1, some)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return _put(gradients[0], ctx.saved_tensors[0], ctx.tokens), None
+
+
+class _BackToAll(torch.autograd.Function):
+    """(1, S, F) to (1, T, F), zeros elsewhere."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, some: torch.Tensor, tokens: int) -> torch.Tensor:
+        ctx.save_for_backward(some)
+        return _put(x, some, tokens)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return gradients[0].index_select(1, ctx.saved_tensors[0]), None, None
+
+
+def _put(x: torch.Tensor, some: torch.Tensor, tokens: int) -> torch.Tensor:
+    return x.new_zeros(x.shape[0], tokens, x.shape[2]).index_copy_(1, some, x)
+
+
+@contextmanager
+def only_sources(backbone: Any, sources: torch.Tensor) -> Iterator[None]:
+    """Within it the last layer's queries, attention output and feed-forward are computed for `sources` (M,) alone.
+
+    Layers that name these modules otherwise compute every token, and so does a layer that is recomputed in the backward
+    pass, which happens outside.
+    """
+    layers = getattr(backbone, "layers", None)
+    last = layers[-1] if layers else None
+    attention = getattr(last, "self_attn", None)
+    modules = [getattr(last, "mlp", None), getattr(attention, "q_proj", None), getattr(attention, "o_proj", None)]
+    modules = [module for module in modules if module is not None]
+    if getattr(last, "gradient_checkpointing", False) and torch.is_grad_enabled():
+        modules = []
+    some = sources.unique()
+    before = [module.__dict__.get("forward") for module in modules]
+    for module in modules:
+        module.forward = _limited(module.forward, some)
+    try:
+        yield
+    finally:
+        for module, patched in zip(modules, before, strict=True):
+            if patched is None:
+                del module.forward
+            else:
+                module.forward = patched
+
+
+def _limited(whole: Any, some: torch.Tensor) -> Any:
+    def limited(x: torch.Tensor) -> torch.Tensor:
+        return _BackToAll.apply(whole(_OfSome.apply(x, some)), some, x.shape[1])
+
+    return limited

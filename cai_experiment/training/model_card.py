@@ -1,0 +1,153 @@
+"""README.md of an export: a model card with base and licence, data hash, settings, gates, and figures with intervals.
+
+All numbers come from the training's own settings and from the run's report.json; what was not measured is said so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cai_experiment.errors import BadInputError
+from cai_experiment.models.presets import PRESETS
+from cai_experiment.records.files import read_json
+from cai_experiment.training.export_source import UNKNOWN_LICENCE, Source
+
+TITLES = {"merged": "merged weights", "adapter": "LoRA adapter", "gguf": "GGUF"}
+RELATION = {"merged": "finetune", "adapter": "adapter", "gguf": "quantized"}
+LIBRARY = {"merged": "transformers", "adapter": "peft", "gguf": "gguf"}
+HUB_LICENCES = ("apache-2.0", "mit")  # ids that the hub knows; any other is "other" with a name
+HOW = (
+    "LoRA trained by DPO (arXiv 2305.18290) on preference pairs from critique and revision (Constitutional AI, "
+    "arXiv 2212.08073)."
+)
+SETTINGS = ("pairs", "steps", "epochs", "learning_rate", "beta", "lora_r", "lora_alpha", "effective_batch",
+            "max_length", "warmup_share", "seed")  # fmt: skip
+
+
+def card_maker(source: Source, licence: str, data: Path) -> Callable[[dict[str, Any]], str]:
+    """What makes README.md of an export's record; `data` is the run's folder with report.json and pairs.jsonl."""
+    report, pairs = data / "report.json", data / "pairs.jsonl"
+    found = read_json(report) if report.is_file() else None
+    digest = None
+    if pairs.is_file():
+        with pairs.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return lambda record: model_card(source, licence, record, found, digest)
+
+
+def model_card(
+    source: Source, licence: str, record: Mapping[str, Any], report: Mapping[str, Any] | None, pairs_sha256: str | None
+) -> str:
+    """The card as Markdown with the hub's YAML header.
+
+    `report` is the run's report.json or None; `pairs_sha256` the hash of the run's pairs.jsonl, if it is there.
+    """
+    kind = record["kind"]
+    parts = [
+        _header(kind, record, licence),
+        f"# {source.run}: {TITLES[kind]}\n",
+        _what(source, licence, record),
+        "## Data and training\n",
+        _training(source, pairs_sha256),
+        "## Evaluation\n",
+        _evaluation(source, report),
+        "## Check of this export\n",
+        _check(record),
+    ]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _header(kind: str, record: Mapping[str, Any], licence: str) -> str:
+    from huggingface_hub import ModelCardData
+
+    known = licence in HUB_LICENCES
+    place = hub_id(record)
+    data = ModelCardData(
+        base_model=place, license=licence if known else "other",
+        license_name=None if known or licence == UNKNOWN_LICENCE else licence, library_name=LIBRARY[kind],
+        pipeline_tag="text-generation", tags=["dpo", "lora", "constitutional-ai", "preference-pairs"],
+        base_model_relation=RELATION[kind] if place else None,
+    )  # fmt: skip
+    return f"---\n{data.to_yaml()}\n---\n"
+
+
+def hub_id(record: Mapping[str, Any]) -> str | None:
+    """The base's id on the hub; None for a folder, the shipped model or random weights."""
+    name, place = record["base"], str(record["base_place"])
+    local = place.startswith((".", "/", "~")) or place.count("/") != 1 or (name in PRESETS and PRESETS[name].is_local)
+    return None if local else place
+
+
+def _what(source: Source, licence: str, record: Mapping[str, Any]) -> str:
+    base = hub_id(record) or record["base"]
+    revision = f" (revision {record['base_revision']})" if record.get("base_revision") else ""
+    terms = "see its card for the licence" if licence == UNKNOWN_LICENCE else f"licence {licence}"
+    lines = [
+        f"- base model: {base}{revision}; {terms}, which also holds for this model",
+        f"- made from: {source.folder.name} of the run {source.run}, adapter sha256 {record['adapter_sha256']}",
+    ]
+    if record.get("dtype"):
+        lines.append(f"- precision: {record['dtype']}")
+    if record.get("serve"):
+        lines.append(f"- with vLLM: `{record['serve']}`")
+    return "\n".join(lines) + "\n"
+
+
+def _training(source: Source, pairs_sha256: str | None) -> str:
+    settings = source.settings
+    model, quantization, layout = source.model
+    rows = [f"- {name.replace('_', ' ')}: {settings[name]}" for name in SETTINGS if settings.get(name) is not None]
+    if quantization:
+        rows.append(f"- trained on {model} in {quantization}, layout {layout}")
+    if pairs_sha256 is not None:
+        rows.append(f"- sha256 of the pairs file: {pairs_sha256}")
+    return f"{HOW}\n\n" + "\n".join(rows) + "\n"
+
+
+def _evaluation(source: Source, report: Mapping[str, Any] | None) -> str:
+    if report is None:
+        return "Not evaluated: the run has no report.\n"
+    if not source.final:
+        return "Not evaluated: the run's report speaks of the adapter at the end of training, not of this checkpoint.\n"
+    try:
+        gates = [[gate["name"], _number(gate["value"]), f"{gate['rule']} {_number(gate['threshold'])}",
+                  _interval(gate["interval"]), str(gate["n"]), "passed" if gate["passed"] else "NOT passed"]
+                 for gate in report["gates"]]  # fmt: skip
+        figures = [[name.replace("_", " "), _number(found["value"]), _interval(found["interval"]), str(found["n"])]
+                   for name, found in report["metrics"].items()]  # fmt: skip
+        verdict = f"Verdict of the run's gates: {report['verdict']}. Intervals are 95%.\n"
+    except (KeyError, TypeError) as error:
+        raise BadInputError(f"report.json lacks {error}", "make it again: run train_dpo.py once more") from None
+    notes = "".join(f"- {note}\n" for note in report.get("notes", []))
+    tables = _table(["gate", "value", "wanted", "interval", "n", ""], gates)
+    return "\n".join([verdict, tables, _table(["figure", "value", "interval", "n"], figures), notes])
+
+
+def _check(record: Mapping[str, Any]) -> str:
+    found = record.get("check")
+    if found is None:
+        return "Weights were compared with the merged model's; answers were not compared.\n"
+    same = f"same greedy text on {found['same_text']}"
+    if found["ties"]:
+        same += f", on {found['ties']} another token where the adapter model itself is undecided"
+    return (
+        f"Against base + adapter on {found['prompts']} prompts ({found['positions']} positions): logits differ by "
+        f"{found['rms_difference']:.2g} (root mean square) and {found['max_difference']:.2g} at most, mean KL "
+        f"divergence {found['mean_kl']:.2g} nats; {same}.\n"
+    )
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+
+
+def _number(value: Any) -> str:
+    return "not measured" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _interval(interval: Sequence[float] | None) -> str:
+    return "" if interval is None else f"{interval[0]:.3g} to {interval[1]:.3g}"

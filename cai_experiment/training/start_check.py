@@ -1,0 +1,80 @@
+"""Before the first step of fast DPO: is the packed arithmetic the model's own, and is the reference the reference?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from cai_experiment.errors import EngineError
+from cai_experiment.training.data import TokenPair
+from cai_experiment.training.packing import pack, tree_of
+
+if TYPE_CHECKING:
+    from cai_experiment.training.fast_dpo import FastTrainer
+
+FLOAT32_LAYOUT = 1e-3  # nats of an answer's sum, packed against plain
+OTHER_LAYOUT = 0.05  # nats a token, in 16 bits: rounding is an order below, a wrong mask an order above
+FLOAT32_MARGIN = 1e-4  # beta times nats, with a reference that another pass computed
+NOISE = 4.0  # in 16 bits the margin may be off by so many times what the layout alone changes
+
+
+@torch.no_grad()
+def check_start(trainer: FastTrainer) -> float:
+    """How far from 0 a margin before the first step may be: 0 where the reference was computed in this call.
+
+    Raises EngineError if (1) the two shortest pairs score otherwise in a packed pass than in a plain forward pass, (2)
+    policy and reference differ at all in one and the same pass, or (3) the stored reference is further from the computed
+    one than rounding explains.
+    """
+    trainer.model.eval()
+    numbers = sorted(range(len(trainer.pairs.rows)), key=lambda n: trainer.pairs.costs[n])[:2]
+    shortest = [trainer.pairs.rows[n] for n in numbers]
+    with trainer.policy.autocast():
+        noise = _check_layout(trainer, shortest)
+        part = trainer._measured_passes(trainer.pairs)[0][0]
+        packed = pack([trainer.pairs.trees[n] for n in part], trainer.policy.fill).to(trainer.args.device)
+        with trainer.policy.ready():
+            now = torch.stack(trainer.policy.answer_logps(packed))
+            reference = torch.stack(trainer.reference.logps(packed))
+    apart = (now - reference).abs().max().item()
+    if apart != 0.0:
+        message = f"the reference is not the starting model: log-probabilities differ by {apart:.3g} before the first step"
+        raise EngineError(message, "train from the model itself, without an adapter in it")
+    stored = trainer.pairs.reference[part].T.to(now.device)
+    off = trainer.settings.beta * (stored - reference).abs().max().item()
+    if not trainer.reference.was_read and off == 0.0:
+        return 0.0
+    tolerance = FLOAT32_MARGIN if _is_float32(trainer) else FLOAT32_MARGIN + trainer.settings.beta * NOISE * noise
+    if off > tolerance:
+        message = f"{trainer.reference.folder}: stored log-probabilities of the reference are off by {off:.3g} (margin)"
+        raise EngineError(message, "delete that folder; it is made again")
+    return tolerance
+
+
+def _check_layout(trainer: FastTrainer, rows: list[TokenPair]) -> float:
+    """The largest difference, in nats of an answer's sum, between packed and plain; EngineError if it is no rounding."""
+    policy = trainer.policy
+    packed = pack([tree_of(row) for row in rows], policy.fill).to(trainer.args.device)
+    with policy.ready():
+        ours = torch.stack(policy.answer_logps(packed))
+    plain = torch.tensor([[_plain(policy, row, ids) for row, ids in zip(rows, answers, strict=True)] for answers in
+                          ([r.chosen_ids for r in rows], [r.rejected_ids for r in rows])], device=ours.device)  # fmt: skip
+    differences = (ours - plain).abs()
+    tokens = torch.stack([packed.chosen_tokens, packed.rejected_tokens])
+    allowed = torch.full_like(differences, FLOAT32_LAYOUT) if _is_float32(trainer) else OTHER_LAYOUT * tokens
+    if (differences > allowed).any() or not torch.isfinite(ours).all():
+        message = f"packed passes ({policy.attention}) score pairs otherwise than the model: by {differences.max():.3g} nats"
+        raise EngineError(message, "use --backend trl for this model, and report this")
+    return differences.max().item()
+
+
+def _plain(policy: Any, row: TokenPair, answer: list[int]) -> float:
+    """Sum of an answer's log-probabilities in a forward pass of its own, as transformers and PEFT compute it."""
+    ids = torch.tensor([[*row.prompt_ids, *answer]], device=policy.device)
+    logits = policy.model(input_ids=ids, use_cache=False).logits[0, len(row.prompt_ids) - 1 : -1].float()
+    return logits.log_softmax(-1).gather(1, ids[0, len(row.prompt_ids) :, None]).sum().item()
+
+
+def _is_float32(trainer: FastTrainer) -> bool:
+    return bool(trainer.policy.causal_lm.dtype == torch.float32)
