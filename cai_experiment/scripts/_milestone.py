@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -189,6 +190,7 @@ def train_on_pairs(
     pairs, started = _training.own_pairs(args, milestone, folder), time.monotonic()
     settings = _training.training_settings(flags, pairs, len(pairs), choice, detect())
     with RunFolder(settings.output_dir):
+        settings = replace(settings, base=_training.base_of(engine))
         model, tokenizer = engine.release_for_training()
         trained = dpo.train(settings, model, tokenizer, engine.renderer)
         print(*dpo.summary(trained), sep="\n", flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -51,6 +52,8 @@ def training_settings(
         started=args.started, max_hours=args.max_hours, max_cost=args.max_cost, price_per_hour=args.price_per_hour,
         report_to=args.report_to, resume=args.resume,
     )  # fmt: skip
+    if args.backend == "unsloth" and hardware.kind != "cuda":
+        raise BadInputError("--backend unsloth needs an NVIDIA GPU", "use --backend fast, or trl")
     check_flags(settings)  # before a model is loaded for them
     return settings
 
@@ -59,8 +62,9 @@ def load_settings(args: argparse.Namespace) -> LoadSettings:
     """How the model that is trained and evaluated is loaded."""
     from cai_experiment.engines.load import LoadSettings
 
+    engine = {"auto": "auto", "unsloth": "unsloth"}.get(args.backend, "hf")
     return LoadSettings(
-        model=args.model, layout=args.format, quantization=args.quantization, seed=args.seed,
+        model=args.model, layout=args.format, engine=engine, quantization=args.quantization, seed=args.seed,
         random_weights=args.random_weights,
     )  # fmt: skip
 
@@ -77,6 +81,14 @@ def load_for_training(args: argparse.Namespace) -> Any:
     from cai_experiment.engines.load import load_engine
 
     return load_engine(load_settings(args))
+
+
+def base_of(engine: Any) -> str:
+    """Which weights an engine holds, by revision, hash of the files' ends or seed; "" if that is not known."""
+    facts = engine.describe()
+    names = ("weights_sha256", "revision", "random_seed")
+    known = {name: facts[name] for name in names if facts.get(name) is not None}
+    return json.dumps({"model": facts["model"], **known, "quantization": facts["quantization"]}) if known else ""
 
 
 def own_pairs(args: argparse.Namespace, milestone: Milestone, folder: Path) -> Sequence[Pair]:

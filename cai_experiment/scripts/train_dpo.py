@@ -15,6 +15,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 if not __package__:  # run as a file: import from this checkout, whatever the current folder
@@ -165,6 +166,7 @@ def train_and_report(
     else:
         started = time.monotonic()
         engine = _training.load_for_training(args)
+        settings = replace(settings, base=_training.base_of(engine))
         model, tokenizer = engine.release_for_training()
         trained = dpo.train(settings, model, tokenizer, engine.renderer)
         print(*dpo.summary(trained), sep="\n")
