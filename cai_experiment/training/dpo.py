@@ -78,7 +78,7 @@ def train(
 def _run(training: Any, dropped: list[str]) -> TrainResult:
     """Train from where an interrupted call stopped to the end or to a limit, measured before and after."""
     settings = training.settings
-    start = _starting_point(settings, training.say)
+    start = starting_point(settings, training.say)
     before = training.measure()
     _check_step0(before, training.trainer.margin_tolerance)
     stopped = training.run(start)
@@ -124,7 +124,7 @@ def _check_step0(before: dict[str, float], tolerance: float) -> None:
         raise EngineError(message, "train from the model itself, without an adapter in it")
 
 
-def _starting_point(settings: DPOSettings, say: Callable[[str], None]) -> Path | None:
+def starting_point(settings: DPOSettings, say: Callable[[str], None]) -> Path | None:
     """The checkpoint to resume from: the named one, else the newest whole one, else None."""
     found: Path | None
     if settings.resume is not None:
@@ -163,7 +163,8 @@ def check_settings(settings: DPOSettings) -> None:
     if not made or not path.exists():
         return
     now, then = json.loads(json.dumps(settings.identity())), read_json(path)
-    changed = [f"{name} {then.get(name)!r} -> {now[name]!r}" for name in now if then.get(name) != now[name]]
+    names = dict.fromkeys([*now, *then])
+    changed = [f"{name} {then.get(name)!r} -> {now.get(name)!r}" for name in names if then.get(name) != now.get(name)]
     if changed:
         message = f"{show(settings.output_dir)} was trained with other settings: {', '.join(changed)}"
         raise BadInputError(message, "use those again, or start anew with --fresh (the old folder is kept)")

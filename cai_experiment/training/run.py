@@ -53,8 +53,15 @@ class Training:
         self.started = time.monotonic() if settings.started is None else settings.started
         self.metrics = Journal(settings.output_dir / METRICS)
         self.backend = backend_of(settings, model)
-        self.trainer = build_trainer(self.backend, settings, rows, held_out, total, model, tokenizer, Watch(self))
+        self.trainer = self.build(rows, held_out, model, tokenizer)
         self.trainer.check_start()
+
+    def build(
+        self, rows: Sequence[TokenPair], held_out: Sequence[TokenPair], model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> Any:  # fmt: skip
+        """The trainer, and what watches it; SFT has its own (sft_trainer.py)."""
+        return build_trainer(self.backend, self.settings, rows, held_out, self.total, model, tokenizer, Watch(self))
 
     @property
     def step(self) -> int:
