@@ -1,4 +1,4 @@
-"""Exports: the merge is PEFT's own sum, its answers are the adapter model's, and what is not right is never published."""
+"""Exports: the merge is PEFT's own sum, the answers are the adapter model's, and what is wrong is not published."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from cai_experiment.scripts import export_model
 from cai_experiment.scripts._common import run_main
 from cai_experiment.training import adapters, checkpoints, export, export_check, gguf, hub, merge
 
+WHY = export_check.Prompts(("Why?",), ((1,),), (9,), SimpleNamespace(decode=str))
 ROOT = Path(__file__).resolve().parents[1]
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 SETTINGS = {"pairs": "10 with sha256 4c8621f5ef56646e", "steps": 6, "learning_rate": 1e-3, "beta": 0.1, "seed": 0}
@@ -131,7 +133,7 @@ def read(final: Path, base: Path) -> adapters.Adapter:
     return adapters.read_adapter(final, AutoConfig.from_pretrained(base))
 
 
-def test_the_merge_is_pefts_own_sum_rounded_once_in_every_file_of_the_base(tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_the_merge_is_pefts_own_sum_rounded_once_in_every_file(tiny_model_dir: Path, tmp_path: Path) -> None:
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -178,18 +180,16 @@ def test_a_corrupted_merge_is_refused_and_nothing_is_published(
     if read_back:
         assert "model.layers.1.mlp.down_proj.weight" in said and "is not base + LoRA" in said
     else:
-        assert "does not say what the adapter model says: on prompt " in said and "which the adapter model prefers" in said
-        assert "rms" in said and "nothing was published" in said
+        assert "does not say what the adapter model says: on prompt " in said
+        assert "which the adapter model prefers" in said and "rms" in said and "nothing was published" in said
     assert beside(runs) == ["final"]
 
 
 def test_a_differing_token_passes_only_where_the_adapter_model_is_undecided() -> None:
     import torch
 
-    prompts = export_check.Prompts(("Why?",), ((1,),), (9,), None)
-    object.__setattr__(prompts, "tokenizer", type("T", (), {"decode": staticmethod(str)}))
     torch.manual_seed(0)
-    right = torch.randn(6, 500) * 3
+    right = torch.randn(6, 500) * 2
     right[:, 7] = 12.0
     for gap, passes in ((0.004, True), (0.4, False)):
         logits = right.clone()
@@ -197,7 +197,7 @@ def test_a_differing_token_passes_only_where_the_adapter_model_is_undecided() ->
         shown = logits + torch.randn(6, 500) * 0.002
         shown[3, 8] = shown[3, 7] + 0.001  # the other token wins by a hair
         found = export_check.compare(
-            export_check.Answers([[7] * 6], [logits]), export_check.Answers([[7] * 6], [shown]), "bf16", 4, prompts
+            export_check.Answers([[7] * 6], [logits]), export_check.Answers([[7] * 6], [shown]), "bf16", 4, WHY
         )
         assert (found.ties, bool(found.problem)) == (int(passes), not passes), found
     assert "on prompt 1 ('Why?') token 4 is '[8]' (token 8) and not '[7]' (token 7)" in found.problem
@@ -208,16 +208,14 @@ def test_a_differing_token_passes_only_where_the_adapter_model_is_undecided() ->
 def test_logits_that_are_not_numbers_are_refused() -> None:
     import torch
 
-    prompts = export_check.Prompts(("Why?",), ((1,),), (9,), None)
     right = torch.randn(2, 50)
     tokens = right.argmax(-1).tolist()
     broken = right.clone()
-    broken[1, 3] = float("nan")
-    broken[1, tokens[1]] = 99.0
+    broken[1, (tokens[1] + 1) % 50] = float("inf")
     found = export_check.compare(
-        export_check.Answers([tokens], [right]), export_check.Answers([tokens], [broken]), "bf16", 4, prompts
+        export_check.Answers([tokens], [right]), export_check.Answers([tokens], [broken]), "bf16", 4, WHY
     )
-    assert found.problem
+    assert "token 2 is" in found.problem and "logits differ by inf rms" in found.problem
 
 
 # ---------------------------------------------------------------- for vLLM
@@ -278,10 +276,11 @@ def test_what_cannot_be_merged_is_refused_by_name(
     assert beside(runs) == ["final"]
 
 
-@pytest.mark.parametrize(("targets", "says"), [(["embed_tokens"], "Embedding"), (["lm_head"], "also the embedding's")])
-def test_lora_on_embeddings_is_refused(tiny_model_dir: Path, tmp_path: Path, targets: list[str], says: str) -> None:
-    final = make_run(tiny_model_dir, tmp_path / "mvp", "", target_modules=targets)
-    with pytest.raises(BadInputError, match=says) if targets == ["lm_head"] else pytest.raises(BadInputError):
+@pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
+@pytest.mark.filterwarnings("ignore::UserWarning")  # PEFT's own, of the same thing
+def test_lora_on_tied_embeddings_is_refused(tiny_model_dir: Path, tmp_path: Path, target: str) -> None:
+    final = make_run(tiny_model_dir, tmp_path / "mvp", "", target_modules=[target])
+    with pytest.raises(BadInputError, match=f"{target}.* cannot be exported"):
         read(final, tiny_model_dir)
 
 
@@ -313,7 +312,9 @@ def test_damage_other_bases_and_flags_that_do_not_go_together_are_refused(
         merge.base_dtype(base)
 
 
-def test_a_base_of_another_shape_or_with_other_names_is_refused(nano_dir: Path, tiny_model_dir: Path, runs: Path) -> None:
+def test_a_base_of_another_shape_or_with_other_names_is_refused(
+    nano_dir: Path, tiny_model_dir: Path, runs: Path
+) -> None:
     adapter = read(runs / "mvp" / "final", nano_dir)
     with pytest.raises(BadInputError, match=r"q_proj\.weight is|holds no tensor|weight is"):
         merge.check_layers(tiny_model_dir, adapter)
@@ -322,22 +323,37 @@ def test_a_base_of_another_shape_or_with_other_names_is_refused(nano_dir: Path, 
 # ---------------------------------------------------------------- interrupted
 
 
-def test_kill_9_leaves_no_half_export_and_the_same_command_then_makes_it(runs: Path) -> None:
+def stopped_while_checking(runs: Path, number: int) -> int:
+    """The exit code of an export that gets this signal when its weights are written and not yet read back."""
     code = (
-        "import os, signal; from cai_experiment.training import merge; from cai_experiment.scripts import export_model\n"
-        "merge.verify = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
-        f"export_model.main(['--checkpoint-dir', {str(runs)!r}, '--run', 'mvp', '--to', 'merged'])"
+        "import os\nfrom cai_experiment.scripts import _common, export_model\n"
+        "from cai_experiment.training import merge\n"
+        f"merge.verify = lambda *_: os.kill(os.getpid(), {int(number)})\n"
+        f"argv = ['--checkpoint-dir', {str(runs)!r}, '--run', 'mvp', '--to', 'merged']\n"
+        "raise SystemExit(_common.run_main(export_model.main, argv))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode
+
+
+def test_kill_9_leaves_no_half_export_and_the_same_command_then_makes_it(runs: Path) -> None:
+    assert stopped_while_checking(runs, signal.SIGKILL) == -signal.SIGKILL
     assert beside(runs) == ["final", "merged.tmp"]
     assert call(runs, "--to", "merged") == 0
     assert beside(runs) == ["final", "merged"]
 
 
-def test_a_signal_leaves_nothing_aside(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(merge, "verify", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-    assert call(runs, "--to", "merged") == 143
+def test_an_interruption_leaves_nothing_aside(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(merge, "verify", interrupt)
+    assert call(runs, "--to", "merged") == 130
+    assert beside(runs) == ["final"]
+
+
+@pytest.mark.slow
+def test_a_signal_leaves_nothing_aside(runs: Path) -> None:
+    assert stopped_while_checking(runs, signal.SIGTERM) == 143
     assert beside(runs) == ["final"]
 
 
@@ -382,7 +398,7 @@ if os.environ.get("BREAK") == "import":
     raise ModuleNotFoundError("No module named 'sentencepiece'")
 import gguf, torch
 from safetensors.torch import load_file
-folder, out, kind = Path(sys.argv[1]), sys.argv[sys.argv.index("--outfile") + 1], sys.argv[sys.argv.index("--outtype") + 1]
+folder, out, kind = Path(sys.argv[1]), sys.argv[3], sys.argv[5]
 config = json.loads((folder / "config.json").read_text())
 writer = gguf.GGUFWriter(out, "qwen2")
 writer.add_block_count(config["num_hidden_layers"])
@@ -415,7 +431,7 @@ writer.close()
 
 @pytest.fixture
 def llama_cpp(tmp_path: Path) -> Path:
-    """A folder with a stand-in for llama.cpp's converter; without the package gguf the test skips, and fails under CI."""
+    """A folder with a stand-in for llama.cpp's converter; without the package gguf tests skip, and fail under CI."""
     try:
         import gguf as _  # noqa: F401
     except ModuleNotFoundError:
@@ -434,7 +450,7 @@ def runs_with_merged(merged: Path, runs: Path) -> Path:
     return runs
 
 
-@pytest.mark.parametrize("kind", ["fp16", "q8_0"])
+@pytest.mark.parametrize("kind", ["fp16", pytest.param("q8_0", marks=pytest.mark.slow)])
 def test_a_gguf_file_holds_the_merged_weights_and_says_what_the_adapter_model_says(
     runs_with_merged: Path, llama_cpp: Path, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -501,12 +517,17 @@ def test_the_card_states_base_licence_data_settings_gates_and_figures(runs_with_
     (data / "pairs.jsonl").write_text("{}\n")
     source = find_source(runs_with_merged / "mvp", None)
     record = json.loads((runs_with_merged / "mvp" / "merged" / export.RECORD).read_text())
-    record |= {"base": "qwen2.5-32b", "base_place": "Qwen/Qwen2.5-32B", "base_revision": "1818d35814b8319459f4bd55ed1ac8709630f003"}
+    record |= {
+        "base": "qwen2.5-32b",
+        "base_place": "Qwen/Qwen2.5-32B",
+        "base_revision": "1818d35814b8319459f4bd55ed1ac8709630f003",
+    }
     text = card_maker(source, "apache-2.0", data)(record)
     for part in (
         "base_model: Qwen/Qwen2.5-32B", "license: apache-2.0", "base_model_relation: finetune", "revision 1818d358",
         "sha256 of the pairs file: ca3d163bab055381827226140568f3bef7eaac187cebd76878e0b63e9e442356",
-        "pairs: 10 with sha256 4c8621f5ef56646e", "beta: 0.1", "| harmful answers | 0.031 | <= 0.05 | 0.012 to 0.07 | 120 |",
+        "pairs: 10 with sha256 4c8621f5ef56646e", "beta: 0.1",
+        "| harmful answers | 0.031 | <= 0.05 | 0.012 to 0.07 | 120 |",
         "| loss falls | not measured | >= 1 |  | 0 | NOT passed |", "revision preferred | 0.951 | 0.89 to 0.979 | 102",
         "no-go", "2 overlong pairs", "same greedy text on 20",
     ):  # fmt: skip
@@ -541,7 +562,10 @@ class Hub(BaseHTTPRequestHandler):
             self.got["create"] = json.loads(body)
             self.reply({"url": "http://127.0.0.1/me/x", "id": "me/x"})
         elif "/preupload/" in self.path:
-            files = [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in json.loads(body)["files"]]
+            files = [
+                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for file in json.loads(body)["files"]
+            ]
             self.reply({"files": files})
         elif "/commit/" in self.path:
             lines = [json.loads(line) for line in body.splitlines()]
@@ -567,7 +591,12 @@ def hub_server() -> Iterator[tuple[str, dict[str, Any]]]:
 def push(runs: Path, address: str, *flags: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "cai_experiment/scripts/export_model.py"), "--checkpoint-dir", str(runs),
                "--to", "merged", "--push", "me/x", *flags]  # fmt: skip
-    environment = os.environ | {"HF_ENDPOINT": address, "HF_TOKEN": "hf_x", "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    environment = os.environ | {
+        "HF_ENDPOINT": address,
+        "HF_TOKEN": "hf_x",
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+    }
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
@@ -580,8 +609,17 @@ def test_an_export_is_pushed_whole_with_its_card_and_private(
     assert not got
     done = push(runs_with_merged, address)
     assert done.returncode == 0, done.stderr
-    assert got["create"]["private"] is True and (got["create"]["organization"], got["create"]["name"]) == ("me", "x")
-    assert got["files"] >= {"README.md", "model.safetensors", "config.json", "tokenizer.json", "export.json", "files.json"}
+    asked = got["create"]
+    assert "private" in (asked.get("visibility"), "private" if asked.get("private") else "")
+    assert (asked["organization"], asked["name"]) == ("me", "x")
+    assert got["files"] >= {
+        "README.md",
+        "model.safetensors",
+        "config.json",
+        "tokenizer.json",
+        "export.json",
+        "files.json",
+    }
     Hub.private = False
     refused = push(runs_with_merged, address)
     assert refused.returncode == 2 and "public; add --public" in refused.stderr, refused.stderr
