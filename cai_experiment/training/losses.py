@@ -20,7 +20,7 @@ TRUNK_CANCELS = ("sigmoid",)  # only the difference of the sums counts, in which
 
 
 class Scores(NamedTuple):
-    """Of n pairs, all (n,) float32: log-probabilities (sums over an answer's tokens, nats) and tokens of an answer."""
+    """Of n pairs, all (n,): log-probabilities (float64; sums over an answer's tokens, nats), tokens of an answer."""
 
     chosen: torch.Tensor
     rejected: torch.Tensor

@@ -1,4 +1,4 @@
-"""A causal LM with a LoRA adapter that scores packed pairs: attention, adapter layers and head as fast DPO runs them."""
+"""A causal LM with a LoRA adapter that scores packed pairs: attention, adapter layers, head as fast DPO runs them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from cai_experiment.training import tree_attention
+from cai_experiment.training.blocks import own_blocks
 from cai_experiment.training.head import target_logps
 from cai_experiment.training.last_layer import only_sources
 from cai_experiment.training.lora import own_layers
@@ -48,20 +49,23 @@ class Policy:
 
     @contextmanager
     def ready(self) -> Iterator[None]:
-        """Within it the model computes as fast DPO does; outside as transformers and PEFT do, to generate or to save."""
+        """Within it the model computes as fast DPO does; outside as transformers and PEFT do, to generate or save."""
         with ExitStack() as stack:
             stack.enter_context(tree_attention.by_name(self.causal_lm, self.attention))
             stack.enter_context(own_layers(self.model))
+            stack.enter_context(own_blocks(self.causal_lm))
             yield
 
     def answer_logps(self, packed: Packed, trunk_cancels: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-        """(chosen, rejected), each (n,) float32: sums over an answer's tokens, nats. Call it within `ready()`.
+        """(chosen, rejected), each (n,) float64: sums over an answer's tokens, nats. Call it within `ready()`.
+
+        In float32 the sum over a long answer, thousands of nats, would be rounded at 1e-3.
 
         `trunk_cancels`: of what both answers begin with only the values are wanted; in the difference of the two sums
         its gradient is 0.
         """
-        hidden = self._hidden(packed)
         shared = packed.target_branch == TRUNK
+        hidden = self._hidden(packed)
         if trunk_cancels and torch.is_grad_enabled():
             logps = torch.empty(len(packed.targets), device=self.device)
             with torch.no_grad():
@@ -70,6 +74,7 @@ class Policy:
             logps = logps.index_put((~shared,), own)
         else:
             logps = self._target_logps(hidden, packed.sources, packed.targets)
+        logps = logps.double()
         zeros = logps.new_zeros(packed.pairs)
         return (
             zeros.index_add(0, packed.target_pair, logps * (packed.target_branch != REJECTED)),

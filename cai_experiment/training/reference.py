@@ -1,4 +1,4 @@
-"""The reference's log-probabilities: computed once before training, kept on disk for every later run on the same pairs."""
+"""The reference's log-probabilities: computed once, before training, and kept for later runs on the same pairs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cai_experiment.training.policy import Policy
 
 FOLDER = "reference"  # beside the runs' folders
-LAYOUT = 1  # of the packed passes; raise it when their arithmetic changes
+LAYOUT = 2  # of the packed passes; raise it when their arithmetic changes
 
 
 def reference_key(base: str, adapter: str, rows: Sequence[TokenPair], arithmetic: str) -> str:
@@ -48,7 +48,7 @@ class Reference:
         self.was_read = False
 
     def of(self, pairs: PairSet, passes: Iterable[list[list[int]]], key: str) -> torch.Tensor:
-        """(n, 2) float32 on the CPU: sums of log-probabilities of chosen and rejected. With an empty key nothing is kept."""
+        """(n, 2) float64 on the CPU: sums of log-probabilities of chosen and rejected. No key, nothing kept."""
         place = self.folder / f"{key}.safetensors"
         found = _read(place) if key else None
         if found is not None:
@@ -66,7 +66,7 @@ class Reference:
             return self.policy.answer_logps(packed)
 
     def _compute(self, pairs: PairSet, passes: list[list[int]]) -> torch.Tensor:
-        out = torch.empty(len(pairs.rows), 2)
+        out = torch.empty(len(pairs.rows), 2, dtype=torch.float64)
         self.policy.model.eval()
         with self.policy.ready(), self.policy.autocast():
             for part in passes:

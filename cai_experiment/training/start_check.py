@@ -24,24 +24,23 @@ def check_start(trainer: FastTrainer) -> float:
     """How far from 0 a margin before the first step may be: 0 where the reference was computed in this call.
 
     Raises EngineError if (1) the two shortest pairs score otherwise in a packed pass than in a plain forward pass, (2)
-    policy and reference differ at all in one and the same pass, or (3) the stored reference is further from the computed
-    one than rounding explains.
+    policy and reference differ at all in one and the same pass, or (3) the stored reference is further from the
+    computed one than rounding explains.
     """
     trainer.model.eval()
     numbers = sorted(range(len(trainer.pairs.rows)), key=lambda n: trainer.pairs.costs[n])[:2]
     shortest = [trainer.pairs.rows[n] for n in numbers]
     with trainer.policy.autocast():
-        noise = _check_layout(trainer, shortest)
-        part = trainer._measured_passes(trainer.pairs)[0][0]
-        packed = pack([trainer.pairs.trees[n] for n in part], trainer.policy.fill).to(trainer.args.device)
+        noise = check_layout(trainer, shortest)
+        packed = pack([trainer.pairs.trees[n] for n in numbers], trainer.policy.fill).to(trainer.args.device)
         with trainer.policy.ready():
             now = torch.stack(trainer.policy.answer_logps(packed))
             reference = torch.stack(trainer.reference.logps(packed))
     apart = (now - reference).abs().max().item()
     if apart != 0.0:
-        message = f"the reference is not the starting model: log-probabilities differ by {apart:.3g} before the first step"
+        message = f"the reference is not the starting model: they differ by {apart:.3g} nats before the first step"
         raise EngineError(message, "train from the model itself, without an adapter in it")
-    stored = trainer.pairs.reference[part].T.to(now.device)
+    stored = trainer.pairs.reference[numbers].T.to(now.device)
     off = trainer.settings.beta * (stored - reference).abs().max().item()
     if not trainer.reference.was_read and off == 0.0:
         return 0.0
@@ -52,19 +51,20 @@ def check_start(trainer: FastTrainer) -> float:
     return tolerance
 
 
-def _check_layout(trainer: FastTrainer, rows: list[TokenPair]) -> float:
-    """The largest difference, in nats of an answer's sum, between packed and plain; EngineError if it is no rounding."""
+def check_layout(trainer: FastTrainer, rows: list[TokenPair]) -> float:
+    """The largest difference, nats of an answer's sum, between packed and plain; EngineError if it is no rounding."""
     policy = trainer.policy
     packed = pack([tree_of(row) for row in rows], policy.fill).to(trainer.args.device)
     with policy.ready():
         ours = torch.stack(policy.answer_logps(packed))
     plain = torch.tensor([[_plain(policy, row, ids) for row, ids in zip(rows, answers, strict=True)] for answers in
-                          ([r.chosen_ids for r in rows], [r.rejected_ids for r in rows])], device=ours.device)  # fmt: skip
+                          ([r.chosen_ids for r in rows], [r.rejected_ids for r in rows])], dtype=ours.dtype, device=ours.device)  # fmt: skip
     differences = (ours - plain).abs()
     tokens = torch.stack([packed.chosen_tokens, packed.rejected_tokens])
     allowed = torch.full_like(differences, FLOAT32_LAYOUT) if _is_float32(trainer) else OTHER_LAYOUT * tokens
     if (differences > allowed).any() or not torch.isfinite(ours).all():
-        message = f"packed passes ({policy.attention}) score pairs otherwise than the model: by {differences.max():.3g} nats"
+        off = f"by {differences.max():.3g} nats"
+        message = f"packed passes ({policy.attention}) score pairs otherwise than the model: {off}"
         raise EngineError(message, "use --backend trl for this model, and report this")
     return differences.max().item()
 
@@ -73,7 +73,7 @@ def _plain(policy: Any, row: TokenPair, answer: list[int]) -> float:
     """Sum of an answer's log-probabilities in a forward pass of its own, as transformers and PEFT compute it."""
     ids = torch.tensor([[*row.prompt_ids, *answer]], device=policy.device)
     logits = policy.model(input_ids=ids, use_cache=False).logits[0, len(row.prompt_ids) - 1 : -1].float()
-    return logits.log_softmax(-1).gather(1, ids[0, len(row.prompt_ids) :, None]).sum().item()
+    return logits.log_softmax(-1).gather(1, ids[0, len(row.prompt_ids) :, None]).double().sum().item()
 
 
 def _is_float32(trainer: FastTrainer) -> bool:
