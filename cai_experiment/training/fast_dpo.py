@@ -1,10 +1,10 @@
 """The project's own DPO step inside Hugging Face's Trainer: the same maths as TRL's, with far less to compute.
 
-A step takes its pairs as packed passes (`packing.py`): what both answers begin with is computed once, nothing is padded,
-and passes are filled up to a budget of tokens (`budget.py`). Attention knows who belongs to whom (`tree_attention.py`), the
-head sees answer tokens alone, chunk by chunk (`head.py`), LoRA layers and the last layer compute no more than they must
-(`lora.py`, `last_layer.py`), and the reference's log-probabilities are computed once, before training (`reference.py`).
-tests/test_fast_dpo.py holds loss, margins, gradients and twenty steps to TRL's.
+A step takes its pairs as packed passes (`packing.py`): what both answers begin with is computed once, nothing is padded
+and passes are filled up to a budget of tokens (`budget.py`). Attention knows who belongs to whom (`tree_attention.py`),
+the head sees answer tokens alone, chunk by chunk (`head.py`), LoRA layers, norms and the last layer compute and keep no
+more than they must (`lora.py`, `blocks.py`, `last_layer.py`), and the reference's log-probabilities are computed once,
+before training (`reference.py`). tests/test_fast_dpo.py holds loss, margins, gradients and twenty steps to TRL's.
 """
 
 from __future__ import annotations
@@ -75,9 +75,9 @@ class PairSet:
         self.reference = torch.empty(0, 2)
 
     def passes(self, numbers: Sequence[int], budget: int, least: int = 1) -> list[list[int]]:
-        """`numbers` in passes of at most `budget` tokens."""
+        """`numbers` in passes of at most `budget` tokens, the shortest first in each: attention groups neighbours."""
         found = into_passes([self.costs[n] for n in numbers], budget, least)
-        return [[numbers[i] for i in part] for part in found]
+        return [sorted((numbers[i] for i in part), key=lambda n: (self.costs[n], n)) for part in found]
 
     @property
     def longest(self) -> int:
@@ -99,7 +99,8 @@ class FastTrainer(Resumable, Trainer):
         self.tokens_seen = 0
         self.of_step: list[torch.Tensor] = []  # (5, n) of each pass: see _remember
         adapter = "" if settings.start_adapter is None else adapter_sha256(settings.start_adapter)
-        self.reference = Reference(self.policy, settings.output_dir.parent / FOLDER, fresh=settings.start_adapter is None)
+        folder = settings.output_dir.parent / FOLDER
+        self.reference = Reference(self.policy, folder, fresh=settings.start_adapter is None)
         for pairs in (self.pairs, self.held_out):
             if pairs.rows:
                 key = settings.base and reference_key(settings.base, adapter, pairs.rows, self.policy.arithmetic)
@@ -136,7 +137,7 @@ class FastTrainer(Resumable, Trainer):
         return self.pairs.passes(rows, self.budget.tokens, least=int(self.accelerator.gather(count).max()))
 
     def _within(self, model: Any, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """`compute` inside the forward of what accelerate has wrapped around the model: it gathers and reduces there."""
+        """`compute` inside the forward of what accelerate wraps around the model: it gathers and reduces there."""
         inner = self.policy.model
         if model is inner:
             with self.policy.autocast():
@@ -157,7 +158,8 @@ class FastTrainer(Resumable, Trainer):
     def _loss(self, part: Sequence[int], pairs: int, chosen_tokens: int) -> torch.Tensor:
         """A pass's share of the mean loss over `pairs` pairs (and of the NLL's mean over `chosen_tokens` tokens)."""
         settings = self.settings
-        scores = self._scores(self.pairs, part, trunk_cancels=not settings.nll_weight and settings.loss in TRUNK_CANCELS)
+        trunk_cancels = not settings.nll_weight and settings.loss in TRUNK_CANCELS
+        scores = self._scores(self.pairs, part, trunk_cancels)
         loss = preference_loss(settings.loss, settings.beta, scores).sum() / pairs
         if settings.nll_weight:
             loss = loss - settings.nll_weight * scores.chosen.sum() / chosen_tokens

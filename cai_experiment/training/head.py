@@ -1,8 +1,8 @@
 """Log-probabilities of answer tokens from hidden states: chunk by chunk, never all logits, no gradient for the head.
 
-d log p(y) / d h = W[y] - sum_v p(v) W[v] does not depend on what the loss makes of log p(y), so it is computed while the chunk's
-probabilities are at hand and kept, (M, H) instead of (M, V); the backward pass only scales it. That is two products with
-the head for a training token where a recomputing head (TRL's, Liger's) needs three.
+d log p(y) / d h = W[y] - sum_v p(v) W[v] does not depend on what the loss makes of log p(y): it is computed while the
+chunk's probabilities are at hand and kept, (M, H) instead of (M, V); the backward pass only scales it. That is two
+products with the head for a token where a head that recomputes its logits (TRL's) needs three.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ def target_logps(
 ) -> torch.Tensor:  # fmt: skip
     """(M,) float32: log-probability of each target. hidden (M, H); weight (V, H), frozen; bias (V,); targets (M,).
 
-    Logits are `scale` times the head's, then softcap * tanh(logits / softcap) where the model caps them. Never more than
-    CHUNK_BYTES of logits exist at a time (and a gradient of the same size, in the weights' dtype).
+    Logits are `scale` times the head's, then softcap * tanh(logits / softcap) where the model caps them. Never more
+    than CHUNK_BYTES of logits exist at a time (and a gradient of the same size, in the weights' dtype).
     """
     chunk = max(1, CHUNK_BYTES // (4 * len(weight)))
     return _TargetLogps.apply(hidden, weight, bias, targets, scale, softcap, chunk)

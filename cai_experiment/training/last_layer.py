@@ -1,4 +1,4 @@
-"""The last layer works for the tokens from which something is predicted; of the others only keys and values are read."""
+"""The last layer works for the tokens from which something is predicted; of others only keys and values are read."""
 
 from __future__ import annotations
 

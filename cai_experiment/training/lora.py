@@ -44,7 +44,7 @@ class _MergedLinear(torch.autograd.Function):
 
 
 class _Beside(torch.autograd.Function):
-    """base (T, out) + s B A x; gradients for base, x, A and B. Products in the dtype of x, gradients of A, B in theirs."""
+    """base (T, out) + s B A x; gradients for base, x, A, B. Products in the dtype of x, gradients of A, B in theirs."""
 
     @staticmethod
     def forward(
@@ -112,7 +112,8 @@ def _adapted(model: Any) -> list[Any]:
 def _can_merge(layers: list[Any]) -> bool:
     bases = [layer.base_layer for layer in layers]
     same = all(type(base) is torch.nn.Linear and base.weight.dtype == torch.float32 for base in bases)
-    return same and sum(base.weight.numel() * 4 for base in bases) <= MOST_BYTES and bases[0].weight.device.type == "cpu"
+    size = sum(base.weight.numel() * 4 for base in bases)
+    return same and size <= MOST_BYTES and bases[0].weight.device.type == "cpu"
 
 
 @contextmanager

@@ -19,6 +19,7 @@ import torch
 from cai_experiment.training.data import TokenPair
 
 TRUNK, CHOSEN, REJECTED = 0, 1, 2  # branches
+SIMILAR = 1.25  # within a group a pair may be so many times as long as another: attention pads it to the longest
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +36,6 @@ class Tree:
         """Tokens that a pass computes."""
         return len(self.trunk) + len(self.chosen) + len(self.rejected) - 2
 
-    @property
-    def row(self) -> int:
-        """Tokens of the longer row, as attention sees it."""
-        return len(self.trunk) + max(len(self.chosen), len(self.rejected)) - 1
-
 
 def tree_of(pair: TokenPair) -> Tree:
     """A pair as a tree. Each branch keeps at least its end token, so that both have a target of their own."""
@@ -52,20 +48,34 @@ def tree_of(pair: TokenPair) -> Tree:
 
 
 @dataclass(frozen=True, slots=True)
-class Packed:
-    """One pass over n pairs of T tokens in all with M targets. Long tensors unless said otherwise.
+class Group:
+    """Pairs of similar length, m of them, the longest of L tokens; they are the tokens `start` to `stop` of a pass.
 
-    `spread` (n, L) holds each pair's token numbers, 0 where a pair is shorter, and `place` (T,) is its inverse: where
-    in n * L a token stands. `mask` (n, 1, L, L), bool, says who attends to whom within a pair.
+    `spread` (m, L) holds each pair's token numbers from `start` on, 0 where a pair is shorter; `place` (stop - start,)
+    is its inverse: where in m * L a token stands. `mask` (m, 1, L, L), bool, says who attends to whom within a pair.
     """
+
+    start: int
+    stop: int
+    spread: torch.Tensor
+    place: torch.Tensor
+    mask: torch.Tensor
+
+    def to(self, device: torch.device | str) -> Group:
+        """The same on a device."""
+        spread, place, mask = (x.to(device, non_blocking=True) for x in (self.spread, self.place, self.mask))
+        return Group(self.start, self.stop, spread, place, mask)
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """One pass over n pairs of T tokens in all with M targets. Long tensors unless said otherwise."""
 
     input_ids: torch.Tensor  # (T,)
     positions: torch.Tensor  # (T,)
     pair: torch.Tensor  # (T,) number of the pair, n for filling
     branch: torch.Tensor  # (T,)
-    spread: torch.Tensor
-    place: torch.Tensor
-    mask: torch.Tensor
+    groups: tuple[Group, ...]  # pairs next to one another, which attention takes together
     sources: torch.Tensor  # (M,) the token from which a target is predicted
     targets: torch.Tensor  # (M,)
     target_pair: torch.Tensor  # (M,)
@@ -80,7 +90,9 @@ class Packed:
 
     def to(self, device: torch.device | str) -> Packed:
         """The same on a device."""
-        return Packed(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
+        tensors = [f.name for f in fields(self) if f.name != "groups"]
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in tensors}
+        return Packed(groups=tuple(group.to(device) for group in self.groups), **moved)
 
 
 def pack(trees: Sequence[Tree], multiple: int = 1) -> Packed:
@@ -108,25 +120,38 @@ def pack(trees: Sequence[Tree], multiple: int = 1) -> Packed:
         sizes.append((trunk, len(tree.chosen) - 1, len(tree.rejected) - 1))
         pair += [number] * (len(ids) - start)
     filling = -len(ids) % multiple
-    spread, place, mask = _attended(sizes, filling)
     answers = [(len(t.trunk) - t.prompt + len(t.chosen), len(t.trunk) - t.prompt + len(t.rejected)) for t in trees]
     of_targets = torch.tensor(targets).T
     return Packed(
         torch.tensor(ids + [ids[0]] * filling), torch.tensor(positions + [0] * filling),
         torch.tensor(pair + [len(trees)] * filling), torch.tensor(branch + [TRUNK] * filling),
-        spread, place, mask, *of_targets.contiguous(), *torch.tensor(answers).T.contiguous(),
+        _groups(sizes), *of_targets.contiguous(), *torch.tensor(answers).T.contiguous(),
     )  # fmt: skip
 
 
-def _attended(sizes: Sequence[tuple[int, int, int]], filling: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(spread, place, mask) of pairs with (trunk, chosen, rejected) tokens; a filling token has no place: 0."""
+def _groups(sizes: Sequence[tuple[int, int, int]]) -> tuple[Group, ...]:
+    """Groups of neighbours, none over SIMILAR times as long as another; sizes are (trunk, chosen, rejected)."""
+    groups: list[Group] = []
+    first = start = 0
+    lengths = [sum(size) for size in sizes]
+    for end in range(1, len(sizes) + 1):
+        if end < len(sizes) and max(lengths[first : end + 1]) <= SIMILAR * min(lengths[first : end + 1]):
+            continue
+        stop = start + sum(lengths[first:end])
+        groups.append(Group(start, stop, *_attended(sizes[first:end])))
+        first, start = end, stop
+    return tuple(groups)
+
+
+def _attended(sizes: Sequence[tuple[int, int, int]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(spread, place, mask) of a group."""
     whole = torch.tensor(sizes).sum(1)
     longest = int(whole.max())
     column = torch.arange(longest)
     inside = column < whole[:, None]
     starts = whole.cumsum(0) - whole
     spread = (starts[:, None] + column).where(inside, torch.tensor(0))
-    place = torch.cat([inside.flatten().nonzero()[:, 0], torch.zeros(filling, dtype=torch.long)])
+    place = inside.flatten().nonzero()[:, 0]
     trunk, chosen, _ = torch.tensor(sizes).T[:, :, None]
     in_chosen, in_rejected = (column >= trunk) & (column < trunk + chosen), column >= trunk + chosen
     causal = column[:, None] >= column

@@ -57,8 +57,9 @@ def check_layout(trainer: FastTrainer, rows: list[TokenPair]) -> float:
     packed = pack([tree_of(row) for row in rows], policy.fill).to(trainer.args.device)
     with policy.ready():
         ours = torch.stack(policy.answer_logps(packed))
-    plain = torch.tensor([[_plain(policy, row, ids) for row, ids in zip(rows, answers, strict=True)] for answers in
-                          ([r.chosen_ids for r in rows], [r.rejected_ids for r in rows])], dtype=ours.dtype, device=ours.device)  # fmt: skip
+    answers = [row.chosen_ids for row in rows], [row.rejected_ids for row in rows]
+    sums = [[_plain(policy, row, ids) for row, ids in zip(rows, side, strict=True)] for side in answers]
+    plain = torch.tensor(sums, dtype=ours.dtype, device=ours.device)
     differences = (ours - plain).abs()
     tokens = torch.stack([packed.chosen_tokens, packed.rejected_tokens])
     allowed = torch.full_like(differences, FLOAT32_LAYOUT) if _is_float32(trainer) else OTHER_LAYOUT * tokens
