@@ -29,9 +29,13 @@ AFTER_TRAINING = {"mvp": SCRIPTS + "generate_full.py"}  # the milestones themsel
 
 
 def training_settings(
-    args: argparse.Namespace, pairs: Sequence[Pair], in_file: int, choice: ModelChoice, hardware: Hardware
-) -> DPOSettings:
-    """Settings from the flags, the milestone (or the file's size) and the model's preset; says what was inherited."""
+    args: argparse.Namespace, pairs: Sequence[Pair], in_file: int, choice: ModelChoice, hardware: Hardware,
+    held_out: Sequence[Pair] = (),
+) -> DPOSettings:  # fmt: skip
+    """Settings from the flags, the milestone (or the file's size) and the model's preset; says what was inherited.
+
+    While it trains, `held_out` is measured, and the first of its instructions are answered.
+    """
     if args.max_cost is not None and not args.price_per_hour:
         raise BadInputError("--max-cost needs a price", "add --price-per-hour")
     steps = {"steps": args.steps, "epochs": args.epochs}
@@ -50,7 +54,8 @@ def training_settings(
         save_every=args.save_every, keep=args.keep, eval_every=args.eval_every, early_stop=args.early_stop,
         sample_every=args.sample_every, batch_size=args.batch_size, max_length=args.max_length, seed=args.seed, model_name=" ".join(model),
         started=args.started, max_hours=args.max_hours, max_cost=args.max_cost, price_per_hour=args.price_per_hour,
-        report_to=args.report_to, resume=args.resume,
+        report_to=args.report_to, resume=args.resume, held_out=tuple(held_out),
+        sample_prompts=tuple(pair.instruction for pair in held_out if len(pair.turns) == 1)[:16],
     )  # fmt: skip
     if args.backend == "unsloth" and hardware.kind != "cuda":
         raise BadInputError("--backend unsloth needs an NVIDIA GPU", "use --backend fast, or trl")

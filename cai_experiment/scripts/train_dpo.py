@@ -25,6 +25,7 @@ from cai_experiment.errors import EXIT_NO_GO, EXIT_OK, BadInputError
 from cai_experiment.milestones import MILESTONES, Milestone
 from cai_experiment.models.presets import ModelChoice, resolve_model
 from cai_experiment.nano import is_nano
+from cai_experiment.observe.content_logger import ContentLogger
 from cai_experiment.records.files import show
 from cai_experiment.records.store import RunFolder
 from cai_experiment.scripts import _plan, _training
@@ -76,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument("--keep", type=positive_int, default=2, metavar="N", help="newest checkpoints, beside the best")
     group.add_argument("--eval-every", type=positive_int, metavar="N", help="steps between held-out margins")
     group.add_argument("--early-stop", type=positive_int, metavar="N", help="end after N of them without a better one")
-    group.add_argument("--sample-every", type=positive_int, metavar="N", help="steps between samples in the content log")
+    group.add_argument("--sample-every", type=positive_int, metavar="N", help="steps between sample answers")
     group.add_argument("--max-hours", type=positive, metavar="H", help="stop resumably after so many hours")
     group.add_argument("--max-cost", type=dollars, metavar="DOLLARS", help="stop resumably at this cost")
     group.add_argument("--report-to", choices=("none", "tensorboard", "wandb"), default="none")
@@ -115,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         _training.say_model(args, hardware)
     print(whose, end="")
-    settings = _training.training_settings(args, pairs, len(everything), choice, hardware)
+    settings = _training.training_settings(args, pairs, len(everything), choice, hardware, held_out)
     steps = total_steps(settings, len(pairs))
     print(f"{len(pairs)} training pairs, {len(held_out)} held out; {steps} steps of {settings.effective_batch} pairs")
     if args.plan:
@@ -168,7 +169,8 @@ def train_and_report(
         engine = _training.load_for_training(args)
         settings = replace(settings, base=_training.base_of(engine))
         model, tokenizer = engine.release_for_training()
-        trained = dpo.train(settings, model, tokenizer, engine.renderer)
+        with ContentLogger(args.verbosity, settings.output_dir / dpo.CONTENT_LOG) as content:
+            trained = dpo.train(settings, model, tokenizer, engine.renderer, content=content)
         print(*dpo.summary(trained), sep="\n")
         if trained.stopped:
             print(f"stopped by {trained.stopped}, its checkpoint is written; resume with: {command}")

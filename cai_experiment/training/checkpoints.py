@@ -77,9 +77,14 @@ def check_space(folder: Path, needed: int) -> None:
         raise DiskError(message, "free space and run the same command again (older checkpoints are whole)")
 
 
-def keep_newest(folder: Path, keep: int = KEEP) -> None:
-    """Delete all but the `keep` newest checkpoints; each is renamed first, so a kill leaves no half checkpoint."""
+def keep_newest(folder: Path, keep: int = KEEP, best: int | None = None) -> None:
+    """Delete all checkpoints but the `keep` newest and that of step `best`.
+
+    Each is renamed first, so a kill leaves no half checkpoint.
+    """
     for path in _numbered(folder)[keep:]:
+        if step_of(path) == best:
+            continue
         aside = path.with_name(path.name + ASIDE)
         os.rename(path, aside)
         shutil.rmtree(aside)

@@ -11,14 +11,16 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cai_experiment.errors import BadInputError, EngineError, Interrupted
+from cai_experiment.observe.content_logger import ContentLogger
 from cai_experiment.records.files import read_json, show, write_json
 from cai_experiment.records.store import Journal
 from cai_experiment.training import checkpoints
-from cai_experiment.training.data import tokenize_pairs
+from cai_experiment.training.data import TokenPair, tokenize_pairs
 from cai_experiment.training.settings import MEASURED_PAIRS, METRICS, DPOSettings, TrainResult, check_flags, total_steps
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 RECORD = "training.json"  # settings and result, beside the final adapter
 SETTINGS = "settings.json"
+CONTENT_LOG = "content_log.jsonl"
 
 
 # ---------------------------------------------------------------- training
@@ -42,11 +45,13 @@ def train(
     tokenizer: PreTrainedTokenizerBase,
     renderer: Renderer,
     say: Callable[[str], None] = print,
+    content: ContentLogger | None = None,
 ) -> TrainResult:
     """Train, or go on where an interrupted call stopped; a finished training is loaded, not repeated.
 
     `model` is the plain causal LM (4-bit, 8-bit, bf16 or float32); the adapter is put into it, and `result.model`
     is it with the adapter, ready to generate. Files in `settings.output_dir`: checkpoint-N/, final/, metrics.jsonl.
+    Answers to `settings.sample_prompts` go to the log `content`, or else to content_log.jsonl in that folder.
 
     Raises BadInputError (changed settings, a flag or checkpoint that cannot be used, no usable pair), EngineError (a
     margin that is not 0 before the first step, a loss or gradient that is not finite, no memory), DiskError, and
@@ -67,12 +72,37 @@ def train(
     rows, dropped = tokenize_pairs(settings.pairs, renderer, limit)
     if dropped:
         say(f"{len(dropped)} of {len(settings.pairs)} pairs are longer than {limit} tokens and were dropped, not cut")
+    held_out = _held_out_rows(settings, renderer, limit, say)
+    from cai_experiment.training.backends import backend_of
     from cai_experiment.training.run import Training, memory_errors
+    from cai_experiment.training.samples import Sampler
 
-    with memory_errors(settings, rows):
-        training = Training(settings, rows, total_steps(settings, len(rows)), model, tokenizer, say)
+    sampler = Sampler(settings.sample_prompts, renderer)
+    own_log = content is None and sampler.prompts
+    log = ContentLogger(0, settings.output_dir / CONTENT_LOG) if own_log else nullcontext(content)
+    with log as content, memory_errors(settings, rows, backend_of(settings, model)) as tried:
+        steps = total_steps(settings, len(rows))
+        training = Training(settings, rows, steps, model, tokenizer, say, held_out, sampler, content)
+        tried.note(training)
         write_json(settings.output_dir / SETTINGS, settings.identity())  # now that nothing more is refused
         return _run(training, dropped)
+
+
+def _held_out_rows(
+    settings: DPOSettings, renderer: Renderer, limit: int, say: Callable[[str], None]
+) -> list[TokenPair]:
+    """The held-out pairs that are measured while training: the first MEASURED_PAIRS that are not too long."""
+    if not settings.held_out:
+        return []
+    try:
+        rows, dropped = tokenize_pairs(settings.held_out, renderer, limit)
+    except BadInputError:
+        rows, dropped = [], [pair.id for pair in settings.held_out]
+    if dropped:
+        say(f"{len(dropped)} of {len(settings.held_out)} held-out pairs are longer than {limit} tokens: not measured")
+    if settings.early_stop is not None and not rows:
+        raise BadInputError("--early-stop has no held-out pair to measure", "use a larger --max-length")
+    return rows[:MEASURED_PAIRS]
 
 
 def _run(training: Any, dropped: list[str]) -> TrainResult:
@@ -88,10 +118,11 @@ def _run(training: Any, dropped: list[str]) -> TrainResult:
         adapter_dir=settings.output_dir / "final", steps=training.step, history=training.history(), dropped=dropped,
         step0_margin=before["margin"], loss_before=before["loss"], loss_after=None, stopped=stopped, before=before,
         measured=min(len(training.rows), MEASURED_PAIRS), pairs=len(training.rows), total_steps=training.total,
-        resumed_from=checkpoints.step_of(start) if start else 0, alarms=training.alarms, backend=training.backend,
+        resumed_from=checkpoints.step_of(start) if start else 0, backend=training.backend, early=training.early,
     )  # fmt: skip
     if stopped:
         result.adapter_dir = settings.output_dir / f"checkpoint-{training.step}"
+        result.alarms = list(training.alarms.found.values())
     else:
         _finish(training, result, training.say)
     result.model = training.release()
@@ -100,8 +131,11 @@ def _run(training: Any, dropped: list[str]) -> TrainResult:
 
 def _finish(training: Any, result: TrainResult, say: Callable[[str], None]) -> None:
     """Measure after training, raise the alarm if due, and publish the final adapter with its record."""
+    result.best_step = training.take_best()
+    result.held_out = _measured_at(result.history, result.best_step)
     result.after = training.measure()
     result.loss_after = result.after["loss"]
+    result.alarms = list(training.alarms.found.values())
     fall = result.before["chosen_logp"] - result.after["chosen_logp"]
     if fall > 0:
         result.alarms.append(
@@ -112,6 +146,12 @@ def _finish(training: Any, result: TrainResult, say: Callable[[str], None]) -> N
         say(result.alarms[-1])
     record = {"settings": training.settings.identity(), "result": result.to_json()}
     training.publish(result.adapter_dir, {RECORD: json.dumps(record, indent=1)})
+
+
+def _measured_at(history: list[dict[str, Any]], step: int) -> dict[str, float]:
+    """What was measured on the held-out pairs after a step; nothing if nothing was."""
+    row = next((row for row in history if row["step"] == step), {})
+    return {name.removeprefix("held_out_"): value for name, value in row.items() if name.startswith("held_out_")}
 
 
 def _check_step0(before: dict[str, float], tolerance: float) -> None:
@@ -215,6 +255,15 @@ def summary(result: TrainResult) -> list[str]:
     lines = [f"trained {result.steps} of {result.total_steps} steps on {result.pairs} pairs"]
     if result.dropped:
         lines[0] += f" ({len(result.dropped)} overlong pairs dropped)"
+    if result.early:
+        lines.append(f"ended early: {result.early}")
+    if result.held_out:
+        lines.append(
+            f"held-out pairs: margin {result.held_out['margin']:+.4f}, accuracy {result.held_out['accuracy']:.2f}, "
+            f"loss {result.held_out['loss']:.4f}"
+        )
+    if result.best_step not in (0, result.steps):
+        lines.append(f"the final adapter is that of step {result.best_step}, with the best held-out margin")
     if result.loss_after is not None:
         falls = "falls" if result.loss_falls else "DOES NOT FALL"
         lines.append(

@@ -1,41 +1,48 @@
-"""One training from start to end: clock, limits, stop signals, metrics.jsonl, alarms; `trainer.py` does the maths."""
+"""One training from start to end: clock, limits, stop signals, what is kept. The backends' trainers do the maths, and
+`watch.py` what is done after every step."""
 
 from __future__ import annotations
 
 import gc
-import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
-from transformers.trainer_callback import TrainerControl, TrainerState
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.trainer_callback import TrainerState
 
 from cai_experiment.engines.common import is_out_of_memory
 from cai_experiment.errors import EXIT_CTRL_C, EXIT_HANGUP, EXIT_TERMINATED, EngineError
 from cai_experiment.records.files import write_jsonl
 from cai_experiment.records.store import Journal
 from cai_experiment.training import checkpoints
-from cai_experiment.training.data import TokenPair
-from cai_experiment.training.settings import METRICS, DPOSettings, pairs_at_once
+from cai_experiment.training.alarms import Alarms
 from cai_experiment.training.backends import backend_of, build_trainer
-from cai_experiment.training.trainer import named
+from cai_experiment.training.data import TokenPair
+from cai_experiment.training.samples import Sampler, Samples
+from cai_experiment.training.settings import METRICS, DPOSettings, pairs_at_once
+from cai_experiment.training.watch import Patience, Watch
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-ALARM_STEPS, ALARM_NATS = 10, 1.0  # alarm if the chosen answers lost more than this over so many steps
+    from cai_experiment.observe.content_logger import ContentLogger
+
 SIGNALS = {signal.SIGINT: EXIT_CTRL_C, signal.SIGTERM: EXIT_TERMINATED, signal.SIGHUP: EXIT_HANGUP}
 
 
 class Training:
-    """One training: trainer, adapter and clock. `signal` is the exit code of a stop signal, once one has come."""
+    """One training: trainer, adapter and clock. `signal` is the exit code of a stop signal, once one has come.
+
+    `held_out` is measured now and then; `sampler` answers instructions for the log `content`.
+    """
 
     def __init__(
         self,
@@ -46,14 +53,21 @@ class Training:
         tokenizer: PreTrainedTokenizerBase,
         say: Callable[[str], None],
         held_out: Sequence[TokenPair] = (),
+        sampler: Sampler | None = None,
+        content: ContentLogger | None = None,
     ) -> None:
         self.settings, self.rows, self.total, self.say = settings, rows, total, say
+        self.sampler, self.content = sampler, content
         self.signal: int | None = None
-        self.alarms: list[str] = []
+        self.alarms = Alarms(settings)
+        tenth = max(1, total // 10)
+        self.patience = Patience(settings.eval_every or tenth if held_out else 0, total, settings.early_stop)
+        self.sample_every = settings.sample_every or tenth
         self.started = time.monotonic() if settings.started is None else settings.started
         self.metrics = Journal(settings.output_dir / METRICS)
         self.backend = backend_of(settings, model)
         self.trainer = self.build(rows, held_out, model, tokenizer)
+        self.trainer.keep = settings.keep
         self.trainer.check_start()
 
     def build(
@@ -82,16 +96,88 @@ class Training:
         checkpoints.set_aside_newer(self.settings.output_dir, done, self.say)
         kept = [row for row in self.metrics.rows() if row["step"] <= done]
         write_jsonl(self.metrics.path, kept)
-        if start is not None and done >= self.total:  # Hugging Face's Trainer would run one step too many
-            self.trainer._load_from_checkpoint(str(start))
-            self.trainer.state.global_step = done
+        self.alarms.distinct_before = self.sample(0)
+        for row in kept:
+            if "margin" in row:  # SFT has none
+                self.alarms.look(row)
+        if start is not None and self._was_over(start, done):
             return ""
         try:
             with StopSignals(self):
                 self.trainer.train(resume_from_checkpoint=str(start) if start else None)
         finally:
             self.metrics.close()
-        return self.limit() if self.step < self.total and self.signal is None else ""
+        return self.limit() if self.signal is None and not self.is_over else ""
+
+    def _was_over(self, start: Path, done: int) -> bool:
+        """Load a checkpoint after which nothing is trained; Hugging Face's Trainer would run one step too many."""
+        state = TrainerState.load_from_json(str(start / "trainer_state.json"))
+        if done < self.total and not self.patience.is_over(state):
+            return False
+        self.trainer._load_from_checkpoint(str(start))
+        self.trainer.state = state
+        return True
+
+    @property
+    def is_over(self) -> bool:
+        """True when no step is to follow: after the last one, or when the held-out margin has not grown for long."""
+        return self.step >= self.total or self.patience.is_over(self.trainer.state)
+
+    @property
+    def early(self) -> str:
+        """Why training ended before its last step and is over nevertheless, or ""."""
+        if self.step >= self.total or not self.patience.is_over(self.trainer.state):
+            return ""
+        times = self.patience.patience
+        return f"no better held-out margin in {times} measurement{'' if times == 1 else 's'}"
+
+    def take_best(self) -> int:
+        """With `early_stop`: load the adapter with the best held-out margin. The step whose adapter the model now has.
+
+        Where that checkpoint is gone or damaged an alarm says so, and the last adapter stays.
+        """
+        best = self.trainer.state.best_global_step
+        if self.settings.early_stop is None or best is None or best == self.step:
+            return self.step
+        folder = self.settings.output_dir / f"checkpoint-{best}"
+        try:
+            checkpoints.verify(folder)
+        except checkpoints.Damaged as reason:
+            self.alarms.found["best"] = (
+                f"ALARM: {folder.name}, which has the best held-out margin, is damaged ({reason}): the final adapter "
+                f"is that of step {self.step}"
+            )
+            self.say(self.alarms.found["best"])
+            return self.step
+        self.trainer._load_from_checkpoint(str(folder))
+        return int(best)
+
+    def sample(self, step: int) -> float | None:
+        """Answer the sample instructions, write them into the content log; the share of distinct bigrams.
+
+        None without instructions, and from the first failure on: training does not depend on it.
+        """
+        if self.sampler is None or not self.sampler.prompts:
+            return None
+        try:
+            found = self.sampler.answer(self.trainer.accelerator.unwrap_model(self.trainer.model))
+        except Exception as error:
+            line = str(error).splitlines()[0] if str(error) else ""
+            self.say(f"no sample answers from step {step} on: {type(error).__name__}: {line}")
+            self.sampler = None
+            return None
+        self._log_samples(step, self.sampler.prompts, found)
+        return found.distinct
+
+    def _log_samples(self, step: int, prompts: Sequence[str], found: Samples) -> None:
+        if self.content is None:
+            return
+        an_epoch = -(-len(self.rows) // self.settings.effective_batch)
+        epoch = -(-step // an_epoch)
+        stage = f"EPOCH-{epoch}-BATCH-{step - max(0, epoch - 1) * an_epoch}"
+        for prompt, answer in zip(prompts, found.answers, strict=True):
+            facts = {"step": step, "instruction": prompt, "distinct_bigrams": round(found.distinct, 4)}
+            self.content.log_stage(stage, f"{prompt}\n-> {answer}", facts)
 
     def limit(self) -> str:
         """The limit that this call has reached, or ""."""
@@ -133,11 +219,28 @@ class Training:
         return model.eval()
 
 
+@dataclass
+class Tried:
+    """What a training did when memory ran out: its backend, and fast's budget of tokens a pass once it is known."""
+
+    backend: str = ""
+    tokens: int | None = None
+    recomputed_layers: int = 0
+
+    def note(self, training: Training) -> None:
+        """Take what the trainer has decided."""
+        self.backend = training.backend
+        budget = getattr(training.trainer, "budget", None)
+        if budget is not None:
+            self.tokens, self.recomputed_layers = budget.tokens, budget.recomputed_layers
+
+
 @contextmanager
-def memory_errors(settings: DPOSettings, rows: Sequence[TokenPair]) -> Iterator[None]:
+def memory_errors(settings: DPOSettings, rows: Sequence[TokenPair], backend: str = "trl") -> Iterator[Tried]:
     """Within it, memory that ran out becomes an EngineError that names what was tried and what helps."""
+    tried = Tried(backend, settings.token_budget)
     try:
-        yield
+        yield tried
         return
     except RuntimeError as error:
         if not is_out_of_memory(error):
@@ -146,80 +249,31 @@ def memory_errors(settings: DPOSettings, rows: Sequence[TokenPair]) -> Iterator[
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    size = pairs_at_once(settings, "cuda" if torch.cuda.is_available() else "cpu")
-    tried = f"{size} {'pair' if size == 1 else 'pairs'} a pass, the longest of {longest} tokens"
-    tried += ", gradient checkpointing" if torch.cuda.is_available() else ""
     fresh = " --fresh" if checkpoints.any_in(settings.output_dir) else ""
     step = f"train_dpo.py --max-length {longest // 2}{fresh} drops the longer pairs; or take a smaller --model"
-    if size > 1:
-        step = f"--batch-size 1 needs less (the same command resumes); then {step}"
-    raise EngineError(f"out of memory in training, with {tried}", step)
+    words, smaller = (_of_fast if tried.backend == "fast" else _of_trl)(settings, tried, longest)
+    if smaller:
+        step = f"{smaller} needs less (the same command resumes); then {step}"
+    raise EngineError(f"out of memory in training, with {words}", step)
 
 
-# ---------------------------------------------------------------- watching
+def _of_fast(settings: DPOSettings, tried: Tried, longest: int) -> tuple[str, str]:
+    """(what was tried, the flag that needs less memory or "") for packed passes. A pair's prompt lies there once."""
+    most = f"{tried.tokens} tokens" if tried.tokens else "as many tokens as memory seemed to hold"
+    again = f", {tried.recomputed_layers} layers recomputed" if tried.recomputed_layers else ""
+    less = max(longest, (tried.tokens or 4 * longest) // 2)
+    smaller = f"--token-budget {less}" if tried.tokens is None or tried.tokens > less else ""
+    return f"passes of {most}, the longest answer with its prompt of {longest}{again}", smaller
 
 
-class Watch(TrainerCallback):
-    """After every step: a line of metrics.jsonl, the limits, the stop signals, the alarm, a word now and then."""
+def _of_trl(settings: DPOSettings, tried: Tried, longest: int) -> tuple[str, str]:
+    size = pairs_at_once(settings, "cuda" if torch.cuda.is_available() else "cpu")
+    words = f"{size} {'pair' if size == 1 else 'pairs'} a pass, the longest of {longest} tokens"
+    words += ", gradient checkpointing" if torch.cuda.is_available() else ""
+    return words, "--batch-size 1" if size > 1 else ""
 
-    def __init__(self, training: Training) -> None:
-        self.training = training
-        self.step_started = 0.0
-        self.tokens_before = 0.0
-        self.chosen_nats: list[float] = []
 
-    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.step_started = time.monotonic()
-        self.training.trainer.rows_of_step = []
-
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.training.signal is not None or self.training.limit():
-            control.should_save = control.should_training_stop = True
-
-    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        logs: dict[str, float] = kwargs["logs"]
-        if "loss" not in logs:  # an evaluation, or the summary at the end
-            return
-        if not math.isfinite(logs["grad_norm"]):
-            raise self.training.trainer.not_finite("gradient", logs["grad_norm"])
-        row = {
-            "step": state.global_step,
-            "loss": logs["loss"],
-            **named(logs),
-            "learning_rate": logs["learning_rate"],
-            "grad_norm": logs["grad_norm"],
-            "tokens": int(logs["num_tokens"] - self.tokens_before),
-            "seconds": round(time.monotonic() - self.step_started, 3),
-        }
-        self.tokens_before = logs["num_tokens"]
-        self.training.metrics.append(row)
-        self._alarm(row)
-        self._say(row)
-
-    def _alarm(self, row: dict[str, float]) -> None:
-        """DPO on similar pairs can lower both log-probabilities; say so once, while it can still be stopped."""
-        self.chosen_nats.append(row["chosen_reward"] / self.training.settings.beta)
-        recent = self.chosen_nats[-ALARM_STEPS:]
-        if not self.training.alarms and len(recent) == ALARM_STEPS and sum(recent) / ALARM_STEPS < -ALARM_NATS:
-            self.training.alarms.append(
-                f"ALARM at step {row['step']}: over the last {ALARM_STEPS} steps chosen answers have lost "
-                f"{-sum(recent) / ALARM_STEPS:.2f} nats of log-probability against the reference"
-            )
-            self.training.say(self.training.alarms[-1])
-
-    def _say(self, row: dict[str, float]) -> None:
-        """A line for every tenth of the run, with time left and cost."""
-        step, total = int(row["step"]), self.training.total
-        if step % max(1, total // 10) and step != total:
-            return
-        spent = time.monotonic() - self.training.started
-        left = (total - step) * row["seconds"]
-        cost = spent / 3600 * self.training.settings.price_per_hour
-        speed = row["tokens"] / max(row["seconds"], 1e-3)
-        self.training.say(
-            f"step {step}/{total}  loss {row['loss']:.4f}  margin {row['margin']:+.4f}  "
-            f"accuracy {row['accuracy']:.2f}  {speed:,.0f} tokens/s  {left / 60:.0f} min left  ${cost:.2f}"
-        )
+# ---------------------------------------------------------------- stopping
 
 
 class StopSignals:

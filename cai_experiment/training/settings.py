@@ -65,7 +65,14 @@ class DPOSettings:
                  "max_length", "warmup_share", "seed", "model_name", "loss", "nll_weight")  # fmt: skip
         pairs = f"{len(self.pairs)} with sha256 {pairs_sha256(self.pairs)[:16]}"
         start = {} if self.start_adapter is None else {"start_adapter": adapter_sha256(self.start_adapter)}
-        return {"pairs": pairs, **{name: getattr(self, name) for name in names}, **start}
+        return {"pairs": pairs, **{name: getattr(self, name) for name in names}, **start, **self._early_stop_identity()}
+
+    def _early_stop_identity(self) -> dict[str, Any]:
+        """With `early_stop` what is measured, and when, decides which adapter is the final one."""
+        if self.early_stop is None:
+            return {}
+        held_out = f"{len(self.held_out)} with sha256 {pairs_sha256(self.held_out)[:16]}"
+        return {"early_stop": self.early_stop, "eval_every": self.eval_every, "held_out": held_out}
 
 
 @dataclass
@@ -89,6 +96,9 @@ class TrainResult:
     resumed_from: int = 0  # the step at which this call took over
     alarms: list[str] = field(default_factory=list)
     backend: str = ""
+    early: str = ""  # why it is over before its last step (early_stop)
+    best_step: int = 0  # whose adapter is the final one: the last step, or with early_stop the best
+    held_out: dict[str, float] = field(default_factory=dict)  # margin, accuracy, loss, ... of the final adapter
     model: Any = field(default=None, repr=False)  # the model with its trained adapter, ready to generate
 
     @property
@@ -136,7 +146,7 @@ def even_batch(pairs: int, most: int) -> int:
 
 
 def check_flags(settings: DPOSettings) -> None:
-    """Raise BadInputError for a batch size or a reporter that cannot be used; needs no model."""
+    """Raise BadInputError for a batch size, an early stop or a reporter that cannot be used; needs no model."""
     from importlib.util import find_spec
 
     size, whole = settings.batch_size, settings.effective_batch
@@ -144,6 +154,11 @@ def check_flags(settings: DPOSettings) -> None:
         divisor = max(n for n in range(1, min(size, whole) + 1) if whole % n == 0)
         message = f"--batch-size {size} does not divide the effective batch of {whole} pairs"
         raise BadInputError(message, f"use a divisor, e.g. --batch-size {divisor}")
+    if settings.early_stop is not None and not settings.held_out:
+        raise BadInputError(
+            "--early-stop needs held-out pairs, and this run holds none out",
+            "use a milestone or a --pairs file of more than ten pairs, or leave the flag out",
+        )
     reporter = settings.report_to
     if reporter != "none" and find_spec(reporter) is None:
         message = f"--report-to {reporter}: the package {reporter} is not installed"

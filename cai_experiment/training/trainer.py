@@ -104,6 +104,7 @@ class Resumable:
     pair_ids: Sequence[str] = ()
     rows_of_step: list[int]
     margin_tolerance = 0.0  # of the margin before the first step
+    keep = checkpoints.KEEP  # newest checkpoints
     _aside: Path | None = None
 
     def not_finite(self, what: str, value: float) -> EngineError:
@@ -129,11 +130,15 @@ class Resumable:
                 # the reference's copy does not change; beside it Hugging Face's resume would not load the adapter
                 shutil.rmtree(self._aside / final.name / "ref", ignore_errors=True)
                 (self._aside / final.name / "training_args.bin").unlink()  # a pickle that nobody reads
+                # Hugging Face names the best checkpoint by a path, which is this one's name aside, or moves with the
+                # folder; best_global_step says it too
+                self.state.best_model_checkpoint = None  # type: ignore[attr-defined]
+                self.state.save_to_json(str(self._aside / final.name / "trainer_state.json"))  # type: ignore[attr-defined]
             checkpoints.publish(self._aside / final.name, final)
             os.rmdir(self._aside)
         finally:
             self._aside = None
-        checkpoints.keep_newest(folder)
+        checkpoints.keep_newest(folder, self.keep, self.state.best_global_step)  # type: ignore[attr-defined]
 
 
 def named(logs: dict[str, float], prefix: str = "") -> dict[str, float]:
