@@ -1,6 +1,7 @@
 """Measure this machine: every figure with its target, its limit and all its arms, from one run.
 
 Run: python cai_experiment/scripts/bench.py --suite generation --json bench.json    (an hour on two cores)
+     python cai_experiment/scripts/bench.py --suite dpo          (300 pairs, both arms against TRL: ten minutes)
      python cai_experiment/scripts/bench.py --suite records
      python cai_experiment/scripts/bench.py --suite scale        (5,000 examples to the end, and 500: hours)
      python cai_experiment/scripts/bench.py --suite equality     (the same greedy texts from every engine)
@@ -68,6 +69,10 @@ def _suite(args: argparse.Namespace) -> Report:
     import torch
 
     torch.set_num_threads(args.threads)
+    if args.suite == "dpo":
+        from cai_experiment.scripts._bench_dpo import dpo
+
+        return dpo(args, _say)
     if args.suite == "equality":
         from cai_experiment.scripts._bench_equality import equality
 
@@ -89,9 +94,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--suite", choices=("generation", "records", "scale", "equality"), required=True)
+    parser.add_argument("--suite", choices=("generation", "dpo", "records", "scale", "equality"), required=True)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
-    rows = "examples (400), journal lines (100,000), examples of the larger run (5,000), or prompts (50)"
+    rows = "examples (400), pairs (300), journal lines (100,000), examples of the larger run (5,000), prompts (50)"
     parser.add_argument("--rows", type=positive_int, metavar="N", help=rows)
     parser.add_argument("--repeats", type=positive_int, default=3, help="interleaved rounds; medians are shown")
     parser.add_argument("--threads", type=positive_int, default=2, help="CPU threads of every arm (default: 2)")
@@ -100,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--principles", choices=("targeted", "random"), default="targeted", help=principles)
     parser.add_argument("--model", help="a model folder or preset (default: what the hardware allows)")
     parser.add_argument("--batch-size", type=positive_int, metavar="N", help="slots of our engine (default: its own)")
+    parser.add_argument("--pairs", type=Path, metavar="FILE", help="dpo: these pairs (default: makes them)")
     parser.add_argument("--no-distilabel", action="store_true", help="leave that arm out; its figure is then null")
     parser.add_argument("--cache-dir", type=Path, default=CACHE, help="where distilabel's environment is kept")
     parser.add_argument("--ray", action="store_true", help="measure two Ray actors against one as well")

@@ -98,7 +98,7 @@ def export(args: argparse.Namespace, source: Any, out: Path) -> dict[str, Any]:
     choice = None if args.random_weights else choose_base(source, args.model)
     seed = int(source.settings.get("seed", args.seed))
     run, data = args.checkpoint_dir / args.run, args.data_dir / args.run
-    with base_files(choice, args.random_weights, seed, run) as base:
+    with base_files(choice, args.random_weights, seed, run, weights=args.to != "adapter") as base:
         print(f"{show(source.folder)} on {base.name} ({base.place})", flush=True)
         layout = args.format if args.format != "auto" else source.model[2]
         prompts = export_answers.prompts_of(base, instructions_of(data / "pairs.jsonl", seed), layout)
