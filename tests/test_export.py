@@ -335,6 +335,7 @@ def stopped_while_checking(runs: Path, number: int) -> int:
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode
 
 
+@pytest.mark.slow
 def test_kill_9_leaves_no_half_export_and_the_same_command_then_makes_it(runs: Path) -> None:
     assert stopped_while_checking(runs, signal.SIGKILL) == -signal.SIGKILL
     assert beside(runs) == ["final", "merged.tmp"]
@@ -347,6 +348,8 @@ def test_an_interruption_leaves_nothing_aside(runs: Path, monkeypatch: pytest.Mo
         raise KeyboardInterrupt
 
     monkeypatch.setattr(merge, "verify", interrupt)
+    (runs / "mvp" / "merged.tmp").mkdir()
+    (runs / "mvp" / "merged.tmp" / "half").touch()  # as a killed call leaves it
     assert call(runs, "--to", "merged") == 130
     assert beside(runs) == ["final"]
 

@@ -108,7 +108,7 @@ def answers_of_both(
         import torch
         from peft import PeftModel
 
-        settings = LoadSettings(model=str(base.folder), quantization=quantization, engine="hf")
+        settings = LoadSettings(model=base.loadable, quantization=quantization, engine="hf")
         model, _, _ = load_model(make_plan(settings, detect()), settings)
         computed = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(model.dtype, "fp32")
         model = PeftModel.from_pretrained(model, str(adapter)).eval()

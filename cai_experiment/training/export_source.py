@@ -25,7 +25,7 @@ from cai_experiment.training.data import HELD_OUT_SHARE, read_pairs, split_by_in
 from cai_experiment.training.dpo import SETTINGS
 from cai_experiment.training.export_check import LONGEST_PROMPT, OWN_PROMPTS, PROMPTS, Prompts
 
-FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "LICENSE*"]  # of a base on the hub
+BESIDE = ["*.json", "*.jinja", "*.txt", "*.model", "LICENSE*"]  # of a base on the hub: what stands beside the weights
 UNKNOWN_LICENCE = "other"
 
 
@@ -51,7 +51,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """The base's files. `place` is what a user would name: a hub id or a folder."""
+    """The base's files. `place` is what a user would name: a hub id or a folder; `revision` is a hub base's commit."""
 
     name: str
     place: str
@@ -59,6 +59,11 @@ class Base:
     revision: str | None
     licence: str
     choice: ModelChoice
+
+    @property
+    def loadable(self) -> str:
+        """What an engine loads it by: a hub id, so that 4 bit may take files quantised beforehand, or the folder."""
+        return str(self.folder) if self.revision is None else self.place
 
 
 def find_source(run_folder: Path, checkpoint: str | None) -> Source:
@@ -87,7 +92,8 @@ def choose_base(source: Source, model: str | None) -> ModelChoice:
         message = f"{show(source.folder)} was trained on random weights of {recorded}"
         raise BadInputError(message, f"add --random-weights {recorded}")
     if model is None:
-        name = told if Path(told).is_dir() and recorded not in PRESETS else recorded or told
+        by_folder = recorded not in PRESETS and "/" not in recorded and Path(told).is_dir()  # its name does not find it
+        name = told if by_folder else recorded or told
         if not name:
             raise BadInputError(f"{show(source.folder)} does not say what it was trained on", "say it with --model")
         return resolve_model(name, detect())
@@ -99,8 +105,12 @@ def choose_base(source: Source, model: str | None) -> ModelChoice:
 
 
 @contextmanager
-def base_files(choice: ModelChoice | None, random_weights: str | None, seed: int, near: Path) -> Iterator[Base]:
+def base_files(
+    choice: ModelChoice | None, random_weights: str | None, seed: int, near: Path, weights: bool = True
+) -> Iterator[Base]:
     """The base as files: a folder, a download (16-bit, whatever it was trained in), or random weights written `near`.
+
+    `weights` False downloads configs and tokenizer alone: an adapter's export loads what its training loaded.
 
     Raises what loading raises, and DiskError before a download that the disk does not hold.
     """
@@ -115,22 +125,25 @@ def base_files(choice: ModelChoice | None, random_weights: str | None, seed: int
         check_folder(place)
         yield Base(choice.name, choice.path_or_id, place, None, licence, choice)
         return
-    folder = _downloaded(choice)
-    check_folder(folder)
+    folder = _downloaded(choice, weights)
     yield Base(choice.name, choice.path_or_id, folder, folder.name, licence, choice)
 
 
-def _downloaded(choice: ModelChoice) -> Path:
-    """The folder of a hub model's 16-bit files, downloaded if they are not there; named by its revision."""
+def _downloaded(choice: ModelChoice, weights: bool) -> Path:
+    """The folder of a hub model's files, 16-bit weights among them, downloaded if not there; its name is the commit."""
     from huggingface_hub import snapshot_download
 
-    if refusal := disk_refusal(choice, "bf16"):
+    if weights and (refusal := disk_refusal(choice, "bf16")):
         step = "make room, or set HF_HOME to a larger disk"
         raise DiskError(f"--model {choice.name}: {refusal} (a merge needs the 16-bit files)", step)
     try:
-        return Path(snapshot_download(choice.path_or_id, allow_patterns=FILES))
+        files = [*BESIDE, *(["*.safetensors"] if weights else [])]
+        folder = Path(snapshot_download(choice.path_or_id, allow_patterns=files))
     except Exception as error:
         raise loading_error(choice.name, error) from error
+    if weights:
+        check_folder(folder)
+    return folder
 
 
 def _random_base(preset: str, seed: int, folder: Path) -> Base:

@@ -23,8 +23,6 @@ HOW = (
     "LoRA trained by DPO (arXiv 2305.18290) on preference pairs from critique and revision (Constitutional AI, "
     "arXiv 2212.08073)."
 )
-SETTINGS = ("pairs", "steps", "epochs", "learning_rate", "beta", "lora_r", "lora_alpha", "effective_batch",
-            "max_length", "warmup_share", "seed")  # fmt: skip
 
 
 def card_maker(source: Source, licence: str, data: Path) -> Callable[[dict[str, Any]], str]:
@@ -99,7 +97,8 @@ def _what(source: Source, licence: str, record: Mapping[str, Any]) -> str:
 def _training(source: Source, pairs_sha256: str | None) -> str:
     settings = source.settings
     model, quantization, layout = source.model
-    rows = [f"- {name.replace('_', ' ')}: {settings[name]}" for name in SETTINGS if settings.get(name) is not None]
+    shown = {name: value for name, value in settings.items() if name != "model_name" and value not in (None, "")}
+    rows = [f"- {name.replace('_', ' ')}: {value}" for name, value in shown.items()]
     if quantization:
         rows.append(f"- trained on {model} in {quantization}, layout {layout}")
     if pairs_sha256 is not None:
