@@ -84,15 +84,19 @@ def test_settings_without_any_checkpoint_are_not_held_against_a_call(
         dpo.check_settings(settings_for(tmp_path, beta=0.2))
 
 
-def test_another_batch_size_resumes(tmp_path: Path, tiny_model_dir: Path, tokenizer: Any) -> None:
+@pytest.mark.parametrize(("backend", "first", "then"), [("trl", {"batch_size": 4}, {"batch_size": 1}),
+                                                     ("fast", {}, {"token_budget": 100})])  # fmt: skip
+def test_another_size_of_passes_resumes(
+    tmp_path: Path, tiny_model_dir: Path, tokenizer: Any, backend: str, first: Any, then: Any
+) -> None:
     from transformers import AutoModelForCausalLM
 
     def step(**changes: Any) -> TrainResult:
         plain = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
-        return train(settings_for(tmp_path, steps=2, effective_batch=4, **changes), plain, tokenizer)
+        return train(settings_for(tmp_path, steps=2, effective_batch=4, backend=backend, **changes), plain, tokenizer)
 
-    assert step(batch_size=4, max_hours=0.0).stopped
-    result = step(batch_size=1)
+    assert step(**first, max_hours=0.0).stopped
+    result = step(**then)
     assert (result.steps, result.resumed_from) == (2, 1) and [row["step"] for row in result.history] == [1, 2]
 
 
@@ -151,23 +155,48 @@ def test_memory_that_runs_out_in_training_names_what_was_tried_and_what_helps(
     import torch
 
     from cai_experiment.training.run import memory_errors
-    from cai_experiment.training.trainer import PairTrainerAdditions
+    from cai_experiment.training.trl_dpo import PairTrainerAdditions
 
     def full(self: Any, *args: Any, **kwargs: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB")
 
     monkeypatch.setattr(PairTrainerAdditions, "compute_loss", full)
     with pytest.raises(EngineError, match=r"with 4 pairs a pass, the longest of \d+ tokens; --batch-size 1 needs less"):
-        train(settings_for(tmp_path, batch_size=4), model, tokenizer)
+        train(settings_for(tmp_path, batch_size=4, backend="trl"), model, tokenizer)
     row = TokenPair("a", [1] * 50, [2] * 30, [3] * 50)
     for fresh in ("", " --fresh"):
         if fresh:
             (tmp_path / "checkpoint-1").mkdir()
         words = f"with 1 pair a pass, the longest of 100 tokens; train_dpo.py --max-length 50{fresh} drops"
-        with pytest.raises(EngineError, match=words), memory_errors(settings_for(tmp_path, batch_size=1), [row]):
+        with pytest.raises(EngineError, match=words), memory_errors(settings_for(tmp_path, batch_size=1), [row], "trl"):
             raise torch.OutOfMemoryError("CUDA out of memory")
-    with pytest.raises(RuntimeError, match="another"), memory_errors(settings_for(tmp_path), [row]):
+    with pytest.raises(RuntimeError, match="another"), memory_errors(settings_for(tmp_path), [row], "trl"):
         raise RuntimeError("another")
+
+
+def test_memory_that_runs_out_in_packed_passes_names_their_tokens(
+    tmp_path: Path, model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from cai_experiment.training.fast_dpo import FastTrainer
+    from cai_experiment.training.run import memory_errors
+
+    def full(self: Any, *args: Any, **kwargs: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB")
+
+    monkeypatch.setattr(FastTrainer, "training_step", full)
+    words = r"with passes of 3000 tokens, the longest answer with its prompt of \d+; --token-budget 1500 needs less"
+    with pytest.raises(EngineError, match=words):
+        train(settings_for(tmp_path, token_budget=3000, backend="fast"), model, tokenizer)
+    row = TokenPair("a", [1] * 50, [2] * 30, [3] * 50)
+    words = "passes of as many tokens as memory seemed to hold, .* of 100; --token-budget 200 needs less"
+    with pytest.raises(EngineError, match=words), memory_errors(settings_for(tmp_path), [row], "fast"):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(EngineError, match="of 100, 7 layers recomputed; train_dpo.py --max-length 50 drops"), \
+            memory_errors(settings_for(tmp_path), [row], "fast") as tried:  # fmt: skip
+        tried.tokens, tried.recomputed_layers = 100, 7
+        raise torch.OutOfMemoryError("CUDA out of memory")
 
 
 def test_scoring_halves_its_rows_when_memory_runs_out(model: Any, tokenizer: Any) -> None:
@@ -202,7 +231,7 @@ def test_scoring_halves_its_rows_when_memory_runs_out(model: Any, tokenizer: Any
 
 
 def test_a_tokenizer_without_a_pad_token_trains(tmp_path: Path, model: Any, tokenizer: Any) -> None:
-    from cai_experiment.training.trainer import pad_id
+    from cai_experiment.training.trl_dpo import pad_id
 
     rows = [TokenPair("a", [5], [7, 9], [8, 9])]
     assert pad_id(tokenizer, rows) == tokenizer.pad_token_id
