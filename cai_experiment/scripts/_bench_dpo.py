@@ -46,14 +46,14 @@ class Work:
         def one() -> float:
             engine = _engine(self.args)
             model, tokenizer = engine.release_for_training()
-            steps = epochs * math.ceil(len(self.rows) / BATCH)
+            steps = epochs * math.ceil(len(self.rows) / BATCH) or 2
             with tempfile.TemporaryDirectory(dir=self.folder) as place:
                 started = time.perf_counter()
                 trainer = _trainer(arm, model, tokenizer, self.rows, steps, Path(place))
                 trainer.train()
                 seconds = time.perf_counter() - started
             found = [row["loss"] for row in trainer.state.log_history if "loss" in row]
-            if len(found) > len(self.losses.get(arm, [])):
+            if epochs and len(found) > len(self.losses.get(arm, [])):
                 self.losses[arm] = found
             return epochs * len(self.rows) / seconds
 
@@ -73,6 +73,8 @@ def dpo(args: argparse.Namespace, say: Say) -> Report:
         work = Work(args, rows, Path(folder))
         shape = _shape(rows, args.seed)
         say(_in_words(shape))
+        for arm in ARMS:
+            work.run(arm, 0)()  # imports, threads, memory
         rounds = interleaved({f"{arm}_{n}": work.run(arm, n) for n in EPOCHS for arm in ARMS}, args.repeats, say)
     found = _speedups(rounds, shape, numbers_of(choice))
     found.append(_losses(work.losses))

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 HELD_OUT_SHARE = 0.2
 UNLIMITED = 10**9
+LINE_BYTES = 10_000_000  # of one pair: a thousand times the longest that fits a context of 4,096 tokens
 LAB, PLAIN, CONVERSATIONAL = "a line of this project", "plain text", "a list of messages"
 
 
@@ -80,9 +81,12 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
             yield from _list_rows(path)
             return
         with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(iter(lambda: file.readline(LINE_BYTES + 1), b""), 1):
+                place = f"{show(path)}:{number}"
+                if len(line) > LINE_BYTES:
+                    raise _bad(place, f"is over {LINE_BYTES / 1e6:.0f} MB long: no pair is")
                 if line.strip():
-                    yield f"{show(path)}:{number}", _checked(parse_line, line, f"{show(path)}:{number}")
+                    yield place, _checked(parse_line, line, place)
     except OSError as error:
         next_step = "generate pairs first, or name a file with --pairs"
         raise BadInputError(f"cannot read {show(path)}: {error.strerror}", next_step) from None

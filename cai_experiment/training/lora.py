@@ -38,7 +38,7 @@ class _MergedLinear(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, merged, a, b = ctx.saved_tensors
         dy = gradients[0]
-        grad_b = (dy.T @ (x @ a.T)).mul_(ctx.scaling)
+        grad_b = ((x @ a.T).T @ dy).mul_(ctx.scaling).T
         grad_a = ((dy @ b).T @ x).mul_(ctx.scaling)
         return (dy @ merged if ctx.needs_input_grad[0] else None), None, None, grad_a, grad_b, None
 
@@ -60,7 +60,7 @@ class _Beside(torch.autograd.Function):
         x, a, b, down = ctx.saved_tensors
         dy = gradients[0]
         d_down = (dy @ b.to(dy.dtype)).mul_(ctx.scaling)
-        grad_b = (dy.T @ down).to(b.dtype).mul_(ctx.scaling)
+        grad_b = (down.T @ dy).to(b.dtype).mul_(ctx.scaling).T
         grad_a = (d_down.T @ x).to(a.dtype)
         return dy, (d_down @ a.to(dy.dtype) if ctx.needs_input_grad[1] else None), grad_a, grad_b, None
 

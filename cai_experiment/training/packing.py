@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 
 from cai_experiment.training.data import TokenPair
@@ -121,12 +122,16 @@ def pack(trees: Sequence[Tree], multiple: int = 1) -> Packed:
         pair += [number] * (len(ids) - start)
     filling = -len(ids) % multiple
     answers = [(len(t.trunk) - t.prompt + len(t.chosen), len(t.trunk) - t.prompt + len(t.rejected)) for t in trees]
-    of_targets = torch.tensor(targets).T
     return Packed(
-        torch.tensor(ids + [ids[0]] * filling), torch.tensor(positions + [0] * filling),
-        torch.tensor(pair + [len(trees)] * filling), torch.tensor(branch + [TRUNK] * filling),
-        _groups(sizes), *of_targets.contiguous(), *torch.tensor(answers).T.contiguous(),
+        _long(ids + [ids[0]] * filling), _long(positions + [0] * filling),
+        _long(pair + [len(trees)] * filling), _long(branch + [TRUNK] * filling),
+        _groups(sizes), *_long(targets).T.contiguous(), *_long(answers).T.contiguous(),
     )  # fmt: skip
+
+
+def _long(values: Sequence[object]) -> torch.Tensor:
+    """By way of numpy, which reads a list three times as fast."""
+    return torch.from_numpy(np.array(values, dtype=np.int64))
 
 
 def _groups(sizes: Sequence[tuple[int, int, int]]) -> tuple[Group, ...]:
