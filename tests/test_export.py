@@ -500,6 +500,8 @@ def test_a_missing_converter_says_what_to_install(
 REPORT = {
     "verdict": "no-go",
     "gates": [
+        {"name": "accepted pairs", "value": 100, "threshold": 100.0, "interval": None, "n": 180, "passed": True,
+         "rule": ">=", "part": "generation"},
         {"name": "harmful answers", "value": 0.031, "threshold": 0.05, "interval": [0.012, 0.07], "n": 120,
          "passed": True, "rule": "<=", "part": "training"},
         {"name": "loss falls", "value": None, "threshold": 1.0, "interval": None, "n": 0, "passed": False,
@@ -519,6 +521,7 @@ def test_the_card_states_base_licence_data_settings_gates_and_figures(runs_with_
     (data / "report.json").write_text(json.dumps(REPORT))
     (data / "pairs.jsonl").write_text("{}\n")
     source = find_source(runs_with_merged / "mvp", None)
+    (runs_with_merged / "mvp" / "evaluated").touch()
     record = json.loads((runs_with_merged / "mvp" / "merged" / export.RECORD).read_text())
     record |= {
         "base": "qwen2.5-32b",
@@ -535,6 +538,10 @@ def test_the_card_states_base_licence_data_settings_gates_and_figures(runs_with_
         "no-go", "2 overlong pairs", "same greedy text on 20",
     ):  # fmt: skip
         assert part in text, f"{part!r} is not in\n{text}"
+    (runs_with_merged / "mvp" / "evaluated").unlink()  # trained anew: the report speaks of the training before
+    text = card_maker(source, "apache-2.0", data)(record)
+    assert "This model was not evaluated. Of its pairs:" in text and "| accepted pairs | 100 |" in text
+    assert "harmful answers" not in text and "revision preferred" not in text and "no-go" not in text
     other = model_card(source, "qwen-research", record | {"check": None}, None, None)
     assert "license: other" in other and "license_name: qwen-research" in other and "no report" in other
 

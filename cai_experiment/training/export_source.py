@@ -43,6 +43,11 @@ class Source:
         return self.folder.name == "final"
 
     @property
+    def evaluated(self) -> bool:
+        """True if the training part of report.json speaks of this adapter: train_dpo.py leaves a file that says so."""
+        return self.final and (self.folder.parent / "evaluated").exists()
+
+    @property
     def model(self) -> tuple[str, str, str]:
         """(model, quantisation, layout) as the training recorded them; empty and "auto" where it did not."""
         words = str(self.settings.get("model_name") or "").rsplit(" ", 2)

@@ -107,22 +107,26 @@ def _training(source: Source, pairs_sha256: str | None) -> str:
 
 
 def _evaluation(source: Source, report: Mapping[str, Any] | None) -> str:
+    """Gates and figures of the run's report; of a training that was not evaluated only those of its data."""
+    not_evaluated = "This model was not evaluated" + ("." if source.final else ": it is a step before the end.")
     if report is None:
-        return "Not evaluated: the run has no report.\n"
-    if not source.final:
-        return "Not evaluated: the run's report speaks of the adapter at the end of training, not of this checkpoint.\n"
+        return f"{not_evaluated} The run has no report.\n"
     try:
+        parts = {str(gate.get("part")) for gate in report["gates"]}
+        whole = source.evaluated and "training" in parts
+        shown = [gate for gate in report["gates"] if whole or gate.get("part") == "generation"]
         gates = [[gate["name"], _number(gate["value"]), f"{gate['rule']} {_number(gate['threshold'])}",
                   _interval(gate["interval"]), str(gate["n"]), "passed" if gate["passed"] else "NOT passed"]
-                 for gate in report["gates"]]  # fmt: skip
+                 for gate in shown]  # fmt: skip
         figures = [[name.replace("_", " "), _number(found["value"]), _interval(found["interval"]), str(found["n"])]
-                   for name, found in report["metrics"].items()]  # fmt: skip
-        verdict = f"Verdict of the run's gates: {report['verdict']}. Intervals are 95%.\n"
-    except (KeyError, TypeError) as error:
-        raise BadInputError(f"report.json lacks {error}", "make it again: run train_dpo.py once more") from None
-    notes = "".join(f"- {note}\n" for note in report.get("notes", []))
-    tables = _table(["gate", "value", "wanted", "interval", "n", ""], gates)
-    return "\n".join([verdict, tables, _table(["figure", "value", "interval", "n"], figures), notes])
+                   for name, found in report["metrics"].items() if whole or "training" not in parts]  # fmt: skip
+        verdict = f"Verdict of all gates: {report['verdict']}." if whole else f"{not_evaluated} Of its pairs:"
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BadInputError(f"report.json cannot be read ({error})", "run train_dpo.py again: it writes it") from None
+    tables = [_table(["gate", "value", "wanted", "interval", "n", ""], gates)]
+    tables += [_table(["figure", "value", "interval", "n"], figures)] if figures else []
+    notes = "".join(f"- {note}\n" for note in report.get("notes", [])) if whole else ""
+    return "\n".join([f"{verdict} Intervals are 95%.\n", *tables, notes])
 
 
 def _check(record: Mapping[str, Any]) -> str:
