@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import hashlib
 import importlib.util
@@ -15,6 +16,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -568,3 +570,55 @@ def test_ten_kills_of_the_shipped_model(tmp_path: Path, nano_dir: Path) -> None:
     )  # fmt: skip
     assert done.returncode == EXIT_OK, done.stdout + done.stderr
     assert "at 10 kills" in done.stdout
+
+
+# ---------------------------------------------------------------- suite dpo
+
+
+def _token_pairs() -> list[Any]:
+    from cai_experiment.training.data import TokenPair
+
+    one = TokenPair("a", [1, 2, 3], [4, 5, 6, 9], [4, 7, 9])  # 10 tokens with both prompts; trunk 1 2 3 4
+    return [one, TokenPair("b", [1], [2, 9], [3, 4, 9])]
+
+
+def test_tokens_of_the_arms_and_their_flops() -> None:
+    from cai_experiment.models.presets import PRESETS
+    from cai_experiment.scripts import _bench_dpo
+
+    shape = _bench_dpo._shape(_token_pairs(), seed=0)
+    assert shape["tokens_real"] == 6 + 4 + 3 + 2 + 2 + 3 and shape["tokens_padded"] == 2 * 2 * 7
+    assert shape["tokens_packed"] == (4 + 2 + 1) + (1 + 1 + 2)  # the last token of an answer is no input
+    assert shape["targets"] == 4 + 3 + 2 + 3 and shape["targets_packed"] == (1 + 3 + 2) + (2 + 3)
+    numbers = PRESETS["nano"].architecture
+    ours, theirs = (_bench_dpo._flops(numbers, shape, flag, 3) for flag in (True, False))
+    assert ours < theirs < 4 * ours
+
+
+def test_arms_of_the_dpo_suite_lose_alike(tmp_path: Path) -> None:
+    """Two steps of each on the shipped model, from the very code that is timed."""
+    from cai_experiment.scripts import _bench_dpo
+    from cai_experiment.training.data import tokenize_pairs
+    from cai_experiment.training.plumbing import plumbing_pairs
+
+    args = argparse.Namespace(model=None, seed=0)
+    engine = _bench_dpo._engine(args)
+    rows, _ = tokenize_pairs(plumbing_pairs(10), engine.renderer, 1024)
+    work = _bench_dpo.Work(args, rows, tmp_path)
+    rounds = {f"{arm}_1": [work.run(arm, 1)()] for arm in _bench_dpo.ARMS}
+    loss = _bench_dpo._losses(work.losses)
+    assert loss.met and loss.value is not None and all(len(found) == 2 for found in work.losses.values())
+    assert all(figures[0] > 0 for figures in rounds.values())
+    rounds |= {name.replace("_1", "_3"): figures for name, figures in rounds.items()}
+    found = _bench_dpo._speedups(rounds, _bench_dpo._shape(rows, 0), PRESETS["nano"].architecture)
+    names = ["speedup_vs_trl_1_epoch", "speedup_vs_trl_3_epochs"]
+    assert [figure.name for figure in found] == [*names, *(f"{name}_default" for name in names)]
+
+
+def test_the_loss_head_holds_less_than_trls(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cai_experiment.scripts import _bench_head
+
+    for name, value in (("TOKENS", 2048), ("VOCAB", 20_000), ("HIDDEN", 64), ("ARMS", ("fast", "trl_best"))):
+        monkeypatch.setattr(_bench_head, name, value)
+    figure = _bench_head.head_memory(argparse.Namespace(threads=1), lambda line: None)
+    assert figure.name == "loss_head_memory_over_trl" and figure.arms["fast"] and figure.met
