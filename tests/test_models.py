@@ -21,9 +21,10 @@ from cai_experiment.engines import load
 from cai_experiment.engines.base import Completion, Prompt
 from cai_experiment.engines.render import Renderer
 from cai_experiment.errors import BadInputError
-from cai_experiment.models import disk, hardware, memory, plan, presets, serving, workload
+from cai_experiment.models import disk, hardware, memory, plan, presets, serving, training_memory, workload
 from cai_experiment.models.hardware import PROFILES, Hardware
 from cai_experiment.models.presets import PRESETS, resolve_model
+from cai_experiment.models.training_plan import Lengths, TrainingWork
 from cai_experiment.models.workload import Tokens, Workload
 from cai_experiment.pipeline.instruct import Instruction
 from cai_experiment.pipeline.stages import ExampleStages, StageSettings
@@ -91,7 +92,7 @@ def test_memory_of_the_32b_model() -> None:
     assert memory.weights_gb(numbers, "bf16") == pytest.approx(65.5, abs=0.1)
     assert memory.weights_gb(numbers, "4bit") == pytest.approx(19.2, abs=0.3)  # the spec's 16 leaves out embeddings
     assert memory.vram_gb(numbers, "4bit", 4096, 8) == pytest.approx(19.2 + 8 * 4096 * 262_144 / 1e9, abs=0.3)
-    assert memory.training_vram_gb(numbers, "4bit") < POD.vram_gb
+    assert training_memory.training_vram_gb(numbers, "4bit") < POD.vram_gb
 
 
 def test_nf4_bytes_equal_bitsandbytes() -> None:
@@ -424,18 +425,46 @@ def test_actors_divide_the_hours_and_not_the_dollars() -> None:
     assert (10 / 60) < start < (20 / 60)  # docs/SCALING.md: 10 to 20 minutes
 
 
-def test_plan_of_training_by_the_published_limit() -> None:
-    """FACTS: DPO on an A100 is limited to 1,220 tokens a second; one pair of 2 x 2,048 tokens fits well into 80 GB."""
-    choice = resolve_model(None, POD)
-    part = plan.training(choice, POD, "4bit", 12_000, 2048)
-    assert part.read == 12_000 * 2 * 350 and part.fits
-    assert part.memory_gb == pytest.approx(19.2 + 4.3 + 2.7 + 2.0 + 8.0, abs=0.1)
-    assert part.hours is not None and part.read / 3600 / part.hours < 1220
-    assert plan.training(choice, POD, "4bit", 8, 1024, loaded=True).hours < plan.START_HOURS["cuda"]  # type: ignore[operator]
-    assert not plan.training(choice, PROFILES["rtx-4090"], "4bit", 8, 1024).fits
-    numbers = PRESETS["qwen2.5-32b"].architecture
-    measured = 14.9 * 2**30 / 1e9  # TRL's peak at 2 x 4,096 x 152k beside a hidden size of 256
-    assert memory.LOGIT_COPIES * 2 * 4096 * numbers.vocab * 4 / 1e9 == pytest.approx(measured, rel=0.02)
+def dpo(machine: Hardware = POD, backend: str = "unsloth", **changes: Any) -> TrainingWork:
+    """Three epochs over 4,000 pairs of the 32B model in 4 bit."""
+    choice = resolve_model("qwen2.5-32b", machine)
+    return replace(TrainingWork(choice, machine, backend, "4bit", 4000, 12_000, 2048), **changes)
+
+
+def test_plan_of_training_by_the_published_limits() -> None:
+    """FACTS: an A100 is limited to 1,220, 1,626 and 2,440 tokens a second at 8, 6 and 4 FLOPs a parameter and token
+    (of 32e9 parameters; the model has 32.8e9)."""
+    known = (Lengths(100, 250, 250),)
+    for backend, flops, limit in (("unsloth", 8, 1220), ("fast", 4, 2440)):
+        work = dpo(backend=backend, lengths=known)
+        assert work.flops_a_token() == flops
+        assert work.limit() / work.flops_a_token() / work.numbers.parameters == pytest.approx(limit, rel=0.03)  # type: ignore[operator]
+    unsloth, fast = dpo(lengths=known), dpo(backend="fast", lengths=known)
+    assert unsloth.tokens == 12_000 * 2 * 350 and fast.tokens == 12_000 * 598
+    assert fast.hours() < 0.5 * unsloth.hours()  # type: ignore[operator]
+    assert unsloth.part().memory_gb == pytest.approx(19.2 + 4.3 + 0.5 + 2 * 350 * 152_064 * 4 * 3.2 / 1e9, abs=0.4)
+    assert dpo(pairs=8, seen=8).part(loaded=True).hours < plan.START_HOURS["cuda"]  # type: ignore[operator]
+    assert not dpo(PROFILES["rtx-4090"], max_length=1024).fits
+
+
+def test_tokens_of_a_pair_by_backend() -> None:
+    """fast computes the trunk once; TRL pads both rows to the longest of the pass."""
+    both = (Lengths(10, 20, 30, shared=5), Lengths(10, 60, 50))
+    assert dpo(backend="fast", lengths=both).tokens_a_pair() == (53 + 118) / 2
+    assert dpo(backend="trl", lengths=both, at_once=1).tokens_a_pair() == (80 + 140) / 2
+    assert dpo(backend="trl", lengths=both, at_once=2).tokens_a_pair() == 140
+
+
+def test_what_helps_where_training_does_not_fit() -> None:
+    small = PROFILES["a100-40gb"]
+    told = dpo(small, "trl", max_length=4096, at_once=2).remedies()
+    assert told[0].startswith("--max-length")
+    assert told[-1].startswith("--model qwen2.5-3b")  # the logits of four rows of 4,096 tokens alone take 28 GB
+    for line in told:  # each alone makes it fit
+        assert float(re.findall(r"\((.*) GB\)", line)[0]) <= small.vram_gb
+    bf16 = dpo(POD, "trl", quantization="bf16", max_length=4096)
+    assert any("--quantization 4bit" in line for line in bf16.remedies())
+    assert any(line.startswith("no --token-budget") for line in dpo(backend="fast", token_budget=60_000).remedies())
 
 
 def test_an_epochs_last_step_takes_what_is_left() -> None:
@@ -500,7 +529,7 @@ def test_a_laptops_plan_for_the_pod(planned: Planned) -> None:
     def dollars(text: str) -> float:
         return float(re.findall(r"\$(\d+\.\d\d)", text)[0])
 
-    parts = dollars(engines[0]) + dollars(told["guard"]) + dollars(told["training"])
+    parts = sum(dollars(part) for part in (engines[0], told["guard"], told["training"], told["evaluation"]))
     assert dollars(told["total"]) == pytest.approx(parts, abs=0.02)
     assert "for the pod" not in told["budget"]
     free = planned(generate_full, "--hardware", "a100-80gb", "--price-per-hour", "0")
@@ -510,14 +539,30 @@ def test_a_laptops_plan_for_the_pod(planned: Planned) -> None:
 def test_the_small_milestones_load_once(planned: Planned) -> None:
     told = planned(test_single, "--hardware", "h200")
     assert told["generation"].startswith("unsloth, 4bit") and "vllm" not in told["generation"]
-    assert told["training"].startswith("in the same load, 4bit: 1 step of up to 8 pairs, 700 tokens")
+    assert told["training"].startswith("in the same load, unsloth, 4bit: 1 step of up to 8 pairs, 700 tokens")
     assert "30 minutes, $0.87" in told["budget"]
 
 
 def test_training_is_planned_before_there_are_pairs(planned: Planned) -> None:
     told = planned(train_dpo, "--milestone", "mvp", "--hardware", "a100-40gb", "--max-length", "2048")
-    assert "100 steps of up to 8 pairs" in told["training"] and "36.2 GB with 2,048, of 40 GB: fits" in told["training"]
-    assert "2-3 hours, $5.22" in told["budget"]
+    assert "unsloth, 4bit: 100 steps of up to 8 pairs" in told["training"]
+    assert "memory: 34.3 GB of 40 GB; 1 pair at a time, rows of up to 2,048 tokens" in told["training"]
+    assert "20 held-out pairs scored" in told["evaluation"] and "2-3 hours, $5.22" in told["budget"]
+    longer = planned(train_dpo, "--milestone", "mvp", "--hardware", "a100-40gb", "--no-eval")
+    assert "DOES NOT FIT" in longer["training"] and "fits with --max-length 3072" in longer["training"]
+    assert "evaluation" not in longer
+
+
+def test_training_is_planned_by_the_lengths_of_real_pairs(planned: Planned, tmp_path: Path) -> None:
+    """By the tokenizer where its file is at hand, else by letters; pairs that are too long are left out."""
+    pairs = tmp_path.parent / f"{tmp_path.name}.jsonl"
+    row = {"prompt": "How do I grow beans?", "chosen": "Use a pot. " * 20, "rejected": "Use a pan. " * 30}
+    pairs.write_text(json.dumps(row) + "\n")
+    own = planned(train_dpo, "--pairs", str(pairs))["training"]
+    assert "fast, fp32: 1 step" in own and "(counted by its tokenizer)" in own
+    pod = planned(train_dpo, "--pairs", str(pairs), "--hardware", "a100-80gb")["training"]
+    assert "(reckoned as 4 letters a token)" in pod
+    assert "194 tokens" in pod  # two rows of 5 + 8 tokens of prompt, 83 + 1 of the longer answer
 
 
 def test_a_plan_without_hardware_is_this_machines_and_names_the_way_to_the_pods(planned: Planned) -> None:

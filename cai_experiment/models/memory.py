@@ -1,4 +1,4 @@
-"""How much memory a decoder-only transformer needs: weights, quantisation constants, KV cache, QLoRA training.
+"""How much memory a decoder-only transformer needs: weights, quantisation constants, KV cache, LoRA adapters.
 
 All results are in GB of 10^9 bytes. The arithmetic counts every Linear layer of the blocks as quantised; embeddings,
 head, norms and biases stay in 16 bit, as bitsandbytes and Unsloth keep them.
@@ -18,8 +18,6 @@ GB = 1e9
 # 32-bit constant per 256 of those (QLoRA, arXiv 2305.14314, section 3). LLM.int8 keeps one float a row, about nothing.
 LINEAR_BYTES = {"4bit": 0.5 + 1 / 64 + 4 / (64 * 256), "8bit": 1.0, "bf16": 2.0, "fp32": 4.0}
 LORA_RANK = 32
-ADAM_BYTES = 16  # a trained weight: value, gradient and two moments, float32 each
-LOGIT_COPIES = 3.2  # TRL's loss holds the logits so often in float32 (14.9 GiB = 16.0 GB at 2 x 4,096 x 152k, measured)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,23 +58,27 @@ class Architecture:
         """Read a model folder's config.json; BadInputError names the file and what it lacks."""
         path = folder / "config.json"
         try:
-            config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            heads = int(config["num_attention_heads"])
-            return cls(
-                layers=int(config["num_hidden_layers"]),
-                hidden=int(config["hidden_size"]),
-                heads=heads,
-                kv_heads=int(config.get("num_key_value_heads") or heads),
-                head_size=int(config.get("head_dim") or config["hidden_size"] // heads),
-                intermediate=int(config["intermediate_size"]),
-                vocab=int(config["vocab_size"]),
-                tied=bool(config.get("tie_word_embeddings", False)),
-                attention_bias=config.get("model_type") == "qwen2" or bool(config.get("attention_bias")),
-            )
+            return cls.of(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
             raise BadInputError(f"{path} cannot be read: {error}", "name a folder that holds a model") from error
         except KeyError as error:
             raise BadInputError(f"{path} has no {error}, so its memory cannot be counted") from error
+
+    @classmethod
+    def of(cls, config: dict[str, Any]) -> Architecture:
+        """From the fields of a config.json. KeyError, TypeError or ValueError for one that is missing or no number."""
+        heads = int(config["num_attention_heads"])
+        return cls(
+            layers=int(config["num_hidden_layers"]),
+            hidden=int(config["hidden_size"]),
+            heads=heads,
+            kv_heads=int(config.get("num_key_value_heads") or heads),
+            head_size=int(config.get("head_dim") or config["hidden_size"] // heads),
+            intermediate=int(config["intermediate_size"]),
+            vocab=int(config["vocab_size"]),
+            tied=bool(config.get("tie_word_embeddings", False)),
+            attention_bias=config.get("model_type") == "qwen2" or bool(config.get("attention_bias")),
+        )
 
 
 def weights_gb(numbers: Architecture, quantization: str) -> float:
@@ -99,18 +101,3 @@ def vram_gb(numbers: Architecture, quantization: str, context: int = 4096, batch
 def adapter_parameters(numbers: Architecture, rank: int = LORA_RANK) -> int:
     """Weights of a LoRA adapter on every Linear layer of the blocks (268 million for Qwen2.5-32B at rank 32)."""
     return numbers.layers * rank * sum(map(sum, numbers.linear_shapes))
-
-
-def training_vram_gb(numbers: Architecture, quantization: str, length: int = 1024, pairs: int = 1) -> float:
-    """GB that LoRA DPO needs at `pairs` pairs a micro-batch, each row `length` tokens, with gradient checkpointing.
-
-    Weights, adapters with Adam's moments, each block's input, one block recomputed, and the logits of both rows. For
-    Qwen2.5-32B in NF4 and one pair of 2 x 2,048 tokens: 19.2 + 4.3 + 2.7 + 2.0 + 8.0 = 36 GB; of 2 x 4,096: 49 GB. Not
-    counted: PEFT without Unsloth turns what is not quantised into float32 (3 GB), and each block's input with it.
-    """
-    adapters = adapter_parameters(numbers) * ADAM_BYTES
-    tokens = 2 * pairs * length
-    kept = tokens * numbers.hidden * numbers.layers * 2
-    recomputed = tokens * (8 * numbers.hidden + 3 * numbers.intermediate) * 4
-    logits = tokens * numbers.vocab * 4 * LOGIT_COPIES
-    return weights_gb(numbers, quantization) + (adapters + kept + recomputed + logits) / GB

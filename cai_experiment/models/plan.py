@@ -14,12 +14,11 @@ from cai_experiment.models.memory import (
     LINEAR_BYTES,
     Architecture,
     kv_bytes_per_token,
-    training_vram_gb,
     weights_gb,
 )
 from cai_experiment.models.presets import ModelChoice, numbers_of
 from cai_experiment.models.serving import LIVE_ROW_TOKENS, known_numbers, tensor_parallel, usable_gb, vllm_rows
-from cai_experiment.models.workload import BATCH, Tokens, Workload, answer_tokens
+from cai_experiment.models.workload import BATCH, Tokens, Workload
 
 PROMPT_TOKENS = 100  # of a training row
 GUARD_TOKENS, GUARD_REPLY = 330, 10  # a guard's own text and the instruction; "unsafe" and a category
@@ -28,7 +27,7 @@ GUARD_TOKENS, GUARD_REPLY = 330, 10  # a guard's own text and the instruction; "
 # 832 tokens/s in many rows (vLLM). A step takes as long as reading weights and live keys and values at that rate.
 READ_SHARE = 0.56  # of the data sheet's bandwidth: 65.5e9 * 17.5 / 2039e9
 READING_EFFICIENCY = 0.5  # of the data sheet's FLOP/s, while prompts are read
-TRAINING_EFFICIENCY = 0.4
+TRAINING_EFFICIENCY = 0.4  # the same while training: assumed, not measured
 FULL_SLOTS = 0.95  # slots at work on average, where they are refilled
 # The same of a batch of `generate`, full of prompts alike, whose rows all wait for the longest: 0.41 where lengths are
 # spread exponentially, 0.51 where their logarithms are spread by 0.5. By simulation over the stages of 400 examples.
@@ -39,7 +38,6 @@ HF_WORK_GB = 4.0  # of a pass
 CPU_SLOTS = 192  # of engines.hf at most, in a quarter of the memory
 CPU_FLOPS_PER_CORE = 3.7e10  # from 1,400 tokens/s of 27M parameters in batches on two cores
 CPU_TOKENS_LIMIT = 2000.0  # a tiny model is bound by Python, not by arithmetic
-DPO_FLOPS = 8  # a parameter and token: policy forward, backward, recomputation, reference forward
 PAIRS_COMPARED, FASTER_FLAGS = 1000, "--engine hf --quantization 4bit"
 START_HOURS = {"cuda": 5 / 60, "mps": 1 / 120, "cpu": 1 / 120}  # imports, loading, compiling
 DOWNLOAD_GB_PER_HOUR = 0.1 * 3600  # 65 GB in 11 minutes
@@ -104,23 +102,6 @@ def guarding(numbers: Architecture, hardware: Hardware, pairs: int, answer: int,
     return Part(engine, quantization, weights, weights, have, rows, written, read, hours)
 
 
-def training(
-    choice: ModelChoice, hardware: Hardware, quantization: str, pairs: int, length: int, pairs_at_once: int = 1,
-    download_gb: float = 0.0, loaded: bool = False,
-) -> Part:  # fmt: skip
-    """DPO over `pairs` pairs (steps times batch). `length`: tokens of a row, for the memory. `loaded`: no start."""
-    numbers = numbers_of(choice)
-    have = memory_gb(numbers, hardware, "")
-    weights = weights_gb(numbers, quantization)
-    tokens = pairs * 2 * (PROMPT_TOKENS + answer_tokens(choice))
-    speeds = tokens_per_second(numbers, hardware, 1, quantization, "")
-    start = 0.0 if loaded else start_hours(hardware, download_gb)
-    hours = None if speeds is None else start + tokens / speeds[2] / 3600
-    need = training_vram_gb(numbers, quantization, length, pairs_at_once)
-    engine = "unsloth" if (hardware.kind, quantization) == ("cuda", "4bit") else "peft"
-    return Part(engine, quantization, weights, need, have, 2 * pairs_at_once, 0, tokens, hours)
-
-
 def pairs_seen(pairs: int, steps: int, batch: int) -> int:
     """Pairs that `steps` steps of `batch` pairs see of a file of `pairs`: an epoch's last step takes what is left."""
     return round(steps * pairs / -(-pairs // batch))
@@ -138,8 +119,12 @@ def memory_gb(numbers: Architecture, hardware: Hardware, engine: str) -> float:
     return hardware.vram_gb if hardware.kind == "cuda" else hardware.ram_gb
 
 
-def _rows(engine: str, numbers: Architecture, hardware: Hardware, weights: float, quantization: str) -> int:
+def rows_of(engine: str, numbers: Architecture, hardware: Hardware, quantization: str) -> int:
     """Rows that an engine keeps at work at once."""
+    return _rows(engine, numbers, hardware, weights_gb(numbers, quantization), quantization)
+
+
+def _rows(engine: str, numbers: Architecture, hardware: Hardware, weights: float, quantization: str) -> int:
     if engine == "vllm":
         return vllm_rows(numbers, hardware, weights)
     room, columns, most = memory_gb(numbers, hardware, engine) - weights, 2 * LIVE_ROW_TOKENS, SLOTS[engine]
@@ -163,12 +148,12 @@ def _hours(
 
 def tokens_per_second(
     numbers: Architecture, hardware: Hardware, rows: int, quantization: str, engine: str
-) -> tuple[float, float, float] | None:
-    """(written, read, trained) tokens a second with `rows` rows at a time, or None for a GPU without known speed."""
+) -> tuple[float, float] | None:
+    """(written, read) tokens a second with `rows` rows at a time, or None for a GPU without known speed."""
     flops = 2 * numbers.parameters
     if hardware.kind != "cuda":
         have = CPU_FLOPS_PER_CORE * hardware.cores
-        return min(have / flops, CPU_TOKENS_LIMIT), have / flops, have / (DPO_FLOPS * numbers.parameters)
+        return min(have / flops, CPU_TOKENS_LIMIT), have / flops
     speed = gpu_speed(hardware.gpu_name)
     if speed is None:
         return None
@@ -178,7 +163,7 @@ def tokens_per_second(
     full = FULL_BATCHES if engine in ("unsloth", "generate") else FULL_SLOTS
     written = max(1.0, full * rows) * READ_SHARE * bandwidth / moved
     read = READING_EFFICIENCY * peak / flops
-    return written, read, TRAINING_EFFICIENCY * speed[1] * 1e12 / (DPO_FLOPS * numbers.parameters)
+    return written, read
 
 
 def step_gb(numbers: Architecture, quantization: str, rows: int) -> float:

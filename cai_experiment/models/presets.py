@@ -9,7 +9,8 @@ from pathlib import Path
 
 from cai_experiment.errors import BadInputError
 from cai_experiment.models.hardware import Hardware
-from cai_experiment.models.memory import Architecture, training_vram_gb
+from cai_experiment.models.memory import Architecture
+from cai_experiment.models.training_memory import training_vram_gb
 
 NANO_DIR = Path(__file__).resolve().parents[1] / "nano" / "weights" / "nano"
 BIG_GPU_GB = 70  # from here on the default is the product's target, Qwen2.5-32B
@@ -21,6 +22,10 @@ class TrainingOverrides:
 
     learning_rate: float
     reason: str
+    sft_learning_rate: float
+    sft_epochs: float
+    after_sft: float  # DPO's learning rate after SFT
+    sft_reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +66,10 @@ PRESETS: dict[str, ModelPreset] = {
         ModelPreset(
             "nano", str(NANO_DIR), "chat", None, 2048, "apache-2.0",
             "rehearsing every script on a CPU; its small world has a known truth",
-            TrainingOverrides(1.6e-4, "a few million parameters hardly move at 5e-6; at 2e-4 answers repeat"),
+            TrainingOverrides(
+                1.6e-4, "a few million parameters hardly move at 5e-6; at 2e-4 answers repeat",
+                sft_learning_rate=1e-3, sft_epochs=3.0, after_sft=1.2e-4, sft_reason="TODO",
+            ),
         ),
         ModelPreset("qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B-Instruct", "chat", _QWEN_05, 32_768, "apache-2.0",
                     "trying the pipeline on the smallest real model"),

@@ -25,15 +25,13 @@ from cai_experiment.scripts._plan_parts import (
     Need,
     disk_lines,
     download_gb_of,
-    dpo_lines,
     generation_lines,
     guard_pass,
     in_block,
     in_line,
     server_lines,
-    trainer_of,
-    training_after,
 )
+from cai_experiment.scripts._plan_training import backend_of, dpo_lines, evaluation_lines, training_after
 from cai_experiment.training.data import Pair
 from cai_experiment.training.settings import DPOSettings, total_steps
 
@@ -77,7 +75,7 @@ def milestone_lines(args: argparse.Namespace, milestone: Milestone, settings: Ru
         parts.append(made)
         lines += said
         needs.append(Need("generator", download_gb_of(args, choice, engine, made.quantization)))
-    later = [training_after(args, milestone, choice, hardware, settings.pairs, engine)]
+    later = [training_after(args, milestone, choice, hardware, settings.pairs, work.rows, engine)]
     if settings.guard:
         later.insert(0, guard_pass(args, settings.guard, choice, hardware, work.pairs))
     for part, need, said in later:
@@ -94,11 +92,17 @@ def training_lines(
 ) -> list[str]:
     """The plan of train_dpo.py alone, behind its heading."""
     quantization = args.quantization or hardware.quantization
-    download = download_gb_of(args, choice, trainer_of(hardware, quantization), quantization)
-    steps = total_steps(settings, len(settings.pairs))
+    download = download_gb_of(args, choice, backend_of(args, hardware, quantization), quantization)
+    steps, held_out = total_steps(settings, len(settings.pairs)), len(settings.held_out)
     part, lines = dpo_lines(args, choice, hardware, len(settings.pairs), steps, settings, download, loaded=False)
+    parts = [part]
+    if args.sft_first:
+        lines.append(in_line("sft", "the warm start is not reckoned (in the same load, less than DPO)"))
+    if not args.no_eval and milestone.name not in WITH_TRAINING:
+        tried, said = evaluation_lines(args, choice, hardware, held_out, milestone.pairs)
+        parts, lines = [*parts, *tried], [*lines, *said]
     needs = [Need("model", download), Need("checkpoints", checkpoints_gb(numbers_of(choice)), download=False)]
-    end = [_total(args, [part]), _budget(hardware, milestone, []), *_notes(args, hardware)]
+    end = [_total(args, parts), _budget(hardware, milestone, []), *_notes(args, hardware)]
     return [*lines, *disk_lines(args, needs), *end]
 
 
@@ -177,7 +181,7 @@ def _total(args: argparse.Namespace, parts: Sequence[Part]) -> str:
         total = "none: it does not fit"
     else:
         dollars = sum(part.machine_hours or 0.0 for part in parts) * args.price_per_hour
-        total = in_words(_hours(parts), dollars) + ", evaluation apart" * (_hours(parts) is not None)
+        total = in_words(_hours(parts), dollars)
         total += ", and the server's share" if vars(args).get("server") else ""
     return in_line("total", total)
 

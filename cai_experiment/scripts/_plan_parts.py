@@ -1,4 +1,4 @@
-"""The parts of a plan, in words: generation engine by engine, the guard's pass, training, disk. See _plan.py."""
+"""The parts of a plan, in words: generation engine by engine, the guard's pass, disk. See _plan.py."""
 
 from __future__ import annotations
 
@@ -10,20 +10,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cai_experiment.errors import BadInputError
-from cai_experiment.milestones import Milestone
-from cai_experiment.models.disk import checkpoints_gb, downloaded_4bit_gb, downloaded_gb, hub_cache, room
+from cai_experiment.models.disk import downloaded_4bit_gb, downloaded_gb, hub_cache, room
 from cai_experiment.models.hardware import Hardware
 from cai_experiment.models.memory import Architecture, weights_gb
-from cai_experiment.models.plan import Part, floor_hours, generation, guarding, in_words, pairs_seen, training
-from cai_experiment.models.presets import NANO_DIR, ModelChoice, numbers_of, resolve_model
+from cai_experiment.models.plan import Part, floor_hours, generation, guarding, in_words
+from cai_experiment.models.presets import NANO_DIR, ModelChoice
 from cai_experiment.models.serving import actor_gpus, auto_engine, files_for
 from cai_experiment.models.workload import Tokens, Workload, answer_tokens
-from cai_experiment.scripts._generation import WITH_TRAINING
-from cai_experiment.training.data import HELD_OUT_SHARE
-from cai_experiment.training.settings import DPOSettings, total_steps
 
 MUCH = 1.5  # times as long as another engine takes: that is said
-USUAL_LENGTH, SPEC_LENGTH = 1024, 4096  # tokens of a training row: a usual one's upper end; the spec's limit
 
 
 class Need(NamedTuple):
@@ -150,61 +145,6 @@ def guard_pass(
         raise BadInputError(f"--guard {name}: no such guard", f"use auto, nano, {', '.join(g.hub_id for g in GUARDS)}")
     part = guarding(numbers, hardware, pairs, answer_tokens(choice), download)
     return [part], [Need("guard", download)], [in_line("guard", f"{shown}, {_of_engine(part, args.price_per_hour)}")]
-
-
-def training_after(
-    args: argparse.Namespace, milestone: Milestone, generator: ModelChoice, hardware: Hardware, pairs: int, engine: str
-) -> tuple[list[Part], list[Need], list[str]]:
-    """(part, disk, lines) of the training that follows on `pairs` pairs made by `engine`."""
-    same_load = milestone.name in WITH_TRAINING
-    try:
-        choice = generator if same_load or args.random_weights else resolve_model(args.model, hardware)
-        numbers = numbers_of(choice)
-    except BadInputError:
-        return [], [], [in_line("training", f"not reckoned: the size of {args.model} is not known here")]
-    held_out = 0 if same_load else round(HELD_OUT_SHARE * pairs)
-    settings = DPOSettings((), args.checkpoint_dir, steps=milestone.dpo_steps, epochs=milestone.epochs)
-    steps = total_steps(settings, pairs - held_out)
-    quantization = args.quantization or hardware.quantization
-    trainer = trainer_of(hardware, quantization)
-    same_files = engine != "server" and (engine == "unsloth") == (trainer == "unsloth")
-    fetched = same_load or (same_files and choice.path_or_id == generator.path_or_id)
-    download = 0.0 if fetched else download_gb_of(args, choice, trainer, quantization)
-    part, lines = dpo_lines(args, choice, hardware, pairs - held_out, steps, settings, download, loaded=same_load)
-    disk = [Need(f"{quantization} to train", download), Need("checkpoints", checkpoints_gb(numbers), download=False)]
-    return [part], disk, lines
-
-
-def dpo_lines(
-    args: argparse.Namespace, choice: ModelChoice, hardware: Hardware, pairs: int, steps: int, settings: DPOSettings,
-    download_gb: float, loaded: bool,
-) -> tuple[Part, list[str]]:  # fmt: skip
-    """(part, lines) of DPO on `pairs` pairs."""
-    quantization = args.quantization or hardware.quantization
-    context = choice.preset.context if choice.preset else SPEC_LENGTH
-    longest, batch = min(settings.max_length, context), settings.effective_batch
-    at_once = settings.batch_size or (min(batch, 8) if hardware.kind == "cpu" else 1)
-    seen = pairs_seen(pairs, steps, batch)
-    usual, most = (
-        training(choice, hardware, quantization, seen, length, at_once, download_gb, loaded)
-        for length in (min(USUAL_LENGTH, longest), longest)
-    )
-    verdict = "fits" if most.fits else "the longest DO NOT FIT (--max-length)" if usual.fits else "DOES NOT FIT"
-    command = "in the same load" if loaded else "train_dpo.py"
-    takes = cost_of(usual, args.price_per_hour) if usual.fits else "DOES NOT FIT"
-    plural = "s" if at_once > 1 else ""
-    return usual, in_block("training", [
-        f"{command}, {quantization}: {steps:,} step{'s' if steps > 1 else ''} of up to {batch} pairs, {usual.read:,} "
-        f"tokens with prompts: {takes}",
-        f"memory, {at_once} pair{plural} at a time: {usual.memory_gb:.1f} GB with rows of "
-        f"{min(USUAL_LENGTH, longest):,} tokens, {most.memory_gb:.1f} GB with {longest:,}, "
-        f"of {usual.have_gb:g} GB: {verdict}",
-    ])  # fmt: skip
-
-
-def trainer_of(hardware: Hardware, quantization: str) -> str:
-    """Whose loader and kernels train there: "unsloth", which fetches 4-bit weights, or "peft"."""
-    return "unsloth" if (hardware.kind, quantization) == ("cuda", "4bit") else "peft"
 
 
 def download_gb_of(args: argparse.Namespace, choice: ModelChoice, engine: str, quantization: str) -> float:
