@@ -27,20 +27,29 @@ def report(p_value: float = 0.3, **changed: tuple[float | None, float | None]) -
     return {"metrics": metrics, "tests": {"flawed_answers": test}}
 
 
+def effect(control: dict[str, Any] | None = None, **changed: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The table's rows of arms that meet every target, but for those that are given."""
+    return dpo_effect.effect({arm: report() for arm in dpo_effect.ARMS} | changed | {"control": control or report()})
+
+
 def test_targets_are_met_at_their_limits_and_missed_beyond_them() -> None:
-    rows = dpo_effect.effect(report(), report(flawed_answers=(0.6, 0.58)))
-    assert all(row["met"] for row in rows.values()) and len(rows) == 7
+    rows = effect(report(flawed_answers=(0.6, 0.58)), sft=report(flawed_answers=(0.6, 0.3)))
+    assert all(row["met"] for row in rows.values()) and len(rows) == 8
+    assert rows["flawed_answers"]["sft"]["value"] == rows["sft_dpo_flawed_answers"]["sft"]["value"] == 0.3
     assert rows["distinct_2_ratio"]["value"] == pytest.approx(1.1) and rows["sentences_ratio"]["value"] == 0.9
     assert rows["flawed_answers"]["control"]["value"] == rows["control_flawed_answers"]["value"] == 0.58
     for name, pair in {"flawed_answers": (0.6, 0.055), "on_topic": (1.0, 0.945), "ends_by_itself": (1.0, None),
                        "arithmetic": (0.95, 0.895)}.items():  # fmt: skip
-        rows = dpo_effect.effect(report(**{name: pair}), report())
+        rows = effect(dpo=report(**{name: pair}))
         assert [key for key, row in rows.items() if not row["met"]] == [name]
     for name, pair in {"distinct_2": (0.4, 0.35), "sentences": (4.0, 4.5)}.items():
-        rows = dpo_effect.effect(report(**{name: pair}), report())
-        assert [key for key, row in rows.items() if not row["met"]] == [f"{name}_ratio"]
-    rows = dpo_effect.effect(report(), report(p_value=0.04))
+        for arm in ("dpo", "sft_dpo"):  # what SFT alone costs is shown, not asked
+            rows = effect(**{arm: report(**{name: pair}), "sft": report(**{name: pair})})
+            assert [key for key, row in rows.items() if not row["met"]] == [f"{name}_ratio"]
+    rows = effect(report(p_value=0.04))
     assert [key for key, row in rows.items() if not row["met"]] == ["control_flawed_answers"]
+    rows = effect(sft_dpo=report(flawed_answers=(0.6, 0.031)))
+    assert [key for key, row in rows.items() if not row["met"]] == ["sft_dpo_flawed_answers"]
 
 
 def test_the_control_swaps_about_half_by_its_seed_and_changes_nothing_else() -> None:
@@ -55,7 +64,7 @@ def test_the_control_swaps_about_half_by_its_seed_and_changes_nothing_else() -> 
 
 
 def test_the_table_shows_what_was_not_measured(capsys: pytest.CaptureFixture[str]) -> None:
-    dpo_effect.show(dpo_effect.effect(report(ends_by_itself=(1.0, None)), report()))
+    dpo_effect.show(effect(dpo=report(ends_by_itself=(1.0, None))))
     said = capsys.readouterr().out
     assert "not measured" in said and "0.030 (0.000-1.000)" in said and "missed" in said
 
@@ -68,7 +77,14 @@ def test_the_whole_script_at_a_small_size(tmp_path: Path, nano_dir: Path, monkey
     assert run_main(dpo_effect.main, flags) in (0, 3)
     rows = json.loads((tmp_path / "x.json").read_text())
     assert rows["flawed_answers"]["n"] == 10 and rows["arithmetic"]["n"] == 400
-    assert rows["flawed_answers"]["base"] == rows["control_flawed_answers"]["base"]  # the same model, before
-    runs = ("dpo_effect", "dpo_effect-control")
-    true, mixed = (read_examples(tmp_path / "data" / run / "pairs.jsonl") for run in runs)
-    assert len(true) == len(mixed) == 8 and true != mixed
+    assert rows["sft_dpo_flawed_answers"]["n"] == 10 and rows["sft_dpo_flawed_answers"]["sft"]["value"] is not None
+    bases = [report["metrics"]["flawed_answers_base"] for report in reports_of(tmp_path / "data")]
+    assert bases == [bases[0]] * 4  # the same model, before, on the same questions
+    runs = ("dpo_effect", "dpo_effect-sft", "dpo_effect-sft_dpo", "dpo_effect-control")
+    true, same, also, mixed = (read_examples(tmp_path / "data" / run / "pairs.jsonl") for run in runs)
+    assert len(true) == len(mixed) == 8 and true == same == also != mixed
+
+
+def reports_of(data: Path) -> list[dict[str, Any]]:
+    """The arms' report.json."""
+    return [json.loads(path.read_text()) for path in sorted(data.glob("*/report.json"))]

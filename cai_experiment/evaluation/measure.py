@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Callable, Sequence
 
 from cai_experiment.constitution.prompts import Turn
@@ -94,22 +95,28 @@ def evaluate_training(
     held_out_pairs: Sequence[Pair] = (),
     unused_instructions: Sequence[str] = (),
     engine_over: EngineOver | None = None,
+    reference: Path | None = None,
+    also_trained_on: Sequence[str] = (),
 ) -> Evaluation:
     """The gates of training's part. `trained.model` is the PEFT model; its base is the model with the adapter off.
 
+    `reference` is the adapter that DPO started from, if any: implicit rewards are against it, while answers before are
+    the base's, so that they speak of the whole effect. `also_trained_on` are instructions beyond those of the pairs.
     Without `held_out_pairs` preference is measured on the training pairs, and the report says so.
     `unused_instructions` (of rejected examples) were never trained on; another model than the shipped one answers
     those and the held-out pairs' own. `engine_over` is `from_model` of the engine that loaded the weights; without it
     the transformers engine speaks.
     """
     scored = held_out_pairs or train_pairs
-    metrics = preference_metrics(score_pairs(trained.model, renderer, scored))
+    metrics = preference_metrics(score_pairs(trained.model, renderer, scored, reference=reference))
     metrics |= shortcut_metrics(train_pairs, held_out_pairs)
     found = Evaluation(metrics)
     kind = "held-out" if held_out_pairs else "training"
     found.notes.append(f"preference is measured on {len(scored)} {kind} pair{'' if len(scored) == 1 else 's'}")
+    if reference is not None:
+        found.notes[-1] += ", against the SFT model that DPO started from; answers before are the base model's"
     if settings.held_out:
-        questions = held_out_instructions(settings, train_pairs, held_out_pairs, unused_instructions)
+        questions = held_out_instructions(settings, train_pairs, held_out_pairs, unused_instructions, also_trained_on)
         speakers = Speakers(trained.model, tokenizer, renderer, engine_over or _transformers_engine)
         found += _evaluate_answers(settings, speakers, questions)
     found.gates = training_gates(settings.milestone, found.metrics, trained, len(train_pairs))
@@ -118,10 +125,11 @@ def evaluate_training(
 
 
 def held_out_instructions(
-    settings: EvaluationSettings, train_pairs: Sequence[Pair], held_out_pairs: Sequence[Pair], unused: Sequence[str]
-) -> list[str]:
+    settings: EvaluationSettings, train_pairs: Sequence[Pair], held_out_pairs: Sequence[Pair], unused: Sequence[str],
+    also_trained_on: Sequence[str] = (),
+) -> list[str]:  # fmt: skip
     """Up to `settings.held_out` distinct instructions that were never trained on, in a fixed order."""
-    seen = {pair.turns[-1].text for pair in train_pairs}
+    seen = {*also_trained_on, *(pair.turns[-1].text for pair in train_pairs)}
     if settings.truth:
         drawn = held_out_questions(settings.held_out + len(seen), settings.seed)
     else:

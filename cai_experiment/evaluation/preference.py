@@ -1,13 +1,15 @@
-"""Does the trained model prefer the revisions? The implicit reward of DPO, with the adapter on and off.
+"""Does the trained model prefer the revisions? The implicit reward of DPO, against the reference it was trained with.
 
-For a completion y to a prompt x the implicit reward is log p_trained(y|x) - log p_base(y|x), in nats (Rafailov et al.
-2023, without the factor beta). A pair is preferred if the chosen completion's reward is the greater.
+For a completion y to a prompt x the implicit reward is log p_trained(y|x) - log p_reference(y|x), in nats (Rafailov et
+al. 2023, without the factor beta). A pair is preferred if the chosen completion's reward is the greater. The reference
+is the model without its adapter, or, where DPO went on from an adapter of SFT, the model with that one.
 """
 
 from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Iterator, Protocol, Sequence
 
 from cai_experiment.constitution.prompts import Turn
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
     from cai_experiment.engines.render import Renderer
 
+REFERENCE = "reference"  # name of the adapter that DPO started from, while it is loaded
 BATCH_ROWS = 8  # full logits of 8 rows of 1,000 tokens over 152,064 words are 2.4 GB in bfloat16
 
 Row = tuple[list[int], list[int]]  # token ids of the prompt and of the completion
@@ -45,25 +48,47 @@ class PairScore:
 
     @property
     def margin(self) -> float:
-        """Greater than 0 if the trained model prefers the chosen completion more than the base did."""
+        """Greater than 0 if the trained model prefers the chosen completion more than the reference does."""
         return self.chosen - self.rejected
 
 
 def score_pairs(
-    model: Any, renderer: Renderer, pairs: Sequence[Pair], batch_rows: int = BATCH_ROWS
+    model: Any,
+    renderer: Renderer,
+    pairs: Sequence[Pair],
+    batch_rows: int = BATCH_ROWS,
+    reference: Path | None = None,
 ) -> list[PairScore | None]:
     """The implicit rewards of each pair under a PEFT `model`; None for a pair that exceeds the renderer's max_length.
 
-    Overlong pairs are left out, never cut: a cut completion has no end token. The model's mode is given back.
+    `reference` is the folder of the adapter that DPO started from; None: the model without any adapter. Overlong pairs
+    are left out, never cut: a cut completion has no end token. The model's mode and adapter are given back.
     """
     rows = [rows_of(renderer, pair) for pair in pairs]
     flat = [row for two in rows if two is not None for row in two]
     with evaluating(model):
         trained = completion_logps(model, flat, batch_rows)
-        with model.disable_adapter():
-            base = completion_logps(model, flat, batch_rows)
-    rewards = iter([t - b for t, b in zip(trained, base, strict=True)])
+        with reference_in(model, reference):
+            before = completion_logps(model, flat, batch_rows)
+    rewards = iter([t - b for t, b in zip(trained, before, strict=True)])
     return [None if two is None else PairScore(next(rewards), next(rewards)) for two in rows]
+
+
+@contextmanager
+def reference_in(model: Any, adapter: Path | None) -> Iterator[None]:
+    """Within it a PEFT `model` is DPO's reference: with the adapter of that folder, or with none."""
+    if adapter is None:
+        with model.disable_adapter():
+            yield
+        return
+    trained = model.active_adapter
+    model.load_adapter(str(adapter), REFERENCE, is_trainable=False)
+    try:
+        model.set_adapter(REFERENCE)
+        yield
+    finally:
+        model.set_adapter(trained)
+        model.delete_adapter(REFERENCE)
 
 
 def rows_of(renderer: Renderer, pair: Pair) -> tuple[Row, Row] | None:
@@ -165,7 +190,8 @@ def evaluating(model: Any) -> Iterator[None]:
 
 
 def preference_metrics(scores: Sequence[PairScore | None]) -> dict[str, Result]:
-    """Accuracy and mean margin of the implicit reward, and how far both completions' log-probabilities moved.
+    """Accuracy and mean margin of the implicit reward, and how far both completions' log-probabilities moved from the
+    reference's.
 
     Overlong pairs count as unparsed. `chosen_logp_change` below 0 is DPO's known side effect on similar pairs: both
     completions become less likely, and the report warns of it.

@@ -23,6 +23,7 @@ from cai_experiment.training.settings import SPEC_LEARNING_RATE, DPOSettings, Tr
 
 if TYPE_CHECKING:
     from cai_experiment.engines.load import LoadSettings
+    from cai_experiment.scripts._sft import WarmStart
 
 WITHOUT_ANSWERS = ("single", "batch")  # too little training for held-out answers to say anything
 AFTER_TRAINING = {"mvp": SCRIPTS + "generate_full.py"}  # the milestones themselves name what follows generation
@@ -44,7 +45,7 @@ def training_settings(
     preset = PRESETS.get(args.random_weights) if args.random_weights else choice.preset
     rate, override = args.learning_rate, preset.training if preset else None
     if rate is None and preset is not None and override is not None:
-        rate = override.learning_rate
+        rate = override.after_sft if args.sft_first else override.learning_rate
         print(f"learning rate {rate:g} from the preset {preset.key}: {override.reason}")
     model = (args.random_weights or choice.name, args.quantization or hardware.quantization, args.format)
     settings = DPOSettings(
@@ -130,8 +131,12 @@ def evaluate_and_report(
     engine: Any,
     truth: bool,
     training_seconds: float,
+    warm: WarmStart | None = None,
 ) -> dict[str, Any]:
-    """Evaluate the trained model on this milestone's terms; writes report.json and report.html, gives the report."""
+    """Evaluate the trained model on this milestone's terms; writes report.json and report.html, gives the report.
+
+    `warm` is the SFT that came first, if any: answers before are the base model's, implicit rewards DPO's own.
+    """
     from cai_experiment.evaluation.measure import HELD_OUT, EvaluationSettings, evaluate_training
     from cai_experiment.evaluation.report import RunFacts, write_report
 
@@ -139,20 +144,27 @@ def evaluate_and_report(
     folder = args.data_dir / args.run
     accepted, rejected = (_examples(folder / name) for name in ("pairs.jsonl", "rejected.jsonl"))
     answers = 0 if milestone.name in WITHOUT_ANSWERS else HELD_OUT
+    pairs = (*settings.pairs, *(warm.pairs if warm else ()))
     evaluation = evaluate_training(
         EvaluationSettings(milestone.name, truth, args.seed, held_out=answers, verbosity=args.verbosity),
-        trained, engine.tokenizer, engine.renderer, settings.pairs, held_out,
+        trained, engine.tokenizer, engine.renderer, pairs, held_out,
         unused_instructions=[example.instruction for example in rejected], engine_over=type(engine).from_model,
+        reference=settings.start_adapter,
+        also_trained_on=[row.turns[-1].text for row in warm.settings.pairs] if warm else (),
     )  # fmt: skip
     evaluation.notes += trained.alarms
-    if is_plumbing(settings.pairs):
-        evaluation.notes.insert(0, label(settings.pairs))
-    if trained.dropped:
+    if is_plumbing(pairs):
+        evaluation.notes.insert(0, label(pairs))
+    if warm is not None:
+        evaluation.notes.append(warm.note)
+        evaluation.metrics |= warm.metrics()
+    if trained.dropped and trained is not (warm and warm.result):
         evaluation.notes.append(f"{len(trained.dropped)} overlong pairs were dropped, not cut")
     loaded = engine.describe()
     facts = RunFacts(
         milestone, args.run, accepted, rejected,
-        settings={name: loaded.get(name) for name in ("model", "engine", "quantization")} | settings.identity(),
+        settings={name: loaded.get(name) for name in ("model", "engine", "quantization")} | settings.identity()
+        | (warm.described() if warm else {}),
         seconds={"training": training_seconds, "evaluation": time.monotonic() - started},
         peak_gpu_gb={"training": peak},
         price_per_hour=args.price_per_hour,

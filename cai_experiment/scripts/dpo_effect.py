@@ -1,12 +1,13 @@
-"""What DPO does to the shipped model, against a control: 100 pairs, 100 steps, 200 held-out answers before and after.
+"""What DPO and SFT do to the shipped model, against a control: 100 pairs, 200 held-out answers before and after.
 
-Run: python cai_experiment/scripts/dpo_effect.py                      (five minutes on two cores)
+Run: python cai_experiment/scripts/dpo_effect.py                      (eight minutes on two cores)
      python cai_experiment/scripts/dpo_effect.py --json effect.json
 
 Makes the pairs as generate_mvp.py does, trains and evaluates as train_dpo.py --milestone mvp does; the world's truth
-says which answers have a flaw. The control is the same training with chosen and rejected swapped in half of the pairs,
-drawn by a seeded coin. Writes DATA_DIR/RUN and DATA_DIR/RUN-control; the same command again resumes. Exit code 0:
-every target is met; 3: one is missed.
+says which answers have a flaw. The arms, on the same pairs and the same questions: DPO; SFT on the revisions of all
+training pairs (--sft-first --sft-share 1); SFT, then DPO (--sft-first); and the control, DPO with chosen and rejected
+swapped in half of the pairs, drawn by a seeded coin. Writes DATA_DIR/RUN and DATA_DIR/RUN-ARM; the same command again
+resumes. Exit code 0: every target is met; 3: one is missed.
 """
 
 from __future__ import annotations
@@ -29,7 +30,13 @@ from cai_experiment.records.schema import Example, PreferencePair, to_row
 from cai_experiment.scripts import generate_mvp, train_dpo
 from cai_experiment.scripts._common import positive_int, run_main
 
-FEWEST_FLAWED = 0.05
+FEWEST_FLAWED = {"dpo": 0.05, "sft_dpo": 0.03}
+ARMS: dict[str, tuple[str, ...]] = {  # flags of train_dpo.py
+    "dpo": (),
+    "sft": ("--sft-first", "--sft-share", "1"),
+    "sft_dpo": ("--sft-first",),
+    "control": (),
+}
 RATE = 0.95  # on topic; ends by itself
 MAY_FORGET, MAY_DRIFT, SIGNIFICANT = 0.05, 0.1, 0.05
 PAIRS, STEPS = MILESTONES["mvp"].pairs, MILESTONES["mvp"].dpo_steps
@@ -51,24 +58,28 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Make the pairs, train on them and on the swapped ones, print one table; gives the exit code."""
+    """Make the pairs, train every arm on them, print one table; gives the exit code."""
     args = parser().parse_args(argv)
-    control = f"{args.run}-control"
     call(args, generate_mvp.main, args.run, "--count", str(args.count))
-    training = ("--milestone", "mvp", "--steps", str(args.steps))
-    call(args, train_dpo.main, args.run, *training)
     examples = read_examples(args.data_dir / args.run / "pairs.jsonl")
-    mixed = shuffled(examples, args.seed)
-    (args.data_dir / control).mkdir(parents=True, exist_ok=True)
-    write_jsonl(args.data_dir / control / "pairs.jsonl", map(to_row, mixed))
-    swapped = sum(one != other for one, other in zip(examples, mixed, strict=True))
-    print(f"control: {swapped} of {len(examples)} pairs are swapped")
-    call(args, train_dpo.main, control, *training)
-    rows = effect(*(read_json(args.data_dir / run / "report.json") for run in (args.run, control)))
+    reports = {}
+    for arm, flags in ARMS.items():
+        run = args.run if arm == "dpo" else f"{args.run}-{arm}"
+        if arm != "dpo":
+            give_pairs(args.data_dir / run, shuffled(examples, args.seed) if arm == "control" else examples)
+        call(args, train_dpo.main, run, "--milestone", "mvp", "--steps", str(args.steps), *flags)
+        reports[arm] = read_json(args.data_dir / run / "report.json")
+    rows = effect(reports)
     show(rows)
     if args.json is not None:
         write_json(args.json, rows)
     return EXIT_OK if all(row["met"] for row in rows.values()) else EXIT_NO_GO
+
+
+def give_pairs(folder: Path, examples: Sequence[Example]) -> None:
+    """Write the pairs of an arm into its run's folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_jsonl(folder / "pairs.jsonl", map(to_row, examples))
 
 
 def call(args: argparse.Namespace, script: Callable[[Sequence[str]], int], run: str, *flags: str) -> None:
@@ -88,43 +99,65 @@ def shuffled(examples: Sequence[Example], seed: int) -> list[Example]:
     return [swap(example) if coin.random() < 0.5 else example for example in examples]
 
 
-def effect(trained: Mapping[str, Any], control: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The rows of the table, from the two runs' report.json: value, n, interval, target, met, base and control.
+def effect(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The rows of the table, from the report.json of every arm: value, n, interval, target, met, and every arm's value.
 
-    The control has lowered the share of flawed answers if McNemar's test on the same questions says so at 5%.
+    A row's `value` is DPO's; its target holds for DPO and for SFT with DPO, but for the share of flawed answers, where
+    each has its own. The control has lowered that share if McNemar's test on the same questions says so at 5%.
     """
-    found, other = trained["metrics"], control["metrics"]
-    forgot = round(found["arithmetic_base"]["value"] - MAY_FORGET, 6)
-
-    def row(name: str, target: str, met: Callable[[float], bool]) -> dict[str, Any]:
-        """A rate of the trained model's answers."""
-        arms = {"base": found[f"{name}_base"], "control": other[f"{name}_trained"]}
-        value = found[f"{name}_trained"]
-        return {**value, "target": target, "met": value["value"] is not None and met(value["value"]), **arms}
-
-    def over_base(name: str) -> dict[str, Any]:
-        """A mean of the trained model's answers over the base's."""
-        base = found[f"{name}_base"]["value"]
-        ratios = [m[f"{name}_trained"]["value"] / base if base else None for m in (found, other)]
-        met = ratios[0] is not None and abs(round(ratios[0] - 1, 6)) <= MAY_DRIFT
-        bare = {"n": found[f"{name}_trained"]["n"], "interval": None}
-        return {"value": ratios[0], **bare, "target": "0.9 to 1.1 of the base", "met": met,
-                "base": {"value": base, **bare}, "control": {"value": ratios[1], **bare}}  # fmt: skip
-
-    test = control["tests"]["flawed_answers"]
+    metrics = {arm: report["metrics"] for arm, report in reports.items()}
+    forgot = round(metrics["dpo"]["arithmetic_base"]["value"] - MAY_FORGET, 6)
+    flawed = _arms(metrics, "flawed_answers")
+    rows = {
+        "flawed_answers": _row(flawed, *_at_most(FEWEST_FLAWED["dpo"]), of=("dpo",)),
+        "sft_dpo_flawed_answers": _row(flawed, *_at_most(FEWEST_FLAWED["sft_dpo"]), of=("sft_dpo",)),
+        "on_topic": _row(_arms(metrics, "on_topic"), *_at_least(RATE)),
+        "ends_by_itself": _row(_arms(metrics, "ends_by_itself"), *_at_least(RATE)),
+        "arithmetic": _row(_arms(metrics, "arithmetic"), *_at_least(forgot)),
+    }
+    for name in ("distinct_2", "sentences"):
+        steady = ("0.9 to 1.1 of the base", lambda value: abs(round(value - 1, 6)) <= MAY_DRIFT)
+        rows[f"{name}_ratio"] = _row(_over_base(_arms(metrics, name)), *steady)
+    test = reports["control"]["tests"]["flawed_answers"]
     lowered = test["p_value"] < SIGNIFICANT and test["only_base"] > test["only_trained"]
-    return {
-        "flawed_answers": row("flawed_answers", f"at most {FEWEST_FLAWED}", lambda value: value <= FEWEST_FLAWED),
-        "on_topic": row("on_topic", f"at least {RATE}", lambda value: value >= RATE),
-        "ends_by_itself": row("ends_by_itself", f"at least {RATE}", lambda value: value >= RATE),
-        "arithmetic": row("arithmetic", f"at least {forgot:g}", lambda value: value >= forgot),
-        "distinct_2_ratio": over_base("distinct_2"),
-        "sentences_ratio": over_base("sentences"),
-        "control_flawed_answers": {
-            **other["flawed_answers_trained"], "target": f"not lower than the base (McNemar p {test['p_value']:.2g})",
-            "met": not lowered, "base": other["flawed_answers_base"], "control": other["flawed_answers_trained"],
-        },
-    }  # fmt: skip
+    target = f"not lower than the base (McNemar p {test['p_value']:.2g})"
+    rows["control_flawed_answers"] = _row(flawed, target, lambda value: not lowered, of=("control",))
+    return rows
+
+
+Arm = Mapping[str, Any]
+
+
+def _arms(metrics: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, Arm]:
+    """One figure of the base and of every arm's trained model."""
+    return {"base": metrics["dpo"][f"{name}_base"], **{arm: found[f"{name}_trained"] for arm, found in metrics.items()}}
+
+
+def _over_base(arms: Mapping[str, Arm]) -> dict[str, Arm]:
+    """Every arm's mean over the base's; the base's own as it is."""
+    base = arms["base"]["value"]
+
+    def over(arm: str, value: float | None) -> float | None:
+        return value if arm == "base" else value / base if base and value is not None else None
+
+    return {arm: {"value": over(arm, f["value"]), "n": f["n"], "interval": None} for arm, f in arms.items()}
+
+
+def _row(
+    arms: Mapping[str, Arm], target: str, met: Callable[[float], bool], of: Sequence[str] = ("dpo", "sft_dpo")
+) -> dict[str, Any]:
+    """A row of the table: met if the target holds for all arms `of`."""
+    values = [arms[arm]["value"] for arm in of]
+    is_met = all(value is not None and met(value) for value in values)
+    return {**arms[of[0]], "target": target, "met": is_met, **arms}
+
+
+def _at_most(limit: float) -> tuple[str, Callable[[float], bool]]:
+    return f"at most {limit:g}", lambda value: value <= limit
+
+
+def _at_least(limit: float) -> tuple[str, Callable[[float], bool]]:
+    return f"at least {limit:g}", lambda value: value >= limit
 
 
 def show(rows: Mapping[str, Mapping[str, Any]]) -> None:
@@ -137,12 +170,11 @@ def show(rows: Mapping[str, Mapping[str, Any]]) -> None:
             return "not measured"
         return f"{result['value']:.3f}" + (" ({:.3f}-{:.3f})".format(*result["interval"]) if result["interval"] else "")
 
-    table = Table("figure", "n", "base", "trained", "control", "target", "")
+    table = Table("figure", "n", "base", *ARMS, "target", "")
     for name, row in rows.items():
-        trained = "" if name.startswith("control") else cell(row)
-        cells = (cell(row["base"]), trained, cell(row["control"]), row["target"], "met" if row["met"] else "missed")
-        table.add_row(name, str(row["n"]), *cells)
-    Console(width=150).print(table)
+        cells = (cell(row[arm]) for arm in ("base", *ARMS))
+        table.add_row(name, str(row["n"]), *cells, row["target"], "met" if row["met"] else "missed")
+    Console(width=190).print(table)
 
 
 if __name__ == "__main__":

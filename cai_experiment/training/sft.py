@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from cai_experiment.errors import BadInputError, Interrupted
 from cai_experiment.records.files import show, write_json
-from cai_experiment.training import checkpoints, dpo
+from cai_experiment.training import checkpoints, dpo, processes
 from cai_experiment.training.data import Pair, normalized, split_by_instruction, tokenize_pairs
 from cai_experiment.training.settings import MEASURED_PAIRS, DPOSettings, TrainResult, check_flags, total_steps
 
@@ -93,10 +93,13 @@ def train(
     Raises as `dpo.train` does.
     """
     check_flags(settings)
-    settings.output_dir.mkdir(parents=True, exist_ok=True)
-    dpo.check_settings(settings)
-    checkpoints.sweep(settings.output_dir)
-    if dpo.is_finished(settings.output_dir, say):
+    processes.start()
+    with processes.first_goes_ahead():
+        settings.output_dir.mkdir(parents=True, exist_ok=True)
+        dpo.check_settings(settings)
+        checkpoints.sweep(settings.output_dir)
+        is_done = dpo.is_finished(settings.output_dir, say)
+    if is_done:
         result = dpo.finished(settings.output_dir)
         result.resumed_from = result.steps
         return result
@@ -104,12 +107,15 @@ def train(
     rows, dropped = tokenize_pairs(settings.pairs, renderer, limit)
     if dropped:
         say(f"SFT: {len(dropped)} of {len(settings.pairs)} rows exceed {limit} tokens and were dropped, not cut")
+    from cai_experiment.training.backends import backend_of
     from cai_experiment.training.run import memory_errors
     from cai_experiment.training.sft_trainer import SFTTraining
 
-    with memory_errors(settings, rows):
+    with memory_errors(settings, rows, backend_of(settings, model)) as tried:
         training = SFTTraining(settings, rows, total_steps(settings, len(rows)), model, tokenizer, say)
-        write_json(settings.output_dir / dpo.SETTINGS, settings.identity())  # now that nothing more is refused
+        tried.note(training)
+        if processes.is_first():
+            write_json(settings.output_dir / dpo.SETTINGS, settings.identity())  # now that nothing more is refused
         return _run(training, dropped)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,15 +19,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from transformers.trainer_callback import PrinterCallback, TrainerControl, TrainerState
 
 from cai_experiment.errors import BadInputError
-from cai_experiment.training.budget import budget_for, recompute
+from cai_experiment.training import processes
+from cai_experiment.training.alarms import Alarms
+from cai_experiment.training.budget import Budget, budget_for, recompute
 from cai_experiment.training.data import TokenPair
 from cai_experiment.training.fast_dpo import FastTrainer, PairSet
 from cai_experiment.training.packing import pack
 from cai_experiment.training.policy import Policy
-from cai_experiment.training.run import Training, Watch
+from cai_experiment.training.run import Training
 from cai_experiment.training.settings import MEASURED_PAIRS, DPOSettings, pairs_at_once
 from cai_experiment.training.start_check import check_layout
 from cai_experiment.training.trainer import common_arguments, with_adapter
+from cai_experiment.training.watch import Watch
 
 
 class SFTTraining(Training):
@@ -38,6 +41,7 @@ class SFTTraining(Training):
         tokenizer: PreTrainedTokenizerBase,
     ) -> Any:  # fmt: skip
         """SFT's trainer, its adapter in place."""
+        self.alarms = NoAlarms(self.settings)
         return build_sft_trainer(self.backend, self.settings, rows, self.total, model, tokenizer, SFTWatch(self))
 
 
@@ -46,19 +50,17 @@ def build_sft_trainer(
     tokenizer: PreTrainedTokenizerBase, watch: Watch,
 ) -> SFTTrainer:  # fmt: skip
     """An SFTTrainer over token ids with a fresh adapter; packed passes for the backend "fast"."""
-    import os
-
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if settings.effective_batch % processes:
-        message = f"--effective-batch {settings.effective_batch} rows do not divide among {processes} processes"
-        raise BadInputError(message, f"use a multiple of {processes}")
     packed, device = backend == "fast", next(model.parameters()).device.type
+    if packed and processes.is_sharded():
+        raise BadInputError("--backend fast does not train sharded weights (FSDP)", "use accelerate/ddp.yaml")
     config = TrainingArguments(
         **common_arguments(settings, total, model),
-        per_device_train_batch_size=settings.effective_batch // processes,
+        per_device_train_batch_size=settings.effective_batch,  # every process is told the whole step, as in fast DPO
         gradient_checkpointing=device == "cuda" and not packed,  # packed passes recompute where memory asks
         dataloader_pin_memory=False,  # a batch is a list of row numbers
-    )
+        ddp_find_unused_parameters=False, ddp_broadcast_buffers=False,
+    )  # fmt: skip
+    config._n_gpu = min(1, config.n_gpu)  # several GPUs in one process would be torch's DataParallel
     set_seed(settings.seed)  # the adapter's A is drawn at random
     trainer = SFTTrainer(
         model=with_adapter(settings, model), args=config, data_collator=_row_numbers,
@@ -109,46 +111,39 @@ class PlainPolicy:
         return torch.stack(sums)
 
 
+class PlainRows(PairSet):
+    """Rows for plain passes: a budget is a number of rows, and rows of like length share a pass."""
+
+    def passes(self, numbers: Sequence[int], budget: int, least: int = 1) -> list[list[int]]:
+        """`numbers` in passes of at most `budget` rows, and at least `least` passes where there are rows for them."""
+        order = sorted(numbers, key=lambda n: (self.rows[n].length, n))
+        size = max(1, min(budget, len(order) // least))
+        return [order[start : start + size] for start in range(0, len(order), size)]
+
+
 class SFTTrainer(FastTrainer):
     """Fast DPO's trainer with another loss; without `packed`, with plain passes over the model."""
 
     def begin_sft(self, settings: DPOSettings, rows: Sequence[TokenPair], packed: bool) -> None:
         """Take the rows and decide how large passes are. Call it before training, instead of `begin`."""
         self.settings, self.pair_ids, self.packed = settings, [row.id for row in rows], packed
-        self.pairs = PairSet(rows)
+        self.pairs = PairSet(rows) if packed else PlainRows(rows)
         self.policy: Any = Policy(self.model) if packed else PlainPolicy(self.model)
-        self.at_once = pairs_at_once(settings, self.policy.device.type)
         self.tokens_seen, self.of_step = 0, []
-        self.row_tokens, self.step_tokens = 0.0, 1.0
         if packed:
             self.budget = budget_for(self.policy.causal_lm, self.pairs.longest, settings.token_budget)
             recompute(self.policy.causal_lm, self.budget.recomputed_layers)
-
-    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """The step's loss, a mean over the answer tokens of all processes (which average their gradients)."""
-        rows = inputs["row"].tolist()
-        tokens = [[self._answer_tokens(rows), sum(self.pairs.rows[n].length for n in rows)]]
-        everywhere = self.accelerator.gather(torch.tensor(tokens, device=self.args.device)).float()
-        self.step_tokens = everywhere[:, 0].mean().item()
-        self.row_tokens += everywhere[:, 1].sum().item()
-        return super().training_step(model, inputs, num_items_in_batch)
-
-    def _answer_tokens(self, numbers: Sequence[int]) -> int:
-        return sum(len(self.pairs.rows[n].chosen_ids) for n in numbers)
-
-    def _equally_many(self, rows: Sequence[int]) -> list[list[int]]:
-        return super()._equally_many(rows) if self.packed else self._by_length(rows)
-
-    def _by_length(self, numbers: Sequence[int]) -> list[list[int]]:
-        """Plain passes: rows of like length share one."""
-        order = sorted(numbers, key=lambda n: (self.pairs.rows[n].length, n))
-        return [order[start : start + self.at_once] for start in range(0, len(order), self.at_once)]
+        else:
+            self.budget = Budget(pairs_at_once(settings, self.policy.device.type), 0)
 
     def _loss(self, part: Sequence[int], pairs: int, chosen_tokens: int) -> torch.Tensor:
-        """A pass's share of the step's mean."""
-        return -self._row_logps(part).sum() / self.step_tokens
+        """A pass's share of the mean over the step's answer tokens."""
+        if not part:  # in step with the other processes, which have a pass more
+            return 0.0 * self._row_logps(self.rows_of_step[:1]).sum()
+        return -self._row_logps(part).sum() / chosen_tokens
 
     def _row_logps(self, part: Sequence[int]) -> torch.Tensor:
+        """(n,): sums over each answer's tokens, nats."""
         if not self.packed:
             logps: torch.Tensor = self.policy.row_logps([self.pairs.rows[n] for n in part])
             return logps
@@ -161,10 +156,10 @@ class SFTTrainer(FastTrainer):
         """{"loss": nats a token} over the first rows, no dropout."""
         self.policy.model.eval()
         numbers = range(min(len(self.pairs.rows), MEASURED_PAIRS))
-        passes = self.pairs.passes(numbers, self.budget.tokens) if self.packed else self._by_length(numbers)
         with self.policy.ready(), self.policy.autocast():
+            passes = self.pairs.passes(numbers, self.budget.tokens)
             logps = sum(self._row_logps(part).double().sum().item() for part in passes)
-        return {"loss": -logps / self._answer_tokens(numbers)}
+        return {"loss": -logps / sum(len(self.pairs.rows[n].chosen_ids) for n in numbers)}
 
     def check_start(self) -> None:
         """Raise EngineError if a packed pass scores the two shortest rows otherwise than a plain one."""
@@ -176,10 +171,18 @@ class SFTTrainer(FastTrainer):
             check_layout(self, [self.pairs.rows[n] for n in numbers])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Hugging Face's log, with the tokens so far."""
+        """Hugging Face's log, with the tokens so far; fast DPO has counted both sides of a row."""
         if "loss" in logs:
-            logs["num_tokens"] = self.row_tokens
+            logs["num_tokens"] = self.tokens_seen / 2
         Trainer.log(self, logs, start_time)
+
+
+class NoAlarms(Alarms):
+    """What DPO's alarms look at SFT does not have."""
+
+    def look(self, row: Mapping[str, Any]) -> list[str]:
+        """Nothing to say."""
+        return []
 
 
 class SFTWatch(Watch):
