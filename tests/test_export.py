@@ -197,7 +197,7 @@ def test_a_differing_token_passes_only_where_the_adapter_model_is_undecided() ->
         shown = logits + torch.randn(6, 500) * 0.002
         shown[3, 8] = shown[3, 7] + 0.001  # the other token wins by a hair
         found = export_check.compare(
-            export_check.Answers([[7] * 6], [logits]), export_check.Answers([[7] * 6], [shown]), "bf16", 4, WHY
+            export_check.Answers([[7] * 6], [logits]), export_check.Answers([[7] * 6], [shown]), "bf16", "bf16", 4, WHY
         )
         assert (found.ties, bool(found.problem)) == (int(passes), not passes), found
     assert "on prompt 1 ('Why?') token 4 is '[8]' (token 8) and not '[7]' (token 7)" in found.problem
@@ -213,7 +213,7 @@ def test_logits_that_are_not_numbers_are_refused() -> None:
     broken = right.clone()
     broken[1, (tokens[1] + 1) % 50] = float("inf")
     found = export_check.compare(
-        export_check.Answers([tokens], [right]), export_check.Answers([tokens], [broken]), "bf16", 4, WHY
+        export_check.Answers([tokens], [right]), export_check.Answers([tokens], [broken]), "bf16", "bf16", 4, WHY
     )
     assert "token 2 is" in found.problem and "logits differ by inf rms" in found.problem
 

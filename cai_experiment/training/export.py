@@ -74,16 +74,15 @@ def check_merged(job: Job, adapter: Adapter, out: Path, stored: str) -> tuple[Co
     since there the base itself is another one.
     """
     how = export_answers.precision_for(out, stored)
-    coarsest = max(stored, how.dtype, key=lambda name: export_check.UNIT_ROUNDOFF[name])
     right = export_answers.answers_of(job.base.folder, how, job.prompts, adapter=adapter.folder)
     export = export_answers.answers_of(out, how, job.prompts, forced=right)
-    found = export_check.compare(right, export, coarsest, layers_of(out), job.prompts)
+    found = export_check.compare(right, export, stored, how.dtype, layers_of(out), job.prompts)
     job.say(f"{found.line()} ({how.dtype} on {how.device})")
     export_check.refuse(found, "the merged model")
     if how.device == "cpu" or job.source.model[1] != "4bit":
         return found, None
     trained = export_answers.answers_in_4bit(job.base, adapter.folder, job.prompts, export)
-    four_bit = export_check.compare(trained, export, coarsest, layers_of(out), job.prompts)
+    four_bit = export_check.compare(trained, export, stored, how.dtype, layers_of(out), job.prompts)
     job.say(f"no gate: {four_bit.line('4-bit model that was trained', limits=False)}")
     return found, four_bit
 
@@ -106,7 +105,7 @@ def export_adapter(job: Job, out: Path, quantization: str | None) -> dict[str, A
         right, export, computed = export_answers.answers_of_both(
             job.base, quantization or job.source.model[1] or None, adapter.folder, aside, job.prompts
         )
-        found = export_check.compare(right, export, computed, layers_of(job.base.folder), job.prompts)
+        found = export_check.compare(right, export, "fp32", computed, layers_of(job.base.folder), job.prompts)
         job.say(found.line())
         export_check.refuse(found, "the exported adapter")
         record = record_of(job, adapter, "adapter", found) | {"rank": adapter.rank, "serve": serve}

@@ -8,9 +8,10 @@ Why the two differ at all: `W + scaling * B @ A` is rounded once to the export's
 outputs are rounded too. One rounding has a relative error of at most u (2^-8 for bf16, 2^-11 for fp16; in fp32 a sum of
 thousands of products is itself rounded at every step, so 2^-20 is taken). Errors of 2 L residual branches, independent
 of each other, add up as a root: the logits, whose spread at a position is s (a standard deviation over the vocabulary),
-differ by about u * sqrt(2 L) * s. Measured on the shipped model in bf16 and in fp16, three adapters: 0.91 to 0.95 of
-that by root mean square, up to 13 times that at the largest; with the rounding of the weights alone 0.23 to 0.43 and 7,
-with 24 layers as with 4. GGUF's q8_0 rounds a block of 32 to 1/127 of its largest (2^-7: 0.5 measured). Limits:
+differ by about u * sqrt(2 L) * s. Measured, with 4 layers and 24, bf16 and fp16, four adapters: 0.91 to 0.95 of that by
+root mean square where the computation rounds too, and 0.23 to 0.43 where only the weights were rounded, so u is the
+root of the squares of the computation's roundoff and half the weights'; the largest difference was up to 13 times it.
+(GGUF's q8_0 rounds a block of 32 values to 1/127 of its largest: 2^-7, 0.5 measured.) Limits:
 
 - root mean square of all logit differences: at most RMS_FACTOR times that;
 - the largest single difference: at most MAX_FACTOR times that (of millions of values, with unlike positions);
@@ -149,10 +150,10 @@ def _at(tokens: Sequence[int], step: int) -> int | None:
 # ---------------------------------------------------------------- comparing
 
 
-def compare(right: Answers, export: Answers, precision: str, layers: int, prompts: Prompts) -> Comparison:
+def compare(right: Answers, export: Answers, stored: str, computed: str, layers: int, prompts: Prompts) -> Comparison:
     """Hold an export's logits along the adapter model's answers against that model's own.
 
-    `precision` is a key of UNIT_ROUNDOFF: the coarsest in the export or in the computation.
+    `stored` and `computed` are keys of UNIT_ROUNDOFF: the precision of the export's weights, and of the computation.
     """
     import torch
 
@@ -160,7 +161,8 @@ def compare(right: Answers, export: Answers, precision: str, layers: int, prompt
     squares = torch.cat([row["square"] for row in rows])
     kl, spread = torch.cat([row["kl"] for row in rows]), torch.cat([row["spread"] for row in rows])
     rms, largest = float(squares.mean().sqrt()), float(torch.cat([row["largest"] for row in rows]).max())
-    unit = UNIT_ROUNDOFF[precision] * math.sqrt(2 * layers) * float(spread.mean())
+    roundoff = math.hypot(UNIT_ROUNDOFF[stored] / 2, UNIT_ROUNDOFF[computed])
+    unit = roundoff * math.sqrt(2 * layers) * float(spread.mean())
     same = ties = 0
     problem = ""
     for number, (tokens, theirs) in enumerate(zip(right.tokens, export.logits, strict=True)):

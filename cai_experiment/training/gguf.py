@@ -198,7 +198,7 @@ def _check_values(name: str, tensor: Any, right: numpy.ndarray, file: Path, may_
 # ---------------------------------------------------------------- the check of the answers
 
 
-def check_answers(job: Job, adapter: Path, file: Path, precision: str) -> export_check.Comparison | None:
+def check_answers(job: Job, adapter: Path, file: Path, stored: str) -> export_check.Comparison | None:
     """The file, read back by transformers, against base + adapter; None where that needs more memory than is there.
 
     transformers turns every tensor into float32 on the CPU, and then fills a model with them: 260 GB for 32B.
@@ -210,4 +210,4 @@ def check_answers(job: Job, adapter: Path, file: Path, precision: str) -> export
     how = export_answers.Precision("cpu", "fp32")
     right = export_answers.answers_of(job.base.folder, how, job.prompts, adapter=adapter)
     export = export_answers.answers_of(file.parent, how, job.prompts, forced=right, gguf=file.name)
-    return export_check.compare(right, export, precision, layers_of(job.base.folder), job.prompts)
+    return export_check.compare(right, export, stored, how.dtype, layers_of(job.base.folder), job.prompts)
