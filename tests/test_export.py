@@ -18,9 +18,12 @@ from typing import Any
 import pytest
 
 from cai_experiment.errors import BadInputError, DiskError, EngineError
+from cai_experiment.models.hardware import detect
+from cai_experiment.models.presets import resolve_model
 from cai_experiment.scripts import export_model
 from cai_experiment.scripts._common import run_main
-from cai_experiment.training import adapters, checkpoints, export, export_check, gguf, hub, merge
+from cai_experiment.training import adapters, checkpoints, export, export_answers, export_check, gguf, hub, merge
+from cai_experiment.training.export_source import Base
 
 WHY = export_check.Prompts(("Why?",), ((1,),), (9,), SimpleNamespace(decode=str))
 ROOT = Path(__file__).resolve().parents[1]
@@ -183,6 +186,21 @@ def test_a_corrupted_merge_is_refused_and_nothing_is_published(
         assert "does not say what the adapter model says: on prompt " in said
         assert "which the adapter model prefers" in said and "rms" in said and "nothing was published" in said
     assert beside(runs) == ["final"]
+
+
+def test_the_difference_to_the_4_bit_model_is_that_of_its_quantisation(
+    merged: Path, nano_runs: Path, nano_dir: Path
+) -> None:
+    choice = resolve_model("nano", detect())
+    base = Base("nano", str(nano_dir), nano_dir, None, "apache-2.0", choice)
+    prompts = export_answers.prompts_of(base, ["How do I store an axe?"], "auto")
+    assert prompts.texts[0] == "How do I store an axe?" and len(prompts.ids) == export_check.PROMPTS
+    whole = export_answers.answers_of(merged, export_answers.Precision("cpu", "fp32"), prompts)
+    in_4_bit = export_answers.answers_in_4bit(base, nano_runs / "mvp" / "final", prompts, whole)
+    assert in_4_bit.tokens == whole.tokens
+    found = export_check.compare(whole, in_4_bit, "fp16", "fp32", 4, prompts)
+    assert found.rms_difference > 10 * found.rms_limit and 0 < found.mean_kl < 1
+    assert found.same_text < 20 and "limit" not in found.line(limits=False)
 
 
 def test_a_differing_token_passes_only_where_the_adapter_model_is_undecided() -> None:
@@ -370,7 +388,6 @@ def test_a_training_on_random_weights_is_exported_with_the_same_ones(
     from peft import LoraConfig, get_peft_model
 
     from cai_experiment.engines.load import LoadSettings, load_model, make_plan
-    from cai_experiment.models.hardware import detect
 
     settings = LoadSettings(random_weights="nano", seed=0, quantization="fp32", engine="hf")
     model, tokenizer, _ = load_model(make_plan(settings, detect()), settings)

@@ -82,7 +82,7 @@ def check_merged(job: Job, adapter: Adapter, out: Path, stored: str) -> tuple[Co
     if how.device == "cpu" or job.source.model[1] != "4bit":
         return found, None
     trained = export_answers.answers_in_4bit(job.base, adapter.folder, job.prompts, export)
-    four_bit = export_check.compare(trained, export, stored, how.dtype, layers_of(out), job.prompts)
+    four_bit = export_check.compare(export, trained, stored, how.dtype, layers_of(out), job.prompts)
     job.say(f"no gate: {four_bit.line('4-bit model that was trained', limits=False)}")
     return found, four_bit
 
