@@ -1,4 +1,4 @@
-"""DPO: pairs read and refused by line, the loss against numbers worked out by hand, what training refuses and publishes.
+"""DPO: pairs read and refused by line, the loss against numbers worked out by hand, what training refuses.
 
 How it stops and resumes is in test_training_resume.py, what watches over it in test_training_guards.py.
 """
@@ -16,14 +16,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from training_tools import BACKENDS, PAIRS, difference, load, renderer_of, settings_for, train, weights
+from training_tools import BACKENDS, PAIRS, renderer_of, settings_for, train, weights
 
 from cai_experiment.constitution.prompts import Turn, ask_for_answer
 from cai_experiment.errors import BadInputError, EngineError
 from cai_experiment.milestones import MILESTONES
-from cai_experiment.training import checkpoints, data, dpo
+from cai_experiment.training import data, dpo
 from cai_experiment.training.data import Pair, read_pairs, split_by_instruction, tokenize_pairs
-from cai_experiment.training.settings import DPOSettings, TrainResult, steps_for, total_steps
+from cai_experiment.training.settings import DPOSettings, steps_for, total_steps
 
 # ---------------------------------------------------------------- reading
 
@@ -123,6 +123,15 @@ def test_files_that_are_no_jsonl_are_named(tmp_path: Path, content: bytes, says:
     path.write_bytes(content)
     with pytest.raises(BadInputError, match=says):
         read_pairs(path)
+
+
+def test_a_line_of_100_mb_is_named_before_it_is_parsed(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "mine.jsonl", PLAIN)
+    with path.open("ab") as file:
+        file.write(b'{"prompt": "' + b"x" * 100_000_000 + b'", "chosen": "a", "rejected": "b"}\n')
+    with pytest.raises(BadInputError, match=r"mine\.jsonl:2 is over 10 MB long") as caught:
+        read_pairs(path)
+    assert caught.value.exit_code == 2
 
 
 def test_real_preference_files(tmp_path: Path, shared_data: Path) -> None:
@@ -289,7 +298,8 @@ def test_loss_of_one_batch_equals_the_formula(tmp_path: Path, model, tokenizer, 
         margin = 0.3 * ((policy[0] - reference[0]) - (policy[1] - reference[1]))
         expected.append(math.log1p(math.exp(-margin)))
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(3)])
-    step = trainer.training_step(trainer.model, batch) if backend == "fast" else trainer.compute_loss(trainer.model, batch)
+    loss_of = trainer.training_step if backend == "fast" else trainer.compute_loss
+    step = loss_of(trainer.model, batch)
     assert step.item() == pytest.approx(sum(expected) / 3, abs=1e-5)
     assert abs(step.item() - math.log(2)) > 0.01  # the adapter does something
     assert trainer.measure()["loss"] == pytest.approx(sum(expected) / 3, abs=1e-5)
@@ -349,7 +359,7 @@ def test_a_reference_that_is_not_the_starting_model_is_refused(
         return adapted
 
     monkeypatch.setattr(module, "with_adapter", moved)
-    with pytest.raises(EngineError, match="the reference is not the starting model: .* before the first step"):
+    with pytest.raises(EngineError, match=r"the reference is not the starting model: .* before the first step"):
         train(settings_for(tmp_path, backend=backend), model, tokenizer)
     assert not list(tmp_path.glob("checkpoint-*"))
 

@@ -193,7 +193,7 @@ def test_memory_that_runs_out_in_packed_passes_names_their_tokens(
     words = "passes of as many tokens as memory seemed to hold, .* of 100; --token-budget 200 needs less"
     with pytest.raises(EngineError, match=words), memory_errors(settings_for(tmp_path), [row], "fast"):
         raise torch.OutOfMemoryError("CUDA out of memory")
-    with pytest.raises(EngineError, match="of 100, 7 layers recomputed; train_dpo.py --max-length 50 drops"), \
+    with pytest.raises(EngineError, match=r"of 100, 7 layers recomputed; train_dpo.py --max-length 50 drops"), \
             memory_errors(settings_for(tmp_path), [row], "fast") as tried:  # fmt: skip
         tried.tokens, tried.recomputed_layers = 100, 7
         raise torch.OutOfMemoryError("CUDA out of memory")

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from training_tools import BACKENDS, PAIRS, difference, load, renderer_of, settings_for, train, weights
+from training_tools import BACKENDS, PAIRS, difference, load, renderer_of, settings_for, stop_after, train, weights
 
 from cai_experiment.errors import BadInputError, EngineError
 from cai_experiment.evaluation.plots import training_plots
@@ -61,7 +61,7 @@ def test_a_gradient_that_is_not_finite_stops_with_the_ids_of_the_whole_step(
 
     monkeypatch.setattr(module, "with_adapter", overflowing)
     settings = settings_for(tmp_path, pairs=PAIRS[:3], save_every=1, backend=backend)
-    with pytest.raises(EngineError, match="the gradient is (nan|inf) after step 1, with the pairs") as caught:
+    with pytest.raises(EngineError, match=r"the gradient is (nan|inf) after step 1, with the pairs") as caught:
         train(settings, *load(tiny_model_dir))
     assert all(pair.id in str(caught.value) for pair in PAIRS[:3])
     assert not list(tmp_path.glob("checkpoint-*"))
@@ -205,7 +205,7 @@ def test_a_model_in_training_is_left_as_it_was(tiny_model_dir: Path, by_unsloth:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_watched_training_ends_at_the_weights_of_an_unwatched_one(
-    tmp_path: Path, tiny_model_dir: Path, backend: str
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, backend: str
 ) -> None:
     plain = train(settings_for(tmp_path / "plain", **UNWATCHED, backend=backend), *load(tiny_model_dir))
     said: list[str] = []
@@ -225,11 +225,11 @@ def test_a_watched_training_ends_at_the_weights_of_an_unwatched_one(
         stage for stage in ("EPOCH-0-BATCH-0", "EPOCH-2-BATCH-2", "EPOCH-4-BATCH-2") for _ in HELD_OUT
     ]
     assert entries[3]["content"].startswith(HELD_OUT[0].instruction) and entries[3]["metadata"]["step"] == 4
-    # the watched one, stopped after every third step, resumes to the same end, rows of measurements included
-    for _ in range(3):
-        again = train(settings_for(tmp_path / "broken", **WATCHED, backend=backend, max_hours=0.0), *load(tiny_model_dir))
-    assert again.stopped
-    again = train(settings_for(tmp_path / "broken", **WATCHED, backend=backend), *load(tiny_model_dir))
+    # the watched one, stopped and resumed, comes to the same end, rows of measurements included
+    stop_after(monkeypatch, 2, 5)
+    settings = settings_for(tmp_path / "broken", **WATCHED, backend=backend)
+    assert [train(settings, *load(tiny_model_dir)).steps for _ in range(2)] == [2, 5]
+    again = train(settings, *load(tiny_model_dir))
     assert difference(weights(tmp_path / "broken"), weights(tmp_path / "plain")) == 0.0
     for one, other in zip(again.history, watched.history, strict=True):
         assert {**one, "seconds": 0} == {**other, "seconds": 0}
@@ -303,7 +303,7 @@ EARLY = {**WATCHED, "eval_every": 1, "early_stop": 3, "sample_prompts": ()}
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_early_stop_ends_with_the_best_adapter_and_a_resumed_run_decides_the_same(
-    tmp_path: Path, tiny_model_dir: Path, margins: None, backend: str
+    tmp_path: Path, tiny_model_dir: Path, margins: None, monkeypatch: pytest.MonkeyPatch, backend: str
 ) -> None:
     from safetensors.torch import load_file
 
@@ -319,8 +319,9 @@ def test_early_stop_ends_with_the_best_adapter_and_a_resumed_run_decides_the_sam
     assert "ended early: no better held-out margin in 3 measurements" in lines
     assert "the final adapter is that of step 4, with the best held-out margin" in lines
     folder = tmp_path / "broken"
-    for step in range(1, 8):
-        result = train(settings_for(folder, **EARLY, backend=backend, max_hours=0.0), *load(tiny_model_dir))
+    stop_after(monkeypatch, 3, 6, 7)
+    for step in (3, 6, 7):
+        result = train(settings_for(folder, **EARLY, backend=backend), *load(tiny_model_dir))
         assert result.steps == step and bool(result.stopped) == (step < 7)
     assert (result.early, result.best_step, result.held_out) == (whole.early, 4, whole.held_out)
     assert difference(weights(folder), weights(tmp_path / "whole")) == 0.0

@@ -1,4 +1,4 @@
-"""Training stops and resumes: limits, signals, kill -9 anywhere, damage; the end is that of an unbroken run, to the bit."""
+"""Training stops and resumes: limits, signals, kill -9, damage; the end is that of an unbroken run, to the bit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training_tools import BACKENDS, LONG, PAIRS, difference, load, renderer_of, settings_for, train, weights
+import training_tools as tools
+from training_tools import BACKENDS, LONG, PAIRS, difference, load, settings_for, stop_after, train, weights
 
 from cai_experiment.errors import BadInputError, DiskError, Interrupted
 from cai_experiment.training import checkpoints, dpo
@@ -161,7 +162,7 @@ def run_child(
 
 
 KILLED = -signal.SIGKILL
-TWELVE = {**LONG, "steps": 12, "save_every": 3, "backend": "fast"}  # four checkpoints, the last ones in the way of `keep`
+TWELVE = {**LONG, "steps": 12, "save_every": 3}  # four checkpoints, two of which `keep` deletes
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -210,9 +211,9 @@ def test_killed_at_every_step_of_twelve_and_at_fifty_points_inside_checkpoint_wr
 def three_steps(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a training stopped after step 3, with the checkpoints of steps 2 and 3."""
     folder = tmp_path_factory.mktemp("three_steps")
-    train(settings_for(folder, **LONG, max_cost=0.0, price_per_hour=1.0, backend="fast"), *load(tiny_model_dir))
-    for _ in range(2):
-        train(settings_for(folder, **LONG, max_hours=0.0), *load(tiny_model_dir))
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 3)
+        train(settings_for(folder, **LONG), *load(tiny_model_dir))
     return folder
 
 
@@ -313,7 +314,7 @@ def answer_logp(model: Any, tokenizer: Any) -> float:
     """Sum of the first pair's chosen answer's log-probabilities in a plain forward pass."""
     import torch
 
-    row = tokenize_pairs(PAIRS[:1], renderer_of(tokenizer), 2048)[0][0]
+    row = tokenize_pairs(PAIRS[:1], tools.renderer_of(tokenizer), 2048)[0][0]
     ids = torch.tensor([[*row.prompt_ids, *row.chosen_ids]])
     with torch.no_grad():
         logps = model(ids).logits[0, len(row.prompt_ids) - 1 : -1].log_softmax(-1)

@@ -1,9 +1,13 @@
-"""What the tests of training share: ten pairs, a training of few steps on the tiny model, weights and their difference."""
+"""What the tests of training share: ten pairs, a training of few steps, weights and their difference."""
 
 from __future__ import annotations
 
+import functools
+import gc
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from cai_experiment.constitution.prompts import ask_for_answer
 from cai_experiment.training import dpo
@@ -25,10 +29,22 @@ def settings_for(folder: Path, **changes: Any) -> DPOSettings:
     return DPOSettings(**{"pairs": PAIRS, "output_dir": folder, "steps": 3, "learning_rate": 1e-3, **changes})
 
 
+@functools.cache
+def libraries() -> None:
+    """Import what training imports, and take all that out of later garbage collections: each would walk it again."""
+    import peft
+    import trl.trainer.dpo_trainer
+
+    assert peft and trl
+    gc.collect()
+    gc.freeze()
+
+
 def load(folder: Path) -> tuple[Any, Any]:
     """(model, tokenizer)"""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    libraries()
     return AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
 
 
@@ -42,6 +58,13 @@ def renderer_of(tokenizer: Any, layout: str = "chat", max_length: int = 2048) ->
 def train(settings: DPOSettings, model: Any, tokenizer: Any, said: list[str] | None = None) -> TrainResult:
     """`dpo.train`, with what it says in `said`."""
     return dpo.train(settings, model, tokenizer, renderer_of(tokenizer), (said if said is not None else []).append)
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
+    """Calls of `train` stop as by --max-hours after these steps, until the patch is undone."""
+    from cai_experiment.training.run import Training
+
+    monkeypatch.setattr(Training, "limit", lambda self: "--max-hours 1" if self.step in steps else "")
 
 
 def weights(folder: Path) -> dict[str, Any]:
