@@ -29,7 +29,16 @@ from cai_experiment.models.workload import Tokens, Workload
 from cai_experiment.pipeline.instruct import Instruction
 from cai_experiment.pipeline.stages import ExampleStages, StageSettings
 from cai_experiment.records.manifest import Manifest
-from cai_experiment.scripts import _plan, _plan_parts, doctor, generate_full, generate_mvp, test_single, train_dpo
+from cai_experiment.scripts import (
+    _plan,
+    _plan_parts,
+    doctor,
+    generate_full,
+    generate_mvp,
+    test_batch,
+    test_single,
+    train_dpo,
+)
 from cai_experiment.scripts._common import run_main
 
 Planned = Callable[..., dict[str, str]]
@@ -534,6 +543,33 @@ def test_a_laptops_plan_for_the_pod(planned: Planned) -> None:
     assert "for the pod" not in told["budget"]
     free = planned(generate_full, "--hardware", "a100-80gb", "--price-per-hour", "0")
     assert "$" not in free["total"] and "no price" in free["hardware"]
+
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+
+
+def test_the_readmes_budgets_are_the_plans(planned: Planned) -> None:
+    """Every planned figure of the table stands in the plan of the pod, and the other way round."""
+    text = README.read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+
+    def cost(told: str) -> str:
+        return re.findall(r"about [\d.]+ (?:hours?|minutes?), \$[\d.]+\d", told)[0]
+
+    pod = ("--hardware", "a100-80gb")
+    plans = {"M0": test_single, "M1": test_batch, "M2": generate_mvp, "M3": generate_full}
+    found = {name: planned(script, *pod) for name, script in plans.items()}
+    for name, told in found.items():
+        row = next(line for line in rows if line.startswith(f"| {name} "))
+        assert row.split("|")[-2].strip() == told["total"], name
+    for part in ("generation", "guard", "training", "evaluation"):
+        cells = next(line for line in rows if line.startswith(f"| {part} ")).split("|")[2:4]
+        planned_costs = [cost(found[name][part]) if part in found[name] else "none" for name in ("M2", "M3")]
+        assert [cell.strip() for cell in cells] == planned_costs, part
+    fast = planned(train_dpo, "--milestone", "full", *pod, "--backend", "fast")["training"]
+    assert f"`--backend fast`\nplans training at {cost(fast)}" in text
+    assert "this plan is 7.3 hours over it" in found["M3"]["budget"] and "the whole is 7.3 hours over 5" in text
+    assert "over it" not in found["M2"]["budget"]
 
 
 def test_the_small_milestones_load_once(planned: Planned) -> None:

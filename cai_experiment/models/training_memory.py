@@ -172,7 +172,7 @@ class TrainingMemory:
         if self.backend == "fast":
             rows = min(one.sources, max(1, CHUNK_BYTES // (4 * n.vocab)))
             chunk = rows * n.vocab * (4 if form.number == 4 else 6)
-            head = chunk + one.sources * n.hidden * form.number * 2 + rows * n.hidden * form.number
+            head = 1.0 * chunk + one.sources * n.hidden * form.number * 2 + rows * n.hidden * form.number
         else:
             head = one.tokens * n.vocab * 4 * self._logit_copies(one)
             head += 2 * n.vocab * n.hidden if form.copied and form.rest == 4 else 0  # the head's weights in 16 bit

@@ -47,8 +47,13 @@ def machine(args: argparse.Namespace) -> Hardware:
 
 def model_of(args: argparse.Namespace, hardware: Hardware) -> ModelChoice:
     """The model that makes the pairs there; with --random-weights that preset."""
-    if args.random_weights is None or args.server:
-        return chosen_model(args, hardware)
+    return chosen_model(args, hardware) if args.server else drawn(args, chosen_model(args, hardware), hardware)
+
+
+def drawn(args: argparse.Namespace, choice: ModelChoice, hardware: Hardware) -> ModelChoice:
+    """`choice`, or the preset of --random-weights in its place."""
+    if args.random_weights is None:
+        return choice
     preset = resolve_model(args.random_weights, hardware)
     return replace(preset, name=f"random:{preset.name}", reason="random weights: nothing to download")
 
@@ -91,12 +96,12 @@ def training_lines(
     args: argparse.Namespace, milestone: Milestone, settings: DPOSettings, choice: ModelChoice, hardware: Hardware
 ) -> list[str]:
     """The plan of train_dpo.py alone, behind its heading."""
-    quantization = args.quantization or hardware.quantization
+    choice, quantization = drawn(args, choice, hardware), args.quantization or hardware.quantization
     download = download_gb_of(args, choice, backend_of(args, hardware, quantization), quantization)
     steps, held_out = total_steps(settings, len(settings.pairs)), len(settings.held_out)
     part, lines = dpo_lines(args, choice, hardware, len(settings.pairs), steps, settings, download, loaded=False)
     parts = [part]
-    if args.sft_first:
+    if vars(args).get("sft_first"):
         lines.append(in_line("sft", "the warm start is not reckoned (in the same load, less than DPO)"))
     if not args.no_eval and milestone.name not in WITH_TRAINING:
         tried, said = evaluation_lines(args, choice, hardware, held_out, milestone.pairs)
@@ -140,6 +145,7 @@ def _workload(args: argparse.Namespace, settings: RunSettings, spare: int) -> Wo
 
 def heading(args: argparse.Namespace, hardware: Hardware, choice: ModelChoice) -> list[str]:
     """The first lines of a plan: which model, why, on what, for what price."""
+    choice = choice if vars(args).get("server") else drawn(args, choice, hardware)
     kind = f" ({choice.kind})" if choice.kind else ""
     many = f"{hardware.gpus} x " if hardware.gpus > 1 else ""
     where = f"{hardware.gpu_name}, {hardware.vram_gb:g} GB" if hardware.gpu_name else f"{hardware.cores} CPU cores"

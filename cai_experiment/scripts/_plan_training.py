@@ -120,7 +120,8 @@ def _work(
 def _speed(work: TrainingWork) -> str:
     """FLOPs a token and in all, and what the card's limit would allow."""
     limit, each = work.limit(), work.flops_a_token()
-    whole = f"   {each:.3g} N FLOPs a token, {work.flops():.2g} in all"
+    usual = "" if work.lengths or work.backend != "fast" else f" in rows of up to {work.usual().max_length:,}"
+    whole = f"   {each:.3g} N FLOPs a token{usual}, {work.flops():.2g} in all"
     if limit is None:
         return whole
     most = limit / (each * work.numbers.parameters)
