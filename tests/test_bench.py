@@ -400,7 +400,7 @@ def test_flags_that_do_not_go_together(flags: list[str], words: str) -> None:
         bench.main(["--suite", "generation", *flags])
 
 
-def test_a_card_is_measured_by_the_suite_generation_alone() -> None:
+def test_a_card_is_measured_by_two_suites_alone() -> None:
     with pytest.raises(BadInputError, match="not records"):
         bench.main(["--suite", "records", "--gpu"])
 
@@ -622,3 +622,18 @@ def test_the_loss_head_holds_less_than_trls(monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(_bench_head, name, value)
     figure = _bench_head.head_memory(argparse.Namespace(threads=1), lambda line: None)
     assert figure.name == "loss_head_memory_over_trl" and figure.arms["fast"] and figure.met
+
+
+@pytest.mark.parametrize("arms", [("fast",), pytest.param(("fast", "trl", "unsloth"), marks=pytest.mark.slow)])
+def test_dpo_suite_on_a_card_runs_dry_without_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arms: tuple[str, ...]
+) -> None:
+    from cai_experiment.scripts import _bench_dpo_gpu
+
+    monkeypatch.setattr(_bench_dpo_gpu, "ARMS", arms)
+    path = tmp_path / "bench.json"
+    code = bench.main(["--suite", "dpo", "--gpu", "--random-weights", "qwen2.5-32b", "--tiny", "--json", str(path)])
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert code == EXIT_NO_GO and found["fast_over_unsloth"]["value"] is None  # what was not measured is no pass
+    for arm in set(arms) - {"unsloth"}:
+        assert found[f"tokens_per_second_{arm}"]["value"] > 0, found[f"tokens_per_second_{arm}"]

@@ -6,7 +6,8 @@ Run: python cai_experiment/scripts/bench.py --suite generation --json bench.json
      python cai_experiment/scripts/bench.py --suite scale        (5,000 examples to the end, and 500: hours)
      python cai_experiment/scripts/bench.py --suite equality     (the same greedy texts from every engine)
      python cai_experiment/scripts/bench.py --suite generation --gpu --random-weights qwen2.5-32b
-     ... the same with --engine vllm, or with --tiny: a dry run on a CPU
+     python cai_experiment/scripts/bench.py --suite dpo --gpu --random-weights qwen2.5-32b
+     ... the same with --engine vllm (generation), --model (real weights: Unsloth too), or --tiny: a dry run on a CPU
 
 generation: useful tokens/s of the whole chain (answer, verdicts, critique, revision, as in milestone mvp) by the
 pipeline, by its engine alone, by plain transformers `generate` at batch 16 and 1, and by distilabel in an environment
@@ -44,8 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     if (args.random_weights or args.tiny or args.engine != "hf") and not args.gpu:
         raise BadInputError("--random-weights, --engine and --tiny measure a card", "add --gpu")
-    if args.gpu and args.suite != "generation":
-        raise BadInputError(f"--gpu measures the suite generation, not {args.suite}", "leave it out")
+    if args.gpu and args.suite not in ("generation", "dpo"):
+        raise BadInputError(f"--gpu measures the suites generation and dpo, not {args.suite}", "leave it out")
     from cai_experiment.records.files import write_json
     from cai_experiment.scripts._bench_figures import print_table
 
@@ -69,6 +70,10 @@ def _suite(args: argparse.Namespace) -> Report:
     import torch
 
     torch.set_num_threads(args.threads)
+    if args.suite == "dpo" and args.gpu:
+        from cai_experiment.scripts._bench_dpo_gpu import on_card as dpo_on_card
+
+        return dpo_on_card(args, _say)
     if args.suite == "dpo":
         from cai_experiment.scripts._bench_dpo import dpo
 
