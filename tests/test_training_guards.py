@@ -6,6 +6,7 @@ import importlib
 import json
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -330,6 +331,40 @@ def test_early_stop_ends_with_the_best_adapter_and_a_resumed_run_decides_the_sam
     result = train(settings_for(folder, **EARLY, backend=backend), *load(tiny_model_dir))
     assert (result.steps, result.resumed_from, result.best_step, result.early) == (7, 7, 4, whole.early)
     assert difference(weights(folder), weights(tmp_path / "whole")) == 0.0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_held_out_means_are_over_pairs_and_not_over_batches(tmp_path: Path, tiny_model_dir: Path, backend: str) -> None:
+    """Ten pairs of unequal length in batches of four: the last batch has two."""
+    import torch
+
+    from cai_experiment.training.data import tokenize_pairs
+    from cai_experiment.training.run import Training
+
+    model, tokenizer = load(tiny_model_dir)
+    longer = [replace(pair, chosen=pair.chosen + " Turn it." * i) for i, pair in enumerate(PAIRS)]
+    rows = tokenize_pairs(longer, renderer_of(tokenizer), 2048)[0]
+    settings = settings_for(tmp_path, effective_batch=4, batch_size=4, backend=backend)
+    training = Training(settings, rows[:8], 3, model, tokenizer, print, rows)
+    torch.manual_seed(0)
+    for name, parameter in training.trainer.model.named_parameters():
+        if "lora_B" in name:
+            parameter.data = torch.randn_like(parameter) * 0.05
+
+    def gap(row: Any) -> float:
+        """The answers' log-probabilities, chosen less rejected, in plain passes."""
+        sums = []
+        for answer in (row.chosen_ids, row.rejected_ids):
+            ids = torch.tensor([[*row.prompt_ids, *answer]])
+            with torch.no_grad():
+                logps = training.trainer.model(ids).logits[0, len(row.prompt_ids) - 1 : -1].double().log_softmax(-1)
+            sums.append(float(logps.gather(1, ids[0, len(row.prompt_ids) :, None]).sum()))
+        return sums[0] - sums[1]
+
+    policy = [gap(row) for row in rows]
+    with training.trainer.model.disable_adapter():
+        margins = [settings.beta * (mine - gap(row)) for mine, row in zip(policy, rows, strict=True)]
+    assert training.measure(of_held_out=True)["margin"] == pytest.approx(sum(margins) / len(margins), abs=1e-4)
 
 
 def test_a_best_checkpoint_that_is_damaged_is_said_and_the_last_adapter_stays(

@@ -123,7 +123,10 @@ class PairTrainerAdditions(Resumable):
     def measure(self, of_held_out: bool = False) -> dict[str, float]:
         """Means over the first training pairs, or the held-out ones, in TRL's own layout, no dropout."""
         dataset = self.held_out if of_held_out else self.train_dataset  # type: ignore[attr-defined]
-        found = self.evaluate(dataset.select(range(min(len(dataset), MEASURED_PAIRS))))  # type: ignore[attr-defined]
+        dataset = dataset.select(range(min(len(dataset), MEASURED_PAIRS)))
+        args = self.args  # type: ignore[attr-defined]
+        args.per_device_eval_batch_size = even_batch(len(dataset), args.per_device_train_batch_size)
+        found = self.evaluate(dataset)  # type: ignore[attr-defined]
         return named(found, "eval_") | {"loss": found["eval_loss"]}
 
     def check_start(self) -> None:
