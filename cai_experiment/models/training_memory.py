@@ -46,11 +46,11 @@ class Arithmetic:
     ) -> Arithmetic:
         """`item`: the embedding's bytes a number, where a model is at hand.
 
-        PEFT's prepare_model_for_kbit_training turns what is not quantised into float32, and bitsandbytes gives back
-        what it is given: activations are float32 then, whatever it computes in. Unsloth leaves both in 16 bit.
+        For TRL, PEFT's prepare_model_for_kbit_training turns what is not quantised into float32, and bitsandbytes
+        gives back what it is given: activations are float32 then. Unsloth and fast stay in 16 bit.
         """
         fast, masked, copied = backend == "fast", device != "cuda", backend == "trl" and device == "cuda"
-        rest = 2 if backend == "unsloth" or quantization == "bf16" else 4
+        rest = 4 if quantization == "fp32" or (quantization != "bf16" and backend == "trl") else 2
         rest = rest if item is None else item
         compute = 2 if quantization in ("4bit", "8bit") else 0
         merged = fast and masked and quantization == "fp32" and 4 * numbers.linear_parameters <= MERGED_BYTES
