@@ -126,6 +126,7 @@ def test_flags_and_named_checkpoints_are_refused_before_anything_is_loaded(
         return said
 
     assert "--batch-size 16 does not divide" in fails("--batch-size", "16")
+    assert "--early-stop needs held-out pairs" in fails("--early-stop", "2")
     assert not folder.exists()
     assert "no such checkpoint folder" in fails("--resume", str(folder / "checkpoint-1"))
     whole = published(folder, "checkpoint-1", checkpoints.TRAINING_FILES)
