@@ -258,6 +258,7 @@ def killed(model_dir: str, folder: str, moment: int) -> None:
     train_both(Path(folder), Path(model_dir))
 
 
+@pytest.mark.slow
 def test_kill_9_in_either_part_then_resumed_equals_unbroken(
     tmp_path: Path, tiny_model_dir: Path, unbroken: TrainResult
 ) -> None:

@@ -159,6 +159,14 @@ def from_adapter(settings: DPOSettings, warm: WarmStart | None) -> DPOSettings:
     return replace(settings, start_adapter=warm.settings.output_dir / "final", resume=resume)
 
 
+def to_plan(settings: DPOSettings, warm: WarmStart | None) -> DPOSettings:
+    """What the plan reckons: DPO, or for SFT alone as much as DPO would take on its rows, which is more; says so."""
+    if warm is None or not warm.alone:
+        return settings
+    print("            SFT alone is planned as if it were DPO on the same rows, which takes more")
+    return replace(warm.settings, held_out=settings.held_out)
+
+
 def all_finished(settings: DPOSettings, warm: WarmStart | None) -> bool:
     """True if every part of the run is finished; BadInputError if one was made with other settings."""
     parts = [settings] if warm is None else [warm.settings] if warm.alone else [warm.settings, settings]
