@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -251,7 +252,8 @@ def _device(kind: str) -> str:
 
     if kind == "cuda" and not torch.cuda.is_available():
         raise EngineError("this machine has a GPU, but this torch cannot use it", "bash setup_runpod.sh")
-    return "cuda:0" if kind == "cuda" else kind
+    own = os.environ.get("LOCAL_RANK", "0")  # set by accelerate launch: a GPU for each process
+    return f"cuda:{own}" if kind == "cuda" else kind
 
 
 def _dtype(plan: Plan) -> Any:

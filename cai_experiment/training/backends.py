@@ -8,6 +8,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from cai_experiment.errors import BadInputError
+from cai_experiment.training import processes
 from cai_experiment.training.data import TokenPair
 from cai_experiment.training.settings import DPOSettings
 
@@ -25,6 +26,8 @@ def backend_of(settings: DPOSettings, model: PreTrainedModel) -> str:
         loaded = "Unsloth" if by_unsloth else "transformers"
         message = f"--backend {settings.backend} cannot train a model that {loaded} loaded"
         raise BadInputError(message, "train with train_dpo.py, which loads it as the backend needs it")
+    if settings.backend == "unsloth" and processes.count() > 1:
+        raise BadInputError("--backend unsloth trains in one process", "use --backend fast, or trl, with several")
     return settings.backend
 
 

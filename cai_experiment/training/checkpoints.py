@@ -31,6 +31,7 @@ TRAINING_FILES = (
     "scheduler.pt",
     "trainer_state.json",
 )
+RNG, RNG_OF_FIRST = "rng_state.pth", "rng_state_0.pth"  # with several processes each writes its own
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _NAME = re.compile(r"checkpoint-(\d+)")
 
@@ -115,7 +116,7 @@ def verify(folder: Path, required: Iterable[str] = TRAINING_FILES) -> None:
     """Raise Damaged unless every listed file is there with its hash, and every required file is listed."""
     files = _read_manifest(folder)
     for name in required:
-        if name not in files:
+        if name not in files and not (name == RNG and RNG_OF_FIRST in files):
             raise Damaged(f"{name} is missing")
     for name, entry in files.items():
         path = folder / name

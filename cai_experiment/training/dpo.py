@@ -19,7 +19,7 @@ from cai_experiment.errors import BadInputError, EngineError, Interrupted
 from cai_experiment.observe.content_logger import ContentLogger
 from cai_experiment.records.files import read_json, show, write_json
 from cai_experiment.records.store import Journal
-from cai_experiment.training import checkpoints
+from cai_experiment.training import checkpoints, processes
 from cai_experiment.training.data import TokenPair, tokenize_pairs
 from cai_experiment.training.settings import MEASURED_PAIRS, METRICS, DPOSettings, TrainResult, check_flags, total_steps
 
@@ -58,10 +58,14 @@ def train(
     Interrupted on SIGINT, SIGTERM or SIGHUP, after the checkpoint of the current step was written.
     """
     check_flags(settings)
-    settings.output_dir.mkdir(parents=True, exist_ok=True)
-    check_settings(settings)
-    checkpoints.sweep(settings.output_dir)
-    if is_finished(settings.output_dir, say):
+    say = say if processes.is_first() else _silent
+    processes.start()
+    with processes.first_goes_ahead():
+        settings.output_dir.mkdir(parents=True, exist_ok=True)
+        check_settings(settings)
+        checkpoints.sweep(settings.output_dir)
+        is_done = is_finished(settings.output_dir, say)
+    if is_done:
         if settings.resume is not None:
             raise _nothing_to_resume(settings.resume, settings.output_dir)
         result = finished(settings.output_dir)
@@ -84,8 +88,13 @@ def train(
         steps = total_steps(settings, len(rows))
         training = Training(settings, rows, steps, model, tokenizer, say, held_out, sampler, content)
         tried.note(training)
-        write_json(settings.output_dir / SETTINGS, settings.identity())  # now that nothing more is refused
+        if processes.is_first():
+            write_json(settings.output_dir / SETTINGS, settings.identity())  # now that nothing more is refused
         return _run(training, dropped)
+
+
+def _silent(line: str) -> None:
+    """What other processes than the first say."""
 
 
 def _held_out_rows(

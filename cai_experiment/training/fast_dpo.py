@@ -18,14 +18,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from transformers.trainer_callback import PrinterCallback
 
 from cai_experiment.errors import BadInputError
-from cai_experiment.training.budget import budget_for, recompute
+from cai_experiment.training import processes
+from cai_experiment.training.budget import Budget, budget_for, recompute
 from cai_experiment.training.data import TokenPair
 from cai_experiment.training.losses import TRUNK_CANCELS, Scores, preference_loss
 from cai_experiment.training.packing import into_passes, pack, tree_of
 from cai_experiment.training.policy import Policy
 from cai_experiment.training.reference import FOLDER, Reference, reference_key
 from cai_experiment.training.settings import MEASURED_PAIRS, DPOSettings, adapter_sha256
-from cai_experiment.training.start_check import check_start
+from cai_experiment.training.start_check import check_kind, check_start
 from cai_experiment.training.trainer import Resumable, common_arguments, named, with_adapter
 
 
@@ -39,19 +40,19 @@ def build_fast_trainer(
     watch: TrainerCallback,
 ) -> FastTrainer:
     """A FastTrainer over token ids; the adapter is fresh, or starts with the weights of `settings.start_adapter`."""
-    import os
-
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if settings.effective_batch % processes:
-        message = f"--effective-batch {settings.effective_batch} pairs do not divide among {processes} processes"
-        raise BadInputError(message, f"use a multiple of {processes}")
+    if processes.is_sharded():
+        message = "--backend fast does not train sharded weights (FSDP)"
+        raise BadInputError(message, "use accelerate/ddp.yaml: 32B in 4 bits fits one 80 GB card; or --backend trl")
     config = TrainingArguments(
         **common_arguments(settings, total, model),
-        per_device_train_batch_size=settings.effective_batch // processes,
+        per_device_train_batch_size=settings.effective_batch,  # every process is told the whole step: see `_mine`
         dataloader_pin_memory=False,  # a batch is a list of row numbers
-    )
+        ddp_find_unused_parameters=False, ddp_broadcast_buffers=False,
+    )  # fmt: skip
+    config._n_gpu = min(1, config.n_gpu)  # several GPUs in one process would be torch's DataParallel
     set_seed(settings.seed)  # the adapter's A is drawn at random
     adapted = with_adapter(settings, model)
+    check_kind(adapted.get_base_model())
     trainer = FastTrainer(
         model=adapted, args=config, data_collator=_row_numbers, train_dataset=list(range(len(rows))),
         processing_class=tokenizer, callbacks=[watch],
@@ -95,6 +96,8 @@ class FastTrainer(Resumable, Trainer):
         self.policy = Policy(self.model)
         longest = max(self.pairs.longest, self.held_out.longest)
         self.budget = budget_for(self.policy.causal_lm, longest, settings.token_budget)
+        told = processes.of_all(self.budget)  # free memory may differ, the number of passes must not
+        self.budget = Budget(min(b.tokens for b in told), max(b.recomputed_layers for b in told))
         recompute(self.policy.causal_lm, self.budget.recomputed_layers)
         self.tokens_seen = 0
         self.of_step: list[torch.Tensor] = []  # (5, n) of each pass: see _remember
@@ -112,29 +115,46 @@ class FastTrainer(Resumable, Trainer):
         """The loss of this process's share of the step, with its gradients; pass by pass."""
         model.train()
         rows = self.rows_of_step = inputs["row"].tolist()
-        passes = self._equally_many(rows)
+        passes = self._mine(rows)
+        # the gradients of the processes are averaged, their shares of the loss are added
+        share = self.accelerator.num_processes
         chosen_tokens = sum(len(self.pairs.rows[row].chosen_ids) for row in rows)
         whole = torch.zeros((), device=self.args.device)
         with self.policy.ready():
             for number, part in enumerate(passes):
                 last = number == len(passes) - 1
                 with nullcontext() if last else self.accelerator.no_sync(model):
-                    loss = self._within(model, lambda part=part: self._loss(part, len(rows), chosen_tokens))
+                    loss = self._within(model, lambda part=part: share * self._loss(part, len(rows), chosen_tokens))
                     if not torch.isfinite(loss.detach()):
                         self.rows_of_step = part
                         raise self.not_finite("loss", loss.item())
                     self.accelerator.backward(loss)
                 whole += loss.detach()
-        self.tokens_seen += sum(_row_tokens(self.pairs.rows[row]) for row in rows) * self.accelerator.num_processes
+        self.tokens_seen += sum(_row_tokens(self.pairs.rows[row]) for row in rows)
         return whole
 
-    def _equally_many(self, rows: Sequence[int]) -> list[list[int]]:
-        """The step's passes; as many in every process, since sharded weights are gathered by all at once."""
-        passes = self.pairs.passes(rows, self.budget.tokens)
-        if self.accelerator.num_processes == 1:
+    def get_train_dataloader(self) -> Any:
+        """Every process gets the row numbers of whole steps: accelerate would deal out rows without their lengths.
+
+        (Hugging Face's Trainer does the same for samplers that know of the processes.)
+        """
+        loader = super().get_train_dataloader()
+        shard = getattr(loader, "batch_sampler", None)
+        if hasattr(shard, "num_processes"):
+            shard.num_processes, shard.process_index, shard.even_batches = 1, 0, False
+        return loader
+
+    def _mine(self, rows: Sequence[int]) -> list[list[int]]:
+        """This process's passes of a step: as many as every other's, of like lengths, some empty if rows are few."""
+        world, budget = self.accelerator.num_processes, self.budget.tokens
+        passes = self.pairs.passes(rows, budget)
+        if world == 1:
             return passes
-        count = torch.tensor([len(passes)], device=self.args.device)
-        return self.pairs.passes(rows, self.budget.tokens, least=int(self.accelerator.gather(count).max()))
+        passes = self.pairs.passes(rows, budget, least=-(-len(passes) // world) * world)
+        passes.sort(key=lambda part: sum(self.pairs.costs[row] for row in part), reverse=True)
+        each = -(-len(passes) // world)
+        mine = passes[self.accelerator.process_index :: world]
+        return mine + [[]] * (each - len(mine))
 
     def _within(self, model: Any, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
         """`compute` inside the forward of what accelerate wraps around the model: it gathers and reduces there."""
@@ -157,6 +177,8 @@ class FastTrainer(Resumable, Trainer):
 
     def _loss(self, part: Sequence[int], pairs: int, chosen_tokens: int) -> torch.Tensor:
         """A pass's share of the mean loss over `pairs` pairs (and of the NLL's mean over `chosen_tokens` tokens)."""
+        if not part:  # in step with the other processes, which have a pass more
+            return 0.0 * self._scores(self.pairs, self.rows_of_step[:1]).chosen.sum()
         settings = self.settings
         trunk_cancels = not settings.nll_weight and settings.loss in TRUNK_CANCELS
         scores = self._scores(self.pairs, part, trunk_cancels)
@@ -179,8 +201,9 @@ class FastTrainer(Resumable, Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Hugging Face's log, with the step's metrics under TRL's names."""
-        if "loss" in logs and self.of_step:
-            scores = self.accelerator.gather(torch.cat(self.of_step, 1).T.contiguous()).T
+        if "loss" in logs:
+            mine = torch.cat(self.of_step, 1).cpu() if self.of_step else torch.empty(4, 0)
+            scores = torch.cat(processes.of_all(mine), 1)
             logs |= _metrics(*scores, self.settings.beta) | {"num_tokens": self.tokens_seen}
             self.of_step = []
         super().log(logs, start_time)

@@ -74,12 +74,10 @@ class Policy:
             logps = logps.index_put((~shared,), own)
         else:
             logps = self._target_logps(hidden, packed.sources, packed.targets)
-        logps = logps.double()
-        zeros = logps.new_zeros(packed.pairs)
-        return (
-            zeros.index_add(0, packed.target_pair, logps * (packed.target_branch != REJECTED)),
-            zeros.index_add(0, packed.target_pair, logps * (packed.target_branch != CHOSEN)),
-        )
+        # a product, since index_add adds in any order on a GPU: two equal passes would differ in the last digit
+        of_pair = packed.target_pair == torch.arange(packed.pairs, device=logps.device)[:, None]
+        sums = [(of_pair & (packed.target_branch != other)).double() @ logps.double() for other in (REJECTED, CHOSEN)]
+        return sums[0], sums[1]
 
     def _hidden(self, packed: Packed) -> torch.Tensor:
         """(T, H): the last hidden states of a pass; only those from which something is predicted are right."""

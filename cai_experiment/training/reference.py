@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from cai_experiment.training import processes
 from cai_experiment.training.checkpoints import disk_errors
 from cai_experiment.training.data import TokenPair
 from cai_experiment.training.packing import Packed, pack
@@ -51,12 +52,13 @@ class Reference:
         """(n, 2) float64 on the CPU: sums of log-probabilities of chosen and rejected. No key, nothing kept."""
         place = self.folder / f"{key}.safetensors"
         found = _read(place) if key else None
-        if found is not None:
+        if all(processes.of_all(found is not None)):
             self.was_read = True
             return found
         found = self._compute(pairs, [part for group in passes for part in group])
-        if key:
+        if key and processes.is_first():
             _write(place, found)
+        processes.wait()
         return found
 
     @torch.no_grad()
@@ -67,11 +69,15 @@ class Reference:
 
     def _compute(self, pairs: PairSet, passes: list[list[int]]) -> torch.Tensor:
         out = torch.empty(len(pairs.rows), 2, dtype=torch.float64)
+        mine = passes[processes.rank() :: processes.count()]
         self.policy.model.eval()
         with self.policy.ready(), self.policy.autocast():
-            for part in passes:
+            for part in mine:
                 packed = pack([pairs.trees[row] for row in part], self.policy.fill).to(self.policy.device)
                 out[part] = torch.stack(self.logps(packed), 1).cpu()
+        rows = [row for part in mine for row in part]
+        for theirs, logps in processes.of_all((rows, out[rows])):
+            out[theirs] = logps
         return out
 
 

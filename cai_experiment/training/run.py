@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gc
+import shutil
 import signal
 import threading
 import time
@@ -22,7 +23,7 @@ from cai_experiment.engines.common import is_out_of_memory
 from cai_experiment.errors import EXIT_CTRL_C, EXIT_HANGUP, EXIT_TERMINATED, EngineError
 from cai_experiment.records.files import write_jsonl
 from cai_experiment.records.store import Journal
-from cai_experiment.training import checkpoints
+from cai_experiment.training import checkpoints, processes
 from cai_experiment.training.alarms import Alarms
 from cai_experiment.training.backends import backend_of, build_trainer
 from cai_experiment.training.data import TokenPair
@@ -59,6 +60,7 @@ class Training:
         self.settings, self.rows, self.total, self.say = settings, rows, total, say
         self.sampler, self.content = sampler, content
         self.signal: int | None = None
+        self.reached = ""  # the limit that ends the call
         self.alarms = Alarms(settings)
         tenth = max(1, total // 10)
         self.patience = Patience(settings.eval_every or tenth if held_out else 0, total, settings.early_stop)
@@ -93,10 +95,12 @@ class Training:
         A stop signal ends the current step, writes its checkpoint and sets `signal`.
         """
         done = checkpoints.step_of(start) if start else 0
-        checkpoints.set_aside_newer(self.settings.output_dir, done, self.say)
-        kept = [row for row in self.metrics.rows() if row["step"] <= done]
-        write_jsonl(self.metrics.path, kept)
-        self.alarms.distinct_before = self.sample(0)
+        with processes.first_goes_ahead():
+            checkpoints.set_aside_newer(self.settings.output_dir, done, self.say)
+            kept = [row for row in self.metrics.rows() if row["step"] <= done]
+            if processes.is_first():
+                write_jsonl(self.metrics.path, kept)
+        self.alarms.distinct_before = self.sample(0, into_log=start is None)
         for row in kept:
             if "margin" in row:  # SFT has none
                 self.alarms.look(row)
@@ -107,7 +111,7 @@ class Training:
                 self.trainer.train(resume_from_checkpoint=str(start) if start else None)
         finally:
             self.metrics.close()
-        return self.limit() if self.signal is None and not self.is_over else ""
+        return self.reached if self.signal is None and not self.is_over else ""
 
     def _was_over(self, start: Path, done: int) -> bool:
         """Load a checkpoint after which nothing is trained; Hugging Face's Trainer would run one step too many."""
@@ -152,12 +156,13 @@ class Training:
         self.trainer._load_from_checkpoint(str(folder))
         return int(best)
 
-    def sample(self, step: int) -> float | None:
+    def sample(self, step: int, into_log: bool = True) -> float | None:
         """Answer the sample instructions, write them into the content log; the share of distinct bigrams.
 
         None without instructions, and from the first failure on: training does not depend on it.
         """
-        if self.sampler is None or not self.sampler.prompts:
+        alone = processes.is_first() and not processes.is_sharded()  # sharded weights generate only together
+        if self.sampler is None or not self.sampler.prompts or not alone:
             return None
         try:
             found = self.sampler.answer(self.trainer.accelerator.unwrap_model(self.trainer.model))
@@ -166,7 +171,8 @@ class Training:
             self.say(f"no sample answers from step {step} on: {type(error).__name__}: {line}")
             self.sampler = None
             return None
-        self._log_samples(step, self.sampler.prompts, found)
+        if into_log:
+            self._log_samples(step, self.sampler.prompts, found)
         return found.distinct
 
     def _log_samples(self, step: int, prompts: Sequence[str], found: Samples) -> None:
@@ -179,6 +185,13 @@ class Training:
             facts = {"step": step, "instruction": prompt, "distinct_bigrams": round(found.distinct, 4)}
             self.content.log_stage(stage, f"{prompt}\n-> {answer}", facts)
 
+    def must_stop(self) -> bool:
+        """True if any process has had a stop signal or reached a limit; then all know it. All must ask."""
+        told = processes.of_all((self.signal, self.limit()))
+        self.signal = next((signal for signal, _ in told if signal is not None), None)
+        self.reached = next((limit for _, limit in told if limit), "")
+        return self.signal is not None or bool(self.reached)
+
     def limit(self) -> str:
         """The limit that this call has reached, or ""."""
         hours = (time.monotonic() - self.started) / 3600
@@ -189,18 +202,23 @@ class Training:
         return ""
 
     def history(self) -> list[dict[str, Any]]:
-        """All rows of metrics.jsonl."""
-        return self.metrics.rows()
+        """All rows of metrics.jsonl; the first process has written its last one."""
+        with processes.first_goes_ahead():
+            return self.metrics.rows()
 
     def publish(self, final: Path, texts: dict[str, str]) -> None:
         """Write the adapter, the tokenizer and some text files as the folder `final`, whole or not at all."""
+        if not processes.is_first():
+            return processes.wait()
         aside = final.with_name(final.name + checkpoints.ASIDE)
         with checkpoints.disk_errors(final):
             self.trainer.model.save_pretrained(str(aside))
+            shutil.rmtree(aside / "ref", ignore_errors=True)  # TRL's copy of the adapter that DPO started from
             self.trainer.processing_class.save_pretrained(str(aside))
             for name, text in texts.items():
                 (aside / name).write_text(text, encoding="utf-8")
         checkpoints.publish(aside, final)
+        processes.wait()
 
     def release(self) -> PeftModel:
         """The model with its adapter, without what training wrapped around it, ready to generate."""

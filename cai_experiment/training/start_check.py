@@ -11,6 +11,8 @@ from cai_experiment.training.data import TokenPair
 from cai_experiment.training.packing import pack, tree_of
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from cai_experiment.training.fast_dpo import FastTrainer
 
 FLOAT32_LAYOUT = 1e-3  # nats of an answer's sum, packed against plain
@@ -23,12 +25,12 @@ NOISE = 4.0  # in 16 bits the margin may be off by so many times what the layout
 def check_start(trainer: FastTrainer) -> float:
     """How far from 0 a margin before the first step may be: 0 where the reference was computed in this call.
 
-    Raises EngineError if (1) the two shortest pairs score otherwise in a packed pass than in a plain forward pass, (2)
+    Raises EngineError if (1) the shortest pairs score otherwise in a packed pass than in a plain forward pass, (2)
     policy and reference differ at all in one and the same pass, or (3) the stored reference is further from the
     computed one than rounding explains.
     """
     trainer.model.eval()
-    numbers = sorted(range(len(trainer.pairs.rows)), key=lambda n: trainer.pairs.costs[n])[:2]
+    numbers = _to_score(trainer)
     shortest = [trainer.pairs.rows[n] for n in numbers]
     with trainer.policy.autocast():
         noise = check_layout(trainer, shortest)
@@ -49,6 +51,29 @@ def check_start(trainer: FastTrainer) -> float:
         message = f"{trainer.reference.folder}: stored log-probabilities of the reference are off by {off:.3g} (margin)"
         raise EngineError(message, "delete that folder; it is made again")
     return tolerance
+
+
+def check_kind(model: PreTrainedModel) -> None:
+    """EngineError for a model that computes what packed passes leave out, or is built unlike those they are for."""
+    text = model.config.get_text_config()
+    what = ""
+    if getattr(text, "router_aux_loss_coef", None) is not None:
+        what = "a mixture of experts"  # TRL adds their load-balancing loss
+    elif getattr(text, "attn_logit_softcapping", None) is not None:
+        what = "a softcap on attention"
+    elif not hasattr(model.base_model, "layers"):
+        what = "layers that it does not know"
+    if what:
+        raise EngineError(f"--backend fast does not train {model.config.model_type}: {what}", "use --backend trl")
+
+
+def _to_score(trainer: FastTrainer) -> list[int]:
+    """The two shortest pairs; with a sliding window also the shortest pair that reaches beyond it."""
+    rows, costs = trainer.pairs.rows, trainer.pairs.costs
+    by_cost = sorted(range(len(rows)), key=lambda n: costs[n])
+    window = getattr(trainer.policy.causal_lm.config.get_text_config(), "sliding_window", None)
+    beyond = [n for n in by_cost if window is not None and rows[n].length > window + 1]
+    return list(dict.fromkeys([*by_cost[:2], *beyond[:1]]))
 
 
 def check_layout(trainer: FastTrainer, rows: list[TokenPair]) -> float:

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 
 from cai_experiment.engines.weights import keep_trainable
 from cai_experiment.errors import EngineError
-from cai_experiment.training import checkpoints
+from cai_experiment.training import checkpoints, processes
+from cai_experiment.training.backends import backend_of
 from cai_experiment.training.settings import DPOSettings
 
 if TYPE_CHECKING:
@@ -57,8 +58,9 @@ def _with_fresh_adapter(settings: DPOSettings, model: PreTrainedModel) -> PeftMo
     targets = adapted_layers(model)
     if getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False):
         keep_trainable(model)
-        # the trainer switches gradient checkpointing on, with the arguments that it wants
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        if backend_of(settings, model) != "fast":  # which keeps embeddings, norms and the residual stream in 16 bits
+            # the trainer switches gradient checkpointing on, with the arguments that it wants
+            model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     lora = LoraConfig(
         r=settings.lora_r, lora_alpha=settings.lora_alpha, target_modules=targets, lora_dropout=0.0, bias="none",
         task_type="CAUSAL_LM",
@@ -127,6 +129,9 @@ class Resumable:
         try:
             with checkpoints.disk_errors(final):
                 super()._save_checkpoint(model, trial)  # type: ignore[misc]
+                processes.wait()  # each has written its random state
+                if not processes.is_first():
+                    return
                 # the reference's copy does not change; beside it Hugging Face's resume would not load the adapter
                 shutil.rmtree(self._aside / final.name / "ref", ignore_errors=True)
                 (self._aside / final.name / "training_args.bin").unlink()  # a pickle that nobody reads
@@ -136,9 +141,10 @@ class Resumable:
                 self.state.save_to_json(str(self._aside / final.name / "trainer_state.json"))  # type: ignore[attr-defined]
             checkpoints.publish(self._aside / final.name, final)
             os.rmdir(self._aside)
+            checkpoints.keep_newest(folder, self.keep, self.state.best_global_step)  # type: ignore[attr-defined]
         finally:
             self._aside = None
-        checkpoints.keep_newest(folder, self.keep, self.state.best_global_step)  # type: ignore[attr-defined]
+            processes.wait()
 
 
 def named(logs: dict[str, float], prefix: str = "") -> dict[str, float]:

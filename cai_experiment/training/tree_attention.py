@@ -135,6 +135,8 @@ def block_masks(packed: Packed, config: Any) -> Any:
     """The mask of a pass, or one for each kind of layer where a model mixes windows, as transformers takes them."""
     window = getattr(config, "sliding_window", None)
     kinds = set(getattr(config, "layer_types", None) or ())
+    if window is not None and not kinds:  # every layer has it: Mistral, Phi-3
+        return block_mask(packed, window)
     if window is None or "sliding_attention" not in kinds:
         return block_mask(packed)
     return {"full_attention": block_mask(packed), "sliding_attention": block_mask(packed, window)}

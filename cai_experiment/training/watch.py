@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 
+from cai_experiment.training import processes
 from cai_experiment.training.alarms import DISTINCT
 from cai_experiment.training.samples import undisturbed
 from cai_experiment.training.trainer import named
@@ -38,7 +39,7 @@ class Watch(TrainerCallback):
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """End the training, with a checkpoint, after a stop signal or at a limit."""
-        if self.training.signal is not None or self.training.limit():
+        if self.training.must_stop():
             control.should_save = control.should_training_stop = True
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -60,7 +61,8 @@ class Watch(TrainerCallback):
         }
         self.tokens_before = logs["num_tokens"]
         row |= self._held_out(state, control) | self._distinct(state.global_step)
-        training.metrics.append(row)
+        if processes.is_first():
+            training.metrics.append(row)
         for alarm in training.alarms.look(row):
             training.say(alarm)
         self._say(row)
