@@ -139,6 +139,30 @@ def test_planned_memory_is_the_measured_peak(
     assert planned == pytest.approx(peak[0], rel=WITHIN)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("quantization", ["4bit", "bf16"])
+def test_trl_as_on_a_gpu(quantization: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TRL with what it gets on CUDA, on a CPU: autocast to bfloat16, all layers computed again in the backward pass."""
+    from cai_experiment.training import trl_dpo
+
+    common, config_of = trl_dpo.common_arguments, trl_dpo.dpo_config
+
+    def with_recomputation(*args: Any) -> Any:
+        config = config_of(*args)
+        config.gradient_checkpointing, config.gradient_checkpointing_kwargs = True, {"use_reentrant": False}
+        return config
+
+    monkeypatch.setattr(trl_dpo, "common_arguments", lambda *args: {**common(*args), "bf16": True})
+    monkeypatch.setattr(trl_dpo, "dpo_config", with_recomputation)
+    rows = token_pairs(*LONG)
+    with watched() as peak:
+        train(tmp_path, "trl", rows, random_weights(quantization))
+    form = Arithmetic.of("trl", quantization, "cuda", NUMBERS)
+    planned = TrainingMemory(NUMBERS, "trl", form).parts(the_pass("trl", rows), NUMBERS.layers).total
+    print(f"planned {planned / 1e6:.1f} MB, measured {peak[0] / 1e6:.1f} MB")
+    assert planned == pytest.approx(peak[0], rel=WITHIN)
+
+
 def test_the_budget_reads_the_model_at_hand() -> None:
     """training.budget's formula of a loaded model is the plan's of its preset, in every precision."""
     from cai_experiment.training.budget import budget_for, memory_of
@@ -186,7 +210,8 @@ def test_the_32b_model_fits_one_a100_at_4096_tokens() -> None:
     for backend in ("unsloth", "trl"):
         memory = TrainingMemory(QWEN_32B, backend, Arithmetic.of(backend, "4bit", "cuda", QWEN_32B))
         assert memory.parts(Pass.of_rows(1, 4096), QWEN_32B.layers).total < 80e9
-    head = memory._at_head(Pass.of_rows(1, 4096), QWEN_32B.layers)[2] - 2 * QWEN_32B.vocab * QWEN_32B.hidden
+    plain = TrainingMemory(QWEN_32B, "trl", Arithmetic.of("trl", "fp32", "cpu", QWEN_32B))
+    head = plain.parts(Pass.of_rows(1, 4096), QWEN_32B.layers).head
     assert head == pytest.approx(14.9 * 2**30, rel=0.02)
     fast = TrainingMemory(QWEN_32B, "fast", Arithmetic.of("fast", "4bit", "cuda", QWEN_32B))
     found = decide(fast, 0.9 * (80 * 2**30 - fast.fixed().loaded), 2 * 4096 - 102, "cuda")
