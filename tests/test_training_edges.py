@@ -155,7 +155,7 @@ def test_memory_that_runs_out_in_training_names_what_was_tried_and_what_helps(
 ) -> None:
     import torch
 
-    from cai_experiment.training.run import memory_errors
+    from cai_experiment.training.memory_errors import memory_errors
     from cai_experiment.training.trl_dpo import PairTrainerAdditions
 
     def full(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -181,7 +181,7 @@ def test_memory_that_runs_out_in_packed_passes_names_their_tokens(
     import torch
 
     from cai_experiment.training.fast_dpo import FastTrainer
-    from cai_experiment.training.run import memory_errors
+    from cai_experiment.training.memory_errors import memory_errors
 
     def full(self: Any, *args: Any, **kwargs: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB")

@@ -78,7 +78,8 @@ def train(
         say(f"{len(dropped)} of {len(settings.pairs)} pairs are longer than {limit} tokens and were dropped, not cut")
     held_out = _held_out_rows(settings, renderer, limit, say)
     from cai_experiment.training.backends import backend_of
-    from cai_experiment.training.run import Training, memory_errors
+    from cai_experiment.training.memory_errors import memory_errors
+    from cai_experiment.training.run import Training
     from cai_experiment.training.samples import Sampler
 
     sampler = Sampler(settings.sample_prompts, renderer)

@@ -108,7 +108,7 @@ def train(
     if dropped:
         say(f"SFT: {len(dropped)} of {len(settings.pairs)} rows exceed {limit} tokens and were dropped, not cut")
     from cai_experiment.training.backends import backend_of
-    from cai_experiment.training.run import memory_errors
+    from cai_experiment.training.memory_errors import memory_errors
     from cai_experiment.training.sft_trainer import SFTTraining
 
     with memory_errors(settings, rows, backend_of(settings, model)) as tried:

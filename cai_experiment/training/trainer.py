@@ -124,7 +124,9 @@ class Resumable:
         folder = Path(self.args.output_dir)  # type: ignore[attr-defined]
         final = folder / f"checkpoint-{self.state.global_step}"  # type: ignore[attr-defined]
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        checkpoints.check_space(folder, 3 * 4 * trained + 2**25)  # float32 weights and two moments; tokenizer
+        adapters = len(getattr(model, "peft_config", (ADAPTER,)))  # the reference's copy is written too, then removed
+        # float32: the adapters, and two moments of the trained one; the tokenizer
+        checkpoints.check_space(folder, 4 * trained * (adapters + 2) + 2**25)
         self._aside = final.with_name(final.name + checkpoints.ASIDE)
         try:
             with checkpoints.disk_errors(final):

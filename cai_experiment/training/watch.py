@@ -73,7 +73,7 @@ class Watch(TrainerCallback):
         if not patience.is_due(step):
             return {}
         with undisturbed(self.training.trainer.model):
-            found = self.training.measure(of_held_out=True)
+            found = processes.of_all(self.training.measure(of_held_out=True))[0]  # all decide by the same numbers
         if found["margin"] > (-math.inf if state.best_metric is None else state.best_metric):
             state.best_metric, state.best_global_step = found["margin"], step
             control.should_save = True
