@@ -1,4 +1,4 @@
-"""Several processes, as `accelerate launch` starts them: the same loss and weights as one, written by the first alone."""
+"""Several processes, as `accelerate launch` starts them: the same weights as one, written by the first alone."""
 
 from __future__ import annotations
 
@@ -108,14 +108,14 @@ def alone(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def test_two_processes_train_as_one(tmp_path: Path, tiny_model_dir: Path, alone: Path, record_property: Any) -> None:
-    """11 pairs in steps of 5: an epoch's last step has one pair, so one process has none; the NLL's mean is over all."""
+    """11 pairs in steps of 5: the last of an epoch has one pair, one process none; the NLL's mean is over all."""
     first, second = run(2, tiny_model_dir, tmp_path, nll_weight=0.5)
     assert first[0] == second[0] == 0, first[2] + second[2]
     assert "step 5/5" in first[1] and second[1] == ""
     record_property("weights apart", apart(tmp_path, alone))
     assert apart(tmp_path, alone) < 1e-6
     ours, theirs = rows_of(tmp_path), rows_of(alone)
-    assert [row["step"] for row in ours] == [1, 2, 3, 4, 5] and ours[0]["margin"] == 0.0
+    assert [row["step"] for row in ours] == [1, 2, 3, 4, 5] and abs(ours[0]["margin"]) < 1e-6
     for mine, its in zip(ours, theirs, strict=True):
         assert mine.keys() == its.keys() and mine["tokens"] == its["tokens"]
         for name in set(mine) - {"seconds"}:

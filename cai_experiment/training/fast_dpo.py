@@ -47,7 +47,7 @@ def build_fast_trainer(
         **common_arguments(settings, total, model),
         per_device_train_batch_size=settings.effective_batch,  # every process is told the whole step: see `_mine`
         dataloader_pin_memory=False,  # a batch is a list of row numbers
-        ddp_find_unused_parameters=False, ddp_broadcast_buffers=False,
+        ddp_find_unused_parameters=False,
     )  # fmt: skip
     config._n_gpu = min(1, config.n_gpu)  # several GPUs in one process would be torch's DataParallel
     set_seed(settings.seed)  # the adapter's A is drawn at random
