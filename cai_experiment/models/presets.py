@@ -68,7 +68,9 @@ PRESETS: dict[str, ModelPreset] = {
             "rehearsing every script on a CPU; its small world has a known truth",
             TrainingOverrides(
                 1.6e-4, "a few million parameters hardly move at 5e-6; at 2e-4 answers repeat",
-                sft_learning_rate=1e-3, sft_epochs=3.0, after_sft=1.2e-4, sft_reason="TODO",
+                # three disjoint sets of 100 pairs: at most 2% of answers flawed, 0.95 and more of the distinct word pairs
+                sft_learning_rate=7e-4, sft_epochs=3.0, after_sft=1.2e-4,
+                sft_reason="six epochs, or DPO at 1.6e-4 afterwards, cost an eighth of the distinct word pairs",
             ),
         ),
         ModelPreset("qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B-Instruct", "chat", _QWEN_05, 32_768, "apache-2.0",
