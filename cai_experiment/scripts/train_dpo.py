@@ -1,11 +1,14 @@
 """Train by DPO on a milestone's pairs or on any TRL preference file, then evaluate. The same command resumes.
 
 Run: python cai_experiment/scripts/train_dpo.py --milestone mvp
+     python cai_experiment/scripts/train_dpo.py --milestone mvp --sft-first --helpful answers.jsonl
      python cai_experiment/scripts/train_dpo.py --pairs my_pairs.jsonl --model qwen2.5-7b
 
 Reads DATA_DIR/NAME/pairs.jsonl, writes checkpoints, metrics.jsonl and final/ (the adapter) to CHECKPOINT_DIR/NAME and
 the report to DATA_DIR/NAME. --fresh starts the checkpoints anew; pairs are never touched. --max-hours and --max-cost
 end a call after its current step, with exit code 0; they count this call alone, downloading and loading included.
+--sft-first fine-tunes on the revisions of a share of the instructions (in CHECKPOINT_DIR/NAME/sft), and DPO goes on
+from there with the others. A --helpful file holds {instruction, answer} or TRL's {prompt, completion} a line.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,10 +32,10 @@ from cai_experiment.nano import is_nano
 from cai_experiment.observe.content_logger import ContentLogger
 from cai_experiment.records.files import show
 from cai_experiment.records.store import RunFolder
-from cai_experiment.scripts import _plan, _training
+from cai_experiment.scripts import _plan, _sft, _training
 from cai_experiment.scripts._common import base_parser, dollars, positive_int, run_main
 from cai_experiment.scripts._following import take_generator
-from cai_experiment.training import dpo
+from cai_experiment.training import dpo, processes, sft
 from cai_experiment.training.data import HELD_OUT_SHARE, Pair, read_pairs, split_by_instruction
 from cai_experiment.training.settings import BACKENDS, LOSSES, DPOSettings, total_steps
 
@@ -83,6 +87,7 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument("--report-to", choices=("none", "tensorboard", "wandb"), default="none")
     group.add_argument("--resume", type=Path, metavar="PATH", help="this checkpoint, not the newest whole one")
     group.add_argument("--no-eval", action="store_true", help="leave out the milestone's evaluation")
+    _sft.add_flags(flags, positive)
     flags.set_defaults(started=None)  # the clock of the limits
     return flags
 
@@ -97,9 +102,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Read the pairs, train or resume, evaluate, report; gives the exit code."""
     args = parser().parse_args(argv)
     args.started = time.monotonic()
+    processes.start()
     if args.milestone is None and args.pairs is None:
         raise BadInputError("neither --milestone nor --pairs is given", "e.g. --milestone batch")
     args.run = args.run or args.milestone or args.pairs.stem
+    _sft.check_flags(args)
     if args.resume is not None:
         check_resume(args)
     hardware = _plan.machine(args)
@@ -108,7 +115,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     everything = pairs_of(args)
     milestone = milestone_of(args.milestone, len(everything))
     share = 0.0 if milestone.name in OWN_PAIRS else HELD_OUT_SHARE
-    pairs, held_out = split_by_instruction(everything, args.seed, share)
+    both, held_out = split_by_instruction(everything, args.seed, share)
+    first, pairs = _sft.divide(args, both)
     if args.plan:
         print(*_plan.heading(args, hardware, choice), sep="\n")
         if not place_of_pairs(args).exists():
@@ -117,14 +125,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         _training.say_model(args, hardware)
     print(whose, end="")
     settings = _training.training_settings(args, pairs, len(everything), choice, hardware, held_out)
-    steps = total_steps(settings, len(pairs))
+    warm = _sft.warm_start(args, settings, first, [*pairs, *held_out], choice)
+    if warm is not None:
+        print(warm.line)
+    steps = total_steps(settings, len(pairs)) if pairs else 0
     print(f"{len(pairs)} training pairs, {len(held_out)} held out; {steps} steps of {settings.effective_batch} pairs")
     if args.plan:
-        print(*_plan.training_lines(args, milestone, settings, choice, hardware), sep="\n")
+        print(*_plan.training_lines(args, milestone, _sft.to_plan(settings, warm), choice, hardware), sep="\n")
         return EXIT_OK
     command = shlex.join(["python", "cai_experiment/scripts/train_dpo.py", *(sys.argv[1:] if argv is None else argv)])
-    with RunFolder(settings.output_dir, args.fresh), RunFolder(args.data_dir / args.run):
-        return train_and_report(args, milestone, settings, held_out, choice, command.replace(" --fresh", ""))
+    with ExitStack() as stack:
+        if processes.is_first():
+            stack.enter_context(RunFolder(settings.output_dir, args.fresh))
+            stack.enter_context(RunFolder(args.data_dir / args.run))
+        processes.wait()
+        return train_and_report(args, milestone, settings, held_out, choice, command.replace(" --fresh", ""), warm)
 
 
 def place_of_pairs(args: argparse.Namespace) -> Path:
@@ -146,7 +161,7 @@ def check_resume(args: argparse.Namespace) -> None:
     if args.fresh and folder.resolve() in args.resume.resolve().parents:
         message = f"--fresh moves {show(folder)} away, and --resume names a checkpoint in it"
         raise BadInputError(message, "leave one of the two out")
-    dpo.check_resume(args.resume, folder)
+    dpo.check_resume(args.resume, folder / sft.FOLDER if _sft.is_of_sft(args) else folder)
 
 
 def train_and_report(
@@ -156,22 +171,22 @@ def train_and_report(
     held_out: Sequence[Pair],
     choice: ModelChoice,
     command: str,
+    warm: _sft.WarmStart | None = None,
 ) -> int:
-    """Train or resume, then evaluate; a run that did both before only shows its report again."""
+    """Train or resume, then evaluate; a run that did all of it before only shows its report again."""
     from cai_experiment.evaluation.report import print_report, read_report
 
     marker = settings.output_dir / EVALUATED
-    if marker.exists() and dpo.is_finished(settings.output_dir):
-        dpo.check_settings(settings)
+    if marker.exists() and _sft.all_finished(settings, warm):
         report = read_report(args.data_dir / args.run)
     else:
         started = time.monotonic()
         engine = _training.load_for_training(args)
         settings = replace(settings, base=_training.base_of(engine))
-        model, tokenizer = engine.release_for_training()
         with ContentLogger(args.verbosity, settings.output_dir / dpo.CONTENT_LOG) as content:
-            trained = dpo.train(settings, model, tokenizer, engine.renderer, content=content)
-        print(*dpo.summary(trained), sep="\n")
+            settings, trained = _sft.train(settings, warm, engine, content)
+        if not processes.is_first():  # the first one evaluates
+            return EXIT_OK
         if trained.stopped:
             print(f"stopped by {trained.stopped}, its checkpoint is written; resume with: {command}")
             return EXIT_OK
@@ -180,7 +195,10 @@ def train_and_report(
             return EXIT_OK
         truth = is_nano(choice.path_or_id) and args.random_weights is None
         seconds = _training.seconds_of_training(trained, time.monotonic() - started)
-        report = _training.evaluate_and_report(args, milestone, settings, held_out, trained, engine, truth, seconds)
+        seconds += _sft.seconds_before(warm, trained)
+        report = _training.evaluate_and_report(
+            args, milestone, settings, held_out, trained, engine, truth, seconds, warm
+        )
         marker.touch()
     print_report(report)
     return EXIT_OK if report["verdict"] == "go" else EXIT_NO_GO
