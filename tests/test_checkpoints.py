@@ -96,7 +96,9 @@ def test_a_damaged_checkpoint_named_by_path_is_bad_input(tmp_path: Path) -> None
 def test_retention_sweeping_and_setting_aside(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         write(tmp_path, step)
-    checkpoints.keep_newest(tmp_path, keep=2)
+    checkpoints.keep_newest(tmp_path, keep=2, best=2)  # the best stays, whatever its age
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-3", "checkpoint-4"]
+    checkpoints.keep_newest(tmp_path, keep=2, best=4)
     for name in ("checkpoint-5.tmp", "final.tmp", "notes.tmp"):
         (tmp_path / name).mkdir()
     checkpoints.sweep(tmp_path)

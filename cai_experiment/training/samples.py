@@ -46,7 +46,7 @@ class Sampler:
     def answer(self, model: Any) -> Samples:
         """Greedy answers of a model as it stands in training; its modes and all random states are left as they were."""
         stops = self.renderer.stops
-        with undisturbed(model):
+        with undisturbed(model, to_generate=True):
             found = _greedy(model, self.ids, list(stops.stop_token_ids))
         answers = tuple(stops.text(tokens)[0] for tokens in found)
         return Samples(answers, distinct_bigrams([self.renderer.encode(answer, False) for answer in answers]))
@@ -75,16 +75,17 @@ def _greedy(model: Any, prompts: Sequence[Sequence[int]], stops: list[int]) -> l
 
 
 @contextmanager
-def undisturbed(model: Any) -> Iterator[None]:
+def undisturbed(model: Any, to_generate: bool = False) -> Iterator[None]:
     """Within it the model is in evaluation mode; afterwards its modes and every random state are what they were.
 
-    A training that measures or samples now and then thereby ends at the same weights as one that does not.
+    A training that measures or samples now and then thereby ends at the same weights as one that does not. Models that
+    Unsloth loaded have another way to generate, which they are switched to with `to_generate`.
     """
     modes = [(module, module.training, getattr(module, "gradient_checkpointing", None)) for module in model.modules()]
     cache = model.config.use_cache
     states = random.getstate(), _numpy_state()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    by_unsloth = hasattr(model, "for_inference")
+    by_unsloth = to_generate and hasattr(model, "for_inference")
     try:
         with torch.random.fork_rng(devices=devices):
             if by_unsloth:
