@@ -76,8 +76,8 @@ def random_weights(quantization: str) -> Any:
     return random_model(tiny(), torch.bfloat16, "cpu", 0, nf4)
 
 
-def train(folder: Path, backend: str, rows: list[TokenPair], model: Any) -> None:
-    """Two steps of all pairs, nothing written: the second has the optimizer's moments."""
+def train(folder: Path, backend: str, rows: list[TokenPair], model: Any) -> Any:
+    """The trainer after two steps of all pairs, nothing written: the second step has the optimizer's moments."""
     from transformers import TrainerCallback
 
     from cai_experiment.engines.random_weights import byte_tokenizer
@@ -92,6 +92,7 @@ def train(folder: Path, backend: str, rows: list[TokenPair], model: Any) -> None
     trainer = build(settings, rows, [], 2, model, byte_tokenizer("<|endoftext|>"), TrainerCallback())
     trainer._save_checkpoint = lambda *args, **kwargs: None
     trainer.train()
+    return trainer
 
 
 def the_pass(backend: str, rows: list[TokenPair]) -> Pass:
@@ -226,7 +227,7 @@ def test_the_32b_model_trains_on_one_card_as_planned(backend: str, tmp_path: Pat
     from transformers import BitsAndBytesConfig
 
     from cai_experiment.engines.random_weights import random_model
-    from cai_experiment.training.budget import budget_for, memory_of
+    from cai_experiment.training.budget import memory_of
 
     if not torch.cuda.is_available() or torch.cuda.get_device_properties(0).total_memory < 79e9:
         pytest.skip("no CUDA GPU of 80 GB here")
@@ -235,12 +236,12 @@ def test_the_32b_model_trains_on_one_card_as_planned(backend: str, tmp_path: Pat
     model = random_model(PRESETS["qwen2.5-32b"], torch.bfloat16, "cuda", 0, nf4)
     rows = token_pairs(1, 100, 3996)
     torch.cuda.reset_peak_memory_stats()
-    train(tmp_path, backend, rows, model)
+    trainer = train(tmp_path, backend, rows, model)
     measured = torch.cuda.max_memory_allocated()
     one, again = the_pass(backend, rows), QWEN_32B.layers
     memory = memory_of(model)
     if backend == "fast":
-        again = budget_for(model, one.tokens).recomputed_layers
+        again = trainer.budget.recomputed_layers
     else:
         memory = TrainingMemory(QWEN_32B, backend, Arithmetic.of(backend, "4bit", "cuda", QWEN_32B))
     planned = memory.parts(one, again).total
