@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from cai_experiment.constitution.prompts import ask_for_answer
-from cai_experiment.training import dpo
 from cai_experiment.training.data import Pair, TokenPair, tokenize_pairs
 from cai_experiment.training.settings import LOSSES, DPOSettings
 
@@ -24,7 +23,8 @@ END = 2  # the tiny model's end token
 PLANTS = ("tomatoes", "beans", "roses", "figs", "mint", "basil", "kale", "leek", "rye", "oats", "peas", "dill")
 PAIRS = tuple(
     Pair(f"{i:06d}", ask_for_answer(f"How do I grow {plant}?" + " It is small." * (i % 4)),
-         f"Use a large pot for {plant}. Water it every morning." + " Turn it." * (i % 3), f"Only a fool asks about {plant}.")
+         f"Use a large pot for {plant}. Water it every morning." + " Turn it." * (i % 3),
+         f"Only a fool asks about {plant}.")
     for i, plant in enumerate(PLANTS)
 )  # fmt: skip
 KINDS = ("conversational", "plain", "one token", "very long", "same beginning", "one begins the other")
@@ -52,7 +52,10 @@ def pairs_by_kind(tokenizer: Any) -> dict[str, list[TokenPair]]:
         "same beginning": [(8, 12, 5, 9), (20, 30, 1, 1), (3, 1, 8, 4)],
         "one begins the other": [(8, 12, 0, 9), (6, 5, 7, 0), (2, 1, 0, 1)],
     }
-    found = {kind: [random_pair(made, f"{kind} {i}", *s) for i, s in enumerate(sizes)] for kind, sizes in shapes.items()}
+    found = {
+        kind: [random_pair(made, f"{kind} {i}", *size) for i, size in enumerate(sizes)]
+        for kind, sizes in shapes.items()
+    }
     for kind, layout in (("conversational", "chat"), ("plain", "base")):
         found[kind] = tokenize_pairs(PAIRS[:3], Renderer(tokenizer, layout, 2048), 2048)[0]
     return found
@@ -192,7 +195,8 @@ def test_very_long_pairs_are_nearer_to_the_exact_values_than_trls_own(arms: Arms
     assert_equal(exact, rows, LOSSES, (0.5,), record_property)
     exact_margins = exact.margins("trl", rows)
     ours, trls = (
-        max(abs(a - b) for a, b in zip(arms.margins(which, rows), exact_margins, strict=True)) for which in ("fast", "trl")
+        max(abs(a - b) for a, b in zip(arms.margins(which, rows), exact_margins, strict=True))
+        for which in ("fast", "trl")
     )
     record_property("margins of TRL in float32", trls)
     assert ours <= trls
@@ -234,7 +238,7 @@ def test_trls_chunked_path_agrees_as_well(arms: Arms, monkeypatch: pytest.Monkey
     assert_equal(arms, arms.of_kind["conversational"], LOSSES, (0.5,), record_property)
 
 
-TEXT = "Use a large pot with holes in it, and water it in the morning. Turn it once a week so that all sides get light. "
+TEXT = "Use a large pot with holes in it, and water it in the morning. Turn it once a week so that each side gets sun. "
 
 
 def test_long_texts_on_the_shipped_model(nano_dir: Path, tmp_path: Path, record_property: Any) -> None:
@@ -248,7 +252,8 @@ def test_long_texts_on_the_shipped_model(nano_dir: Path, tmp_path: Path, record_
     rows, _ = tokenize_pairs([pair], Renderer(tokenizer, "chat", 2048), 2048)
     assert rows[0].length > 1500
     settings = settings_for(tmp_path, effective_batch=1, batch_size=1)
-    arms = Arms(*(trainer_of(which, settings, rows, load(nano_dir), tokenizer) for which in ("trl", "fast")), {})
+    both = [trainer_of(which, settings, rows, load(nano_dir), tokenizer) for which in ("trl", "fast")]
+    arms = Arms(*both, {})
     for trainer in (arms.trl, arms.fast):
         randomise(trainer.model)
     assert_equal(arms, [0], ("sigmoid",), (0.0,), record_property)

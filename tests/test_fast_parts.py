@@ -154,8 +154,10 @@ def test_the_chunked_head_is_log_softmax_and_so_is_its_gradient(
 
 
 def small(**more: Any) -> dict[str, Any]:
-    return dict(vocab_size=260, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
-                num_key_value_heads=2, max_position_embeddings=256, pad_token_id=0, bos_token_id=1, eos_token_id=2, **more)  # fmt: skip
+    return dict(
+        vocab_size=260, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=256, pad_token_id=0, bos_token_id=1, eos_token_id=2, **more,
+    )  # fmt: skip
 
 
 # model_type -> its settings; None where the start check must refuse the model

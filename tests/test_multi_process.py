@@ -126,6 +126,7 @@ def test_two_processes_train_as_one(tmp_path: Path, tiny_model_dir: Path, alone:
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_both_after_the_same_step_and_the_resumed_run_equals_unbroken(
     tmp_path: Path, tiny_model_dir: Path, alone: Path
 ) -> None:
@@ -136,3 +137,32 @@ def test_a_signal_to_one_process_stops_both_after_the_same_step_and_the_resumed_
     assert first[0] == second[0] == 0, first[2] + second[2]
     assert "resuming from" in first[1] and second[1] == ""
     assert apart(tmp_path, alone) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp_qlora"])
+def test_the_shipped_configurations_are_accelerates_own(name: str) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(ROOT / "cai_experiment" / "training" / "accelerate" / f"{name}.yaml"))
+    assert config.num_processes == 2 and not config.use_cpu
+    if name == "fsdp_qlora":
+        assert config.fsdp_config["fsdp_use_orig_params"] is False  # type: ignore[attr-defined]
+
+
+def test_fast_refuses_sharded_weights_and_unsloth_several_processes(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from types import SimpleNamespace
+
+    from cai_experiment.errors import BadInputError
+    from cai_experiment.training.backends import backend_of
+    from cai_experiment.training.settings import DPOSettings
+
+    settings = DPOSettings((), tmp_path, steps=1, backend="unsloth")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(BadInputError, match="trains in one process"):
+        backend_of(settings, SimpleNamespace(for_training=None))  # type: ignore[arg-type]
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(BadInputError, match="does not train sharded weights"):
+        train(tiny_model_dir, tmp_path, {})

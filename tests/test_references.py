@@ -31,7 +31,8 @@ def train(folder: Path, model_dir: Path, **changes: Any) -> TrainResult:
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     load = changes.pop("load", {"dtype": torch.float32})
     given = {"pairs": PAIRS, "output_dir": folder / changes.pop("run", "run"), "steps": 2, "learning_rate": 1e-3,
-             "lora_r": 4, "lora_alpha": 8, "effective_batch": 3, "backend": "fast", "base": "tiny", **changes}  # fmt: skip
+             "lora_r": 4, "lora_alpha": 8, "effective_batch": 3, "backend": "fast", "base": "tiny",
+             **changes}  # fmt: skip
     model = AutoModelForCausalLM.from_pretrained(model_dir, **load)
     return dpo.train(DPOSettings(**given), model, tokenizer, Renderer(tokenizer, "chat", 2048), lambda line: None)
 
@@ -127,7 +128,9 @@ def test_a_broken_mask_stops_before_the_first_step(
     assert not list((tmp_path / "run").glob("checkpoint-*"))
 
 
-def test_the_key_changes_with_all_that_the_numbers_depend_on(tmp_path: Path, tiny_model_dir: Path, taught: Path) -> None:
+def test_the_key_changes_with_all_that_the_numbers_depend_on(
+    tmp_path: Path, tiny_model_dir: Path, taught: Path
+) -> None:
     import torch
 
     def files() -> int:
@@ -139,7 +142,7 @@ def test_the_key_changes_with_all_that_the_numbers_depend_on(tmp_path: Path, tin
     for number, change in enumerate(changes):
         train(tmp_path, tiny_model_dir, run=str(number), steps=1, **change)
         assert files() == number + 1, change
-    train(tmp_path, tiny_model_dir, run="same", steps=1, learning_rate=1e-4, seed=3, beta=0.3)  # these it is not made of
+    train(tmp_path, tiny_model_dir, run="same", steps=1, learning_rate=1e-4, seed=3, beta=0.3)  # not part of the key
     assert files() == len(changes)
 
 
@@ -184,7 +187,8 @@ def test_4_bit_weights_train_on_a_cpu_within_5_percent_of_float32s_loss(
     )  # fmt: skip
     given = {"steps": 6, "learning_rate": 2e-4, "sample_every": 100}
     full = train(tmp_path, nano_dir, run="full", **given)
-    four = train(tmp_path, nano_dir, run="four", load={"quantization_config": quantization, "device_map": "cpu"}, **given)
+    load = {"quantization_config": quantization, "device_map": "cpu"}
+    four = train(tmp_path, nano_dir, run="four", load=load, **given)
     assert four.step0_margin == 0.0 and four.loss_falls
     record_property("loss in float32 and 4 bits", (full.loss_after, four.loss_after))
     assert four.loss_after == pytest.approx(full.loss_after, rel=0.05)

@@ -116,15 +116,13 @@ class FastTrainer(Resumable, Trainer):
         model.train()
         rows = self.rows_of_step = inputs["row"].tolist()
         passes = self._mine(rows)
-        # the gradients of the processes are averaged, their shares of the loss are added
-        share = self.accelerator.num_processes
         chosen_tokens = sum(len(self.pairs.rows[row].chosen_ids) for row in rows)
         whole = torch.zeros((), device=self.args.device)
         with self.policy.ready():
             for number, part in enumerate(passes):
                 last = number == len(passes) - 1
                 with nullcontext() if last else self.accelerator.no_sync(model):
-                    loss = self._within(model, lambda part=part: share * self._loss(part, len(rows), chosen_tokens))
+                    loss = self._within(model, lambda part=part: self._loss(part, len(rows), chosen_tokens))
                     if not torch.isfinite(loss.detach()):
                         self.rows_of_step = part
                         raise self.not_finite("loss", loss.item())
@@ -139,7 +137,7 @@ class FastTrainer(Resumable, Trainer):
         (Hugging Face's Trainer does the same for samplers that know of the processes.)
         """
         loader = super().get_train_dataloader()
-        shard = getattr(loader, "batch_sampler", None)
+        shard: Any = getattr(loader, "batch_sampler", None)
         if hasattr(shard, "num_processes"):
             shard.num_processes, shard.process_index, shard.even_batches = 1, 0, False
         return loader
@@ -186,7 +184,7 @@ class FastTrainer(Resumable, Trainer):
         if settings.nll_weight:
             loss = loss - settings.nll_weight * scores.chosen.sum() / chosen_tokens
         self._remember(scores)
-        return loss
+        return loss * self.accelerator.num_processes  # whose gradients are averaged, and shares are to be added
 
     def _scores(self, pairs: PairSet, part: Sequence[int], trunk_cancels: bool = False) -> Scores:
         packed = pack([pairs.trees[row] for row in part], self.policy.fill).to(self.args.device)

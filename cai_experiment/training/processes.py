@@ -36,9 +36,9 @@ def start() -> None:
 
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    state = PartialState(cpu=not torch.cuda.is_available())
-    if state.device.type == "cpu":
-        state.device = torch.device("cpu")  # accelerate says cpu:0, which torch.load does not know
+    else:  # accelerate would say cpu:0, which torch.load does not know
+        os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    PartialState(cpu=not torch.cuda.is_available())
     if not is_first():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the process ends
 

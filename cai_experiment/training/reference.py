@@ -52,7 +52,7 @@ class Reference:
         """(n, 2) float64 on the CPU: sums of log-probabilities of chosen and rejected. No key, nothing kept."""
         place = self.folder / f"{key}.safetensors"
         found = _read(place) if key else None
-        if all(processes.of_all(found is not None)):
+        if all(processes.of_all(found is not None)) and found is not None:
             self.was_read = True
             return found
         found = self._compute(pairs, [part for group in passes for part in group])
