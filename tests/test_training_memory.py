@@ -200,6 +200,7 @@ def test_constants_that_stand_twice_are_the_same() -> None:
     from cai_experiment.training import head, lora, settings, tree_attention
 
     assert training_memory.CHUNK_BYTES == head.CHUNK_BYTES
+    assert training_memory.CUDA_CHUNK_BYTES == head.CUDA_CHUNK_BYTES
     assert training_memory.MERGED_BYTES == lora.MOST_BYTES
     assert training_memory.EXPLICIT_LENGTH == tree_attention.EXPLICIT_LENGTH
     assert training_plan.MEASURED_PAIRS == settings.MEASURED_PAIRS

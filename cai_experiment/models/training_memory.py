@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields, replace
 
 from cai_experiment.models.memory import GB, LINEAR_BYTES, LORA_RANK, Architecture, adapter_parameters
 
-CHUNK_BYTES = 2**26  # training.head.CHUNK_BYTES: float32 logits at a time
+CHUNK_BYTES, CUDA_CHUNK_BYTES = 2**26, 2**28  # training.head's: float32 logits at a time
 EXPLICIT_LENGTH = 256  # training.tree_attention.EXPLICIT_LENGTH
 MERGED_BYTES = 2 * 2**30  # training.lora.MOST_BYTES: copies of weights with their adapter, on a CPU
 TARGET_SHARE = 0.7  # of a pass's tokens, where it is not known: two answers of 250 behind a prompt of 100
@@ -170,7 +170,8 @@ class TrainingMemory:
         n, form = self.numbers, self.arithmetic
         out = one.tokens * n.hidden * form.number  # of the last norm
         if self.backend == "fast":
-            rows = min(one.sources, max(1, CHUNK_BYTES // (4 * n.vocab)))
+            most = CHUNK_BYTES if self.arithmetic.masked else CUDA_CHUNK_BYTES  # masked: not on CUDA
+            rows = min(one.sources, max(1, most // (4 * n.vocab)))
             chunk = rows * n.vocab * (4 if form.number == 4 else 6)
             head = 1.0 * chunk + one.sources * n.hidden * form.number * 2 + rows * n.hidden * form.number
         else:

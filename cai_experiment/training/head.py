@@ -12,6 +12,9 @@ from typing import Any
 import torch
 
 CHUNK_BYTES = 2**26  # of float32 logits at a time
+# Four times as much on a GPU: of 152,064 words 441 rows instead of 110. A product of few rows is bound by reading the
+# head: 1.6 GB take an A100 0.8 ms, 441 rows' arithmetic 2.2 ms.
+CUDA_CHUNK_BYTES = 2**28
 
 
 class _TargetLogps(torch.autograd.Function):
@@ -73,7 +76,8 @@ def target_logps(
     """(M,) float32: log-probability of each target. hidden (M, H); weight (V, H), frozen; bias (V,); targets (M,).
 
     Logits are `scale` times the head's, then softcap * tanh(logits / softcap) where the model caps them. Never more
-    than CHUNK_BYTES of logits exist at a time (and a gradient of the same size, in the weights' dtype).
+    than CHUNK_BYTES (CUDA_CHUNK_BYTES) of logits exist at a time, and a gradient of the same size in the weights' dtype.
     """
-    chunk = max(1, CHUNK_BYTES // (4 * len(weight)))
+    most = CUDA_CHUNK_BYTES if hidden.device.type == "cuda" else CHUNK_BYTES
+    chunk = max(1, most // (4 * len(weight)))
     return _TargetLogps.apply(hidden, weight, bias, targets, scale, softcap, chunk)
