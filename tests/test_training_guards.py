@@ -111,7 +111,7 @@ def test_alarm_when_text_collapses_and_every_kind_once(tmp_path: Path) -> None:
     settings = settings_for(tmp_path)
     worse = rows({}, {DISTINCT: 0.5}, {DISTINCT: 0.39}, {DISTINCT: 0.1})
     (said,) = looked(settings, worse, distinct_before=0.8)
-    assert said.startswith("ALARM at step 3: sample answers collapse: 39% of their word pairs are distinct, 80% before")
+    assert said.startswith("ALARM at step 3: sample answers collapse: 39% of their bigrams are distinct, 80% before")
     assert "an accuracy of 1.00" in said and "content_log.jsonl" in said
     assert not looked(settings, worse) and not looked(settings, worse, distinct_before=0.15)
     all_at_once = {"chosen_reward": -1.0, "margin": 12.0, DISTINCT: 0.0}
@@ -274,7 +274,7 @@ def test_collapsing_samples_raise_an_alarm_that_a_resumed_run_knows(
     )  # fmt: skip
     assert stopped.stopped and content.get_summary()["entries"] == 2 * len(HELD_OUT)
     (alarm,) = stopped.alarms
-    assert alarm in said and "10% of their word pairs are distinct, 90% before training" in alarm
+    assert alarm in said and "10% of their bigrams are distinct, 90% before training" in alarm
     assert not (tmp_path / "content_log.jsonl").exists()
     assert alarm in train(settings, *load(tiny_model_dir), said).alarms and said.count(alarm) == 1
 

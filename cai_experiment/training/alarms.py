@@ -72,7 +72,7 @@ class Alarms:
         if now is None or not self.distinct_before or now >= COLLAPSED * self.distinct_before:
             return ""
         return (
-            f"sample answers collapse: {now:.0%} of their word pairs are distinct, {self.distinct_before:.0%} before "
+            f"sample answers collapse: {now:.0%} of their bigrams are distinct, {self.distinct_before:.0%} before "
             f"training, with an accuracy of {_mean(self.recent, 'accuracy'):.2f} on the pairs; read them in "
             f"{LOG_OF_SAMPLES}"
         )
