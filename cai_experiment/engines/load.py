@@ -275,11 +275,14 @@ def _quantization_config(plan: Plan) -> Any:
 
     if plan.quantization == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
+    sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=_dtype(plan),
+        # FSDP shards float types, all of a unit in one (training/accelerate/fsdp_qlora.yaml)
+        bnb_4bit_quant_storage=_dtype(plan) if sharded else None,
     )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -122,7 +123,7 @@ class FastTrainer(Resumable, Trainer):
             for number, part in enumerate(passes):
                 last = number == len(passes) - 1
                 with nullcontext() if last else self.accelerator.no_sync(model):
-                    loss = self._within(model, lambda part=part: self._loss(part, len(rows), chosen_tokens))
+                    loss = self._within(model, partial(self._loss, part, len(rows), chosen_tokens))
                     if not torch.isfinite(loss.detach()):
                         self.rows_of_step = part
                         raise self.not_finite("loss", loss.item())
@@ -202,7 +203,7 @@ class FastTrainer(Resumable, Trainer):
         if "loss" in logs:
             mine = torch.cat(self.of_step, 1).cpu() if self.of_step else torch.empty(4, 0)
             scores = torch.cat(processes.of_all(mine), 1)
-            logs |= _metrics(*scores, self.settings.beta) | {"num_tokens": self.tokens_seen}
+            logs |= _metrics(scores, self.settings.beta) | {"num_tokens": self.tokens_seen}
             self.of_step = []
         super().log(logs, start_time)
 
@@ -210,7 +211,7 @@ class FastTrainer(Resumable, Trainer):
     def measure(self, of_held_out: bool = False) -> dict[str, float]:
         """Means over the first training pairs, or the held-out ones: loss, margin, accuracy, log-probabilities."""
         pairs = self.held_out if of_held_out else self.pairs
-        self.model.eval()
+        self.policy.model.eval()
         found: list[Scores] = []
         with self.policy.ready(), self.policy.autocast():
             found = [self._scores(pairs, part) for part in self._measured_passes(pairs)[0]]
@@ -218,7 +219,7 @@ class FastTrainer(Resumable, Trainer):
         loss = preference_loss(self.settings.loss, self.settings.beta, whole).mean()
         if self.settings.nll_weight:
             loss -= self.settings.nll_weight * whole.chosen.sum() / whole.chosen_tokens.sum()
-        return {"loss": loss.item(), **named(_metrics(*whole[:4], self.settings.beta))}
+        return {"loss": loss.item(), **named(_metrics(torch.stack(whole[:4]), self.settings.beta))}
 
     def _measured_passes(self, pairs: PairSet) -> tuple[list[list[int]], list[list[int]]]:
         """(passes over the measured pairs, passes over the rest): the reference is computed in the very same."""
@@ -241,17 +242,14 @@ def _row_tokens(row: TokenPair) -> int:
     return 2 * len(row.prompt_ids) + len(row.chosen_ids) + len(row.rejected_ids)
 
 
-def _metrics(
-    chosen: torch.Tensor, rejected: torch.Tensor, reference_chosen: torch.Tensor, reference_rejected: torch.Tensor,
-    beta: float,
-) -> dict[str, float]:  # fmt: skip
-    """TRL's names. All (n,); rewards are beta times the log-ratio to the reference."""
-    rewards = beta * (chosen - reference_chosen), beta * (rejected - reference_rejected)
+def _metrics(scores: torch.Tensor, beta: float) -> dict[str, float]:
+    """TRL's names. `scores` (4, n): chosen, rejected, the reference's two; rewards: beta times the log-ratio to it."""
+    chosen, rejected = beta * (scores[0] - scores[2]), beta * (scores[1] - scores[3])
     return {
-        "rewards/chosen": rewards[0].mean().item(),
-        "rewards/rejected": rewards[1].mean().item(),
-        "rewards/margins": (rewards[0] - rewards[1]).mean().item(),
-        "rewards/accuracies": (rewards[0] > rewards[1]).float().mean().item(),
-        "logps/chosen": chosen.mean().item(),
-        "logps/rejected": rejected.mean().item(),
+        "rewards/chosen": chosen.mean().item(),
+        "rewards/rejected": rejected.mean().item(),
+        "rewards/margins": (chosen - rejected).mean().item(),
+        "rewards/accuracies": (chosen > rejected).double().mean().item(),
+        "logps/chosen": scores[0].mean().item(),
+        "logps/rejected": scores[1].mean().item(),
     }

@@ -31,7 +31,7 @@ class _TargetLogps(torch.autograd.Function):
         for start in range(0, len(hidden), chunk):
             rows = slice(start, start + chunk)
             logps[rows], found = _chunk(hidden[rows], weight, bias, targets[rows], scale, softcap, wants_gradient)
-            if slope is not None:
+            if slope is not None and found is not None:
                 slope[rows] = found
         if slope is not None:
             ctx.save_for_backward(slope)
@@ -76,7 +76,7 @@ def target_logps(
     """(M,) float32: log-probability of each target. hidden (M, H); weight (V, H), frozen; bias (V,); targets (M,).
 
     Logits are `scale` times the head's, then softcap * tanh(logits / softcap) where the model caps them. Never more
-    than CHUNK_BYTES (CUDA_CHUNK_BYTES) of logits exist at a time, and a gradient of the same size in the weights' dtype.
+    than CHUNK_BYTES (CUDA_CHUNK_BYTES) of logits exist at a time, and a gradient as large in the weights' dtype.
     """
     most = CUDA_CHUNK_BYTES if hidden.device.type == "cuda" else CHUNK_BYTES
     chunk = max(1, most // (4 * len(weight)))

@@ -50,8 +50,8 @@ def only_sources(backbone: Any, sources: torch.Tensor) -> Iterator[None]:
     layers = getattr(backbone, "layers", None)
     last = layers[-1] if layers else None
     attention = getattr(last, "self_attn", None)
-    modules = [getattr(last, "mlp", None), getattr(attention, "q_proj", None), getattr(attention, "o_proj", None)]
-    modules = [module for module in modules if module is not None]
+    found = (getattr(last, "mlp", None), getattr(attention, "q_proj", None), getattr(attention, "o_proj", None))
+    modules: list[Any] = [module for module in found if module is not None]
     if getattr(last, "gradient_checkpointing", False) and torch.is_grad_enabled():
         modules = []
     some = sources.unique()

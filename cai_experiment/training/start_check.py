@@ -27,7 +27,7 @@ def check_start(trainer: FastTrainer) -> float:
     policy and reference differ at all in one and the same pass, or (3) the stored reference is further from the
     computed one than rounding explains.
     """
-    trainer.model.eval()
+    trainer.policy.model.eval()
     numbers = _to_score(trainer)
     shortest = [trainer.pairs.rows[n] for n in numbers]
     with trainer.policy.autocast():
