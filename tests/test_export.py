@@ -22,8 +22,12 @@ from cai_experiment.models.hardware import detect
 from cai_experiment.models.presets import resolve_model
 from cai_experiment.scripts import export_model
 from cai_experiment.scripts._common import run_main
-from cai_experiment.training import adapters, checkpoints, export, export_answers, export_check, gguf, hub, merge
-from cai_experiment.training.export_source import Base
+from cai_experiment.training import checkpoints
+from cai_experiment.training.export import adapters, gguf, hub, merge
+from cai_experiment.training.export import answers as export_answers
+from cai_experiment.training.export import check as export_check
+from cai_experiment.training.export import publish as export
+from cai_experiment.training.export.source import Base
 
 WHY = export_check.Prompts(("Why?",), ((1,),), (9,), SimpleNamespace(decode=str))
 ROOT = Path(__file__).resolve().parents[1]
@@ -345,7 +349,7 @@ def stopped_while_checking(runs: Path, number: int) -> int:
     """The exit code of an export that gets this signal when its weights are written and not yet read back."""
     code = (
         "import os\nfrom cai_experiment.scripts import _common, export_model\n"
-        "from cai_experiment.training import merge\n"
+        "from cai_experiment.training.export import merge\n"
         f"merge.verify = lambda *_: os.kill(os.getpid(), {int(number)})\n"
         f"argv = ['--checkpoint-dir', {str(runs)!r}, '--run', 'mvp', '--to', 'merged']\n"
         "raise SystemExit(_common.run_main(export_model.main, argv))"
@@ -530,8 +534,8 @@ REPORT = {
 
 
 def test_the_card_states_base_licence_data_settings_gates_and_figures(runs_with_merged: Path) -> None:
-    from cai_experiment.training.export_source import find_source
-    from cai_experiment.training.model_card import card_maker, model_card
+    from cai_experiment.training.export.model_card import card_maker, model_card
+    from cai_experiment.training.export.source import find_source
 
     data = runs_with_merged.parent / "data" / "mvp"
     data.mkdir(parents=True)

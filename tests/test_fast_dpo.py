@@ -219,7 +219,7 @@ def test_a_small_token_budget_splits_the_step_and_changes_nothing(
 
 
 def test_recomputed_layers_give_the_same_gradients(arms: Arms) -> None:
-    from cai_experiment.training.budget import recompute
+    from cai_experiment.training.fast.budget import recompute
 
     rows = [*arms.of_kind["same beginning"], *arms.of_kind["one token"]]
     arms.choose("ipo", 0.5)

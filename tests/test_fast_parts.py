@@ -36,7 +36,7 @@ def rows_of(packed: Any, tree: Any, number: int) -> list[list[int]]:
 def test_every_target_is_predicted_from_the_token_before_it_at_its_own_position(
     given_pairs: list[TokenPair], multiple: int
 ) -> None:
-    from cai_experiment.training.packing import CHOSEN, REJECTED, pack, tree_of
+    from cai_experiment.training.fast.packing import CHOSEN, REJECTED, pack, tree_of
 
     trees = [tree_of(pair) for pair in given_pairs]
     packed = pack(trees, multiple)
@@ -82,8 +82,8 @@ def test_both_masks_are_that_of_two_rows_and_flex_attentions_is_the_same(
 ) -> None:
     import torch
 
-    from cai_experiment.training.packing import pack, tree_of
-    from cai_experiment.training.tree_attention import _near, block_mask
+    from cai_experiment.training.fast.attention import _near, block_mask
+    from cai_experiment.training.fast.packing import pack, tree_of
 
     trees = [tree_of(pair) for pair in given_pairs]
     packed = pack(trees, multiple)
@@ -110,7 +110,7 @@ def test_both_masks_are_that_of_two_rows_and_flex_attentions_is_the_same(
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=20), st.integers(1, 120), st.integers(1, 25))
 def test_passes_hold_every_pair_once_within_the_budget(costs: list[int], budget: int, least: int) -> None:
-    from cai_experiment.training.packing import into_passes
+    from cai_experiment.training.fast.packing import into_passes
 
     passes = into_passes(costs, budget, least)
     assert sorted(number for part in passes for number in part) == list(range(len(costs)))
@@ -127,7 +127,7 @@ def test_the_chunked_head_is_log_softmax_and_so_is_its_gradient(
 ) -> None:
     import torch
 
-    from cai_experiment.training import head
+    from cai_experiment.training.fast import head
 
     torch.manual_seed(1)
     hidden, weight, shift = torch.randn(37, 16), torch.randn(50, 16), torch.randn(50) if bias else None
@@ -221,7 +221,7 @@ def test_other_architectures_score_as_plain_forward_passes_or_are_refused(
     """Rows of 8 to 60 tokens, longer than any window here. Never silently wrong: refused by one line, or equal."""
     import torch
 
-    from cai_experiment.training.start_check import _plain
+    from cai_experiment.training.fast.start_check import _plain
 
     rows = random_rows([(5, 3, 4), (30, 25, 20), (20, 40, 3), (8, 1, 9)])
     try:

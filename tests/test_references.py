@@ -95,7 +95,7 @@ def test_a_torn_or_changed_cache_is_made_again_and_wrong_numbers_in_a_whole_one_
 ) -> None:
     from safetensors.torch import load_file
 
-    from cai_experiment.training.reference import _write
+    from cai_experiment.training.fast.reference import _write
 
     train(tmp_path, tiny_model_dir)
     place = only_file(tmp_path)
@@ -114,7 +114,7 @@ def test_a_broken_mask_stops_before_the_first_step(
     tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rejected tokens see chosen ones: a plain causal mask over the packed pair."""
-    from cai_experiment.training import packing
+    from cai_experiment.training.fast import packing
 
     attended = packing._attended
 

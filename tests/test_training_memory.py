@@ -101,7 +101,7 @@ def the_pass(backend: str, rows: list[TokenPair]) -> Pass:
         lengths = {len(ids) for row in rows for ids in (row.chosen_ids, row.rejected_ids)}
         padded = len(lengths) > 1 or len({len(row.prompt_ids) for row in rows}) > 1
         return Pass.of_rows(len(rows), max(row.length for row in rows), padded)
-    from cai_experiment.training.packing import tree_of
+    from cai_experiment.training.fast.packing import tree_of
 
     trees = [tree_of(row) for row in rows]
     sources = sum(len(t.trunk) - t.prompt + len(t.chosen) + len(t.rejected) for t in trees)
@@ -166,7 +166,7 @@ def test_trl_as_on_a_gpu(quantization: str, tmp_path: Path, monkeypatch: pytest.
 
 def test_the_budget_reads_the_model_at_hand() -> None:
     """training.budget's formula of a loaded model is the plan's of its preset, in every precision."""
-    from cai_experiment.training.budget import budget_for, memory_of
+    from cai_experiment.training.fast.budget import budget_for, memory_of
 
     for quantization in ("fp32", "bf16"):
         model = random_weights(quantization)
@@ -197,7 +197,9 @@ def test_the_budget_recomputes_only_where_memory_asks() -> None:
 def test_constants_that_stand_twice_are_the_same() -> None:
     from cai_experiment.evaluation import measure
     from cai_experiment.scripts import _plan_training
-    from cai_experiment.training import head, lora, settings, tree_attention
+    from cai_experiment.training import settings
+    from cai_experiment.training.fast import attention as tree_attention
+    from cai_experiment.training.fast import head, lora
 
     assert training_memory.CHUNK_BYTES == head.CHUNK_BYTES
     assert training_memory.CUDA_CHUNK_BYTES == head.CUDA_CHUNK_BYTES
@@ -228,7 +230,7 @@ def test_the_32b_model_trains_on_one_card_as_planned(backend: str, tmp_path: Pat
     from transformers import BitsAndBytesConfig
 
     from cai_experiment.engines.random_weights import random_model
-    from cai_experiment.training.budget import memory_of
+    from cai_experiment.training.fast.budget import memory_of
 
     if not torch.cuda.is_available() or torch.cuda.get_device_properties(0).total_memory < 79e9:
         pytest.skip("no CUDA GPU of 80 GB here")

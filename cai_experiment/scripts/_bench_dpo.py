@@ -131,7 +131,7 @@ def _shape(rows: Sequence[Any], seed: int) -> dict[str, float]:
     """Mean lengths, tokens of an epoch as each arm computes them, the share of padding in batches in random order."""
     import random
 
-    from cai_experiment.training.packing import tree_of
+    from cai_experiment.training.fast.packing import tree_of
 
     numbers = list(range(len(rows)))
     random.Random(seed).shuffle(numbers)

@@ -46,7 +46,7 @@ def _loss(arm: str, hidden: Any, weight: Any, targets: Any) -> Any:
     import torch
 
     if arm == "fast":
-        from cai_experiment.training.head import target_logps
+        from cai_experiment.training.fast.head import target_logps
 
         return target_logps(hidden, weight, None, targets).sum()
     if arm == "trl_best":

@@ -54,7 +54,8 @@ def training_settings(
         loss=args.loss, nll_weight=args.nll_weight, backend=args.backend, token_budget=args.token_budget,
         save_every=args.save_every, keep=args.keep, eval_every=args.eval_every, early_stop=args.early_stop,
         sample_every=args.sample_every, batch_size=args.batch_size, max_length=args.max_length, seed=args.seed,
-        model_name=" ".join(model), started=args.started, max_hours=args.max_hours, max_cost=args.max_cost, price_per_hour=args.price_per_hour,
+        model_name=" ".join(model), started=args.started, max_hours=args.max_hours, max_cost=args.max_cost,
+        price_per_hour=args.price_per_hour,
         report_to=args.report_to, resume=args.resume, held_out=tuple(held_out),
         sample_prompts=tuple(pair.instruction for pair in held_out if len(pair.turns) == 1)[:16],
     )  # fmt: skip

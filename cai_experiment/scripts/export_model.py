@@ -49,8 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Export, check, publish and, if asked, upload; gives the exit code."""
     args = make_parser().parse_args(argv)
     check_flags(args)
-    from cai_experiment.training import hub
-    from cai_experiment.training.export_source import find_source
+    from cai_experiment.training.export import hub
+    from cai_experiment.training.export.source import find_source
 
     if args.push:
         hub.check_name(args.push)
@@ -83,14 +83,15 @@ def check_flags(args: argparse.Namespace) -> None:
 
 def export(args: argparse.Namespace, source: Any, out: Path) -> dict[str, Any]:
     """Make the export at `out`, or with --push use the one that is there; gives its record."""
-    from cai_experiment.training import export, export_answers, gguf
-    from cai_experiment.training.export_source import base_files, choose_base, instructions_of
-    from cai_experiment.training.model_card import card_maker
+    from cai_experiment.training.export import answers as export_answers
+    from cai_experiment.training.export import gguf, publish
+    from cai_experiment.training.export.model_card import card_maker
+    from cai_experiment.training.export.source import base_files, choose_base, instructions_of
 
     if out.exists() and args.fresh:
-        print(f"moved {show(out)} to {export.move_aside(out).name}")
+        print(f"moved {show(out)} to {publish.move_aside(out).name}")
     if out.exists():
-        found = export.already(out, args.to, source.folder)
+        found = publish.already(out, args.to, source.folder)
         if args.push and found is not None:
             return found
         raise BadInputError(f"{show(out)} is there already", "add --fresh to move it aside, or name another --out")
@@ -102,11 +103,11 @@ def export(args: argparse.Namespace, source: Any, out: Path) -> dict[str, Any]:
         print(f"{show(source.folder)} on {base.name} ({base.place})", flush=True)
         layout = args.format if args.format != "auto" else source.model[2]
         prompts = export_answers.prompts_of(base, instructions_of(data / "pairs.jsonl", seed), layout)
-        job = export.Job(source, base, prompts, card_maker(source, base.licence, data))
+        job = publish.Job(source, base, prompts, card_maker(source, base.licence, data))
         if args.to == "adapter":
-            return export.export_adapter(job, out, args.quantization)
+            return publish.export_adapter(job, out, args.quantization)
         if converter is None:
-            return export.export_merged(job, out, args.dtype)
+            return publish.export_merged(job, out, args.dtype)
         merged = gguf.merged_at(job, run / ("merged" if source.final else f"merged-{source.folder.name}"))
         return gguf.export_gguf(job, merged, out, converter, args.dtype)
 

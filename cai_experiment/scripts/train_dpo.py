@@ -32,64 +32,20 @@ from cai_experiment.nano import is_nano
 from cai_experiment.observe.content_logger import ContentLogger
 from cai_experiment.records.files import show
 from cai_experiment.records.store import RunFolder
-from cai_experiment.scripts import _plan, _sft, _training
-from cai_experiment.scripts._common import base_parser, dollars, positive_int, run_main
+from cai_experiment.scripts import _plan, _sft, _training, _training_flags
+from cai_experiment.scripts._common import run_main
 from cai_experiment.scripts._following import take_generator
 from cai_experiment.training import dpo, processes, sft
 from cai_experiment.training.data import HELD_OUT_SHARE, Pair, read_pairs, split_by_instruction
-from cai_experiment.training.settings import BACKENDS, LOSSES, DPOSettings, total_steps
+from cai_experiment.training.settings import DPOSettings, total_steps
 
 EVALUATED = "evaluated"  # an empty file beside the adapter: the report in the data folder speaks of it
 OWN_PAIRS = ("single", "batch")  # too small to hold any out: they train and evaluate on the same pairs
 
 
-def positive(text: str) -> float:
-    """argparse type: a number greater than 0."""
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not greater than 0")
-    return value
-
-
-def not_negative(text: str) -> float:
-    """argparse type: a number of 0 or more."""
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
-    return value
-
-
 def parser() -> argparse.ArgumentParser:
     """The flags, those of every script among them (--batch-size: pairs at a time)."""
-    flags = base_parser(__doc__)
-    group = flags.add_argument_group("training")
-    group.add_argument("--milestone", choices=MILESTONES, help="its pairs, steps and gates")
-    group.add_argument("--pairs", type=Path, metavar="FILE", help=".jsonl or .json preference file; steps by its size")
-    group.add_argument("--steps", "--max-steps", type=positive_int, metavar="N", help="default: by milestone or size")
-    group.add_argument("--epochs", type=positive, metavar="N", help="passes over the training pairs")
-    group.add_argument("--learning-rate", type=positive, metavar="RATE", help="(default: 5e-6, or the preset's)")
-    group.add_argument("--beta", type=positive, default=0.1, help="hold on the reference (default: %(default)s)")
-    group.add_argument("--lora-r", type=positive_int, default=32, metavar="N", help="(default: %(default)s)")
-    group.add_argument("--lora-alpha", type=positive_int, default=64, metavar="N", help="(default: %(default)s)")
-    group.add_argument("--effective-batch", type=positive_int, default=8, metavar="N", help="pairs a step (default: 8)")
-    group.add_argument("--max-length", type=positive_int, default=4096, metavar="N", help="longer pairs are dropped")
-    group.add_argument("--backend", choices=BACKENDS, default="auto", help="auto: unsloth on a GPU, fast on a CPU")
-    group.add_argument("--loss", choices=LOSSES, default="sigmoid", help="(default: %(default)s)")
-    group.add_argument("--nll-weight", type=not_negative, default=0.0, metavar="W", help="of chosen answers' NLL (default: 0)")
-    group.add_argument("--token-budget", type=positive_int, metavar="N", help="fast: tokens a pass (default: by memory)")
-    group.add_argument("--save-every", type=positive_int, metavar="N", help="steps (default: a tenth, at most 25)")
-    group.add_argument("--keep", type=positive_int, default=2, metavar="N", help="newest checkpoints, beside the best")
-    group.add_argument("--eval-every", type=positive_int, metavar="N", help="steps between held-out margins")
-    group.add_argument("--early-stop", type=positive_int, metavar="N", help="end after N of them without a better one")
-    group.add_argument("--sample-every", type=positive_int, metavar="N", help="steps between sample answers")
-    group.add_argument("--max-hours", type=positive, metavar="H", help="stop resumably after so many hours")
-    group.add_argument("--max-cost", type=dollars, metavar="DOLLARS", help="stop resumably at this cost")
-    group.add_argument("--report-to", choices=("none", "tensorboard", "wandb"), default="none")
-    group.add_argument("--resume", type=Path, metavar="PATH", help="this checkpoint, not the newest whole one")
-    group.add_argument("--no-eval", action="store_true", help="leave out the milestone's evaluation")
-    _sft.add_flags(flags, positive)
-    flags.set_defaults(started=None)  # the clock of the limits
-    return flags
+    return _training_flags.parser(__doc__)
 
 
 def milestone_of(name: str | None, pairs: int) -> Milestone:
@@ -201,6 +157,8 @@ def train_and_report(
         )
         marker.touch()
     print_report(report)
+    if report["verdict"] == "go":
+        print(f"use it elsewhere: python cai_experiment/scripts/export_model.py --run {args.run} --to merged")
     return EXIT_OK if report["verdict"] == "go" else EXIT_NO_GO
 
 

@@ -20,14 +20,14 @@ from transformers.trainer_callback import PrinterCallback
 
 from cai_experiment.errors import BadInputError
 from cai_experiment.training import processes
-from cai_experiment.training.budget import Budget, budget_for, recompute
 from cai_experiment.training.data import TokenPair
+from cai_experiment.training.fast.budget import Budget, budget_for, recompute
+from cai_experiment.training.fast.packing import into_passes, pack, tree_of
+from cai_experiment.training.fast.policy import Policy
+from cai_experiment.training.fast.reference import FOLDER, Reference, reference_key
+from cai_experiment.training.fast.start_check import check_kind, check_start
 from cai_experiment.training.losses import TRUNK_CANCELS, Scores, preference_loss
-from cai_experiment.training.packing import into_passes, pack, tree_of
-from cai_experiment.training.policy import Policy
-from cai_experiment.training.reference import FOLDER, Reference, reference_key
 from cai_experiment.training.settings import MEASURED_PAIRS, DPOSettings, adapter_sha256
-from cai_experiment.training.start_check import check_kind, check_start
 from cai_experiment.training.trainer import Resumable, common_arguments, named, with_adapter
 
 

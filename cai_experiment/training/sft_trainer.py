@@ -21,14 +21,14 @@ from transformers.trainer_callback import PrinterCallback, TrainerControl, Train
 from cai_experiment.errors import BadInputError
 from cai_experiment.training import processes
 from cai_experiment.training.alarms import Alarms
-from cai_experiment.training.budget import Budget, budget_for, recompute
 from cai_experiment.training.data import TokenPair
+from cai_experiment.training.fast.budget import Budget, budget_for, recompute
+from cai_experiment.training.fast.packing import pack
+from cai_experiment.training.fast.policy import Policy
+from cai_experiment.training.fast.start_check import check_layout
 from cai_experiment.training.fast_dpo import FastTrainer, PairSet
-from cai_experiment.training.packing import pack
-from cai_experiment.training.policy import Policy
 from cai_experiment.training.run import Training
 from cai_experiment.training.settings import MEASURED_PAIRS, DPOSettings, pairs_at_once
-from cai_experiment.training.start_check import check_layout
 from cai_experiment.training.trainer import common_arguments, with_adapter
 from cai_experiment.training.watch import Watch
 

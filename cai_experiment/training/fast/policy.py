@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from cai_experiment.training import tree_attention
-from cai_experiment.training.blocks import own_blocks
-from cai_experiment.training.head import target_logps
-from cai_experiment.training.last_layer import only_sources
-from cai_experiment.training.lora import own_layers
-from cai_experiment.training.packing import CHOSEN, REJECTED, TRUNK, Packed
+from cai_experiment.training.fast import attention as tree_attention
+from cai_experiment.training.fast.blocks import own_blocks
+from cai_experiment.training.fast.head import target_logps
+from cai_experiment.training.fast.last_layer import only_sources
+from cai_experiment.training.fast.lora import own_layers
+from cai_experiment.training.fast.packing import CHOSEN, REJECTED, TRUNK, Packed
 
 FLEX = "flex_attention"
 

@@ -13,7 +13,7 @@ from typing import Any
 from cai_experiment.errors import BadInputError
 from cai_experiment.models.presets import PRESETS
 from cai_experiment.records.files import read_json
-from cai_experiment.training.export_source import UNKNOWN_LICENCE, Source
+from cai_experiment.training.export.source import UNKNOWN_LICENCE, Source
 
 TITLES = {"merged": "merged weights", "adapter": "LoRA adapter", "gguf": "GGUF"}
 RELATION = {"merged": "finetune", "adapter": "adapter", "gguf": "quantized"}

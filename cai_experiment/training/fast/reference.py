@@ -15,11 +15,11 @@ import torch
 from cai_experiment.training import processes
 from cai_experiment.training.checkpoints import disk_errors
 from cai_experiment.training.data import TokenPair
-from cai_experiment.training.packing import Packed, pack
+from cai_experiment.training.fast.packing import Packed, pack
 
 if TYPE_CHECKING:
+    from cai_experiment.training.fast.policy import Policy
     from cai_experiment.training.fast_dpo import PairSet
-    from cai_experiment.training.policy import Policy
 
 FOLDER = "reference"  # beside the runs' folders
 LAYOUT = 2  # of the packed passes; raise it when their arithmetic changes

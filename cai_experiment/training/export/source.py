@@ -23,7 +23,7 @@ from cai_experiment.records.files import read_json, show
 from cai_experiment.training import checkpoints
 from cai_experiment.training.data import HELD_OUT_SHARE, read_pairs, split_by_instruction
 from cai_experiment.training.dpo import SETTINGS
-from cai_experiment.training.export_check import LONGEST_PROMPT, OWN_PROMPTS, PROMPTS, Prompts
+from cai_experiment.training.export.check import LONGEST_PROMPT, OWN_PROMPTS, PROMPTS, Prompts
 
 BESIDE = ["*.json", "*.jinja", "*.txt", "*.model", "LICENSE*"]  # of a base on the hub: what stands beside the weights
 UNKNOWN_LICENCE = "other"

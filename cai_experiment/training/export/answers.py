@@ -15,9 +15,9 @@ from cai_experiment.engines.weights import loading_error
 from cai_experiment.errors import EngineError, UserError
 from cai_experiment.models.hardware import detect
 from cai_experiment.records.files import show
-from cai_experiment.training import merge
-from cai_experiment.training.export_check import Answers, Prompts, answer
-from cai_experiment.training.export_source import Base, prompts_for
+from cai_experiment.training.export import merge
+from cai_experiment.training.export.check import Answers, Prompts, answer
+from cai_experiment.training.export.source import Base, prompts_for
 
 SPARE_GB = 8.0  # beside the weights: LoRA in float32, cache and logits of 20 prompts
 

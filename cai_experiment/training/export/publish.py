@@ -17,10 +17,13 @@ from typing import Any
 
 from cai_experiment.errors import BadInputError, DiskError, EngineError
 from cai_experiment.records.files import read_json, show, write_json
-from cai_experiment.training import checkpoints, export_answers, export_check, merge
-from cai_experiment.training.adapters import CONFIG, WEIGHTS, Adapter, read_adapter, uniform, vllm_command
-from cai_experiment.training.export_check import Comparison, Prompts
-from cai_experiment.training.export_source import Base, Source
+from cai_experiment.training import checkpoints
+from cai_experiment.training.export import answers as export_answers
+from cai_experiment.training.export import check as export_check
+from cai_experiment.training.export import merge
+from cai_experiment.training.export.adapters import CONFIG, WEIGHTS, Adapter, read_adapter, uniform, vllm_command
+from cai_experiment.training.export.check import Comparison, Prompts
+from cai_experiment.training.export.source import Base, Source
 
 RECORD = "export.json"
 CARD = "README.md"

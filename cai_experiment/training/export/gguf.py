@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 from cai_experiment.errors import BadInputError, EngineError
 from cai_experiment.models.hardware import detect
 from cai_experiment.records.files import read_json, show
-from cai_experiment.training import export_answers, export_check, merge
-from cai_experiment.training.export import (
+from cai_experiment.training.export import answers as export_answers
+from cai_experiment.training.export import check as export_check
+from cai_experiment.training.export import merge
+from cai_experiment.training.export.publish import (
     Job,
     already,
     aside_of,

@@ -8,7 +8,7 @@ import torch
 
 from cai_experiment.errors import EngineError
 from cai_experiment.training.data import TokenPair
-from cai_experiment.training.packing import pack, tree_of
+from cai_experiment.training.fast.packing import pack, tree_of
 
 if TYPE_CHECKING:
     from cai_experiment.training.fast_dpo import FastTrainer

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from cai_experiment.engines.weights import weight_files
 from cai_experiment.errors import BadInputError, EngineError
 from cai_experiment.records.files import read_json, show, write_json
-from cai_experiment.training.adapters import Adapter, Factors
+from cai_experiment.training.export.adapters import Adapter, Factors
 
 if TYPE_CHECKING:
     from torch import Tensor, dtype

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from cai_experiment.training.packing import TRUNK, Group, Packed
+from cai_experiment.training.fast.packing import TRUNK, Group, Packed
 
 NAME = "cai_pair_tree"
 EXPLICIT_LENGTH = 256  # tokens of a row up to which keeping all weights of attention costs little memory
