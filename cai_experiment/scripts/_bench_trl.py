@@ -40,7 +40,7 @@ def trl_trainer(best: bool, model: Any, tokenizer: Any, rows: Sequence[Any], ste
 
     config = DPOConfig(
         output_dir=str(folder / "trl"), beta=0.1, loss_type=["sigmoid"], max_length=None, learning_rate=1e-4,
-        lr_scheduler_type="cosine", warmup_steps=warmup(steps), optim="adamw_torch", weight_decay=0.0,
+        lr_scheduler_type="cosine", warmup_steps=warmup(steps), optim="adamw_torch_fused", weight_decay=0.0,
         max_grad_norm=1.0, max_steps=steps, per_device_train_batch_size=8, use_cpu=not torch.cuda.is_available(),
         bf16=False, gradient_checkpointing=False, save_strategy="no", logging_steps=1, report_to="none",
         disable_tqdm=True, precompute_ref_log_probs=best, use_liger_kernel=best, dataloader_pin_memory=False,

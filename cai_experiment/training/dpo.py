@@ -60,18 +60,8 @@ def train(
     check_flags(settings)
     say = say if processes.is_first() else _silent
     processes.start()
-    with processes.first_goes_ahead():
-        settings.output_dir.mkdir(parents=True, exist_ok=True)
-        check_settings(settings)
-        checkpoints.sweep(settings.output_dir)
-        is_done = is_finished(settings.output_dir, say)
-    if is_done:
-        if settings.resume is not None:
-            raise _nothing_to_resume(settings.resume, settings.output_dir)
-        result = finished(settings.output_dir)
-        result.resumed_from = result.steps
-        result.model = load_adapter(model, settings.output_dir / "final")
-        return result
+    if (done := _done_before(settings, model, say)) is not None:
+        return done
     limit = min(settings.max_length, renderer.max_length)
     rows, dropped = tokenize_pairs(settings.pairs, renderer, limit)
     if dropped:
@@ -92,6 +82,25 @@ def train(
         if processes.is_first():
             write_json(settings.output_dir / SETTINGS, settings.identity())  # now that nothing more is refused
         return _run(training, dropped)
+
+
+def _done_before(
+    settings: DPOSettings, model: PreTrainedModel, say: Callable[[str], None]
+) -> TrainResult | None:
+    """The result of a training that an earlier call ended, with its model; else the folder is made ready."""
+    with processes.first_goes_ahead():
+        settings.output_dir.mkdir(parents=True, exist_ok=True)
+        check_settings(settings)
+        checkpoints.sweep(settings.output_dir)
+        is_done = is_finished(settings.output_dir, say)
+    if not is_done:
+        return None
+    if settings.resume is not None:
+        raise _nothing_to_resume(settings.resume, settings.output_dir)
+    result = finished(settings.output_dir)
+    result.resumed_from = result.steps
+    result.model = load_adapter(model, settings.output_dir / "final")
+    return result
 
 
 def _silent(line: str) -> None:

@@ -84,7 +84,7 @@ def common_arguments(settings: DPOSettings, total: int, model: PreTrainedModel) 
         output_dir=str(settings.output_dir),
         learning_rate=settings.learning_rate, lr_scheduler_type="cosine",
         warmup_steps=warmup_steps(settings, total),
-        optim="adamw_torch", weight_decay=0.0, max_grad_norm=1.0,
+        optim="adamw_torch_fused", weight_decay=0.0, max_grad_norm=1.0,
         max_steps=total, num_train_epochs=1,
         use_cpu=device == "cpu", bf16=device == "cuda" and model.dtype == torch.bfloat16, fp16=False,
         save_strategy="steps", save_steps=settings.save_every or max(1, min(25, total // 10)),

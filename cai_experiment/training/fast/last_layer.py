@@ -24,16 +24,18 @@ class _OfSome(torch.autograd.Function):
 
 
 class _BackToAll(torch.autograd.Function):
-    """(1, S, F) to (1, T, F), zeros elsewhere."""
+    """(1, S, F) to (1, T, F): `quiet`, without a gradient, at the tokens `silent`, zeros elsewhere."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, some: torch.Tensor, tokens: int) -> torch.Tensor:
+    def forward(
+        ctx: Any, x: torch.Tensor, some: torch.Tensor, tokens: int, quiet: torch.Tensor, silent: torch.Tensor
+    ) -> torch.Tensor:
         ctx.save_for_backward(some)
-        return _put(x, some, tokens)
+        return _put(x, some, tokens).index_copy_(1, silent, quiet)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return gradients[0].index_select(1, ctx.saved_tensors[0]), None, None
+        return gradients[0].index_select(1, ctx.saved_tensors[0]), None, None, None, None
 
 
 def _put(x: torch.Tensor, some: torch.Tensor, tokens: int) -> torch.Tensor:
@@ -41,11 +43,12 @@ def _put(x: torch.Tensor, some: torch.Tensor, tokens: int) -> torch.Tensor:
 
 
 @contextmanager
-def only_sources(backbone: Any, sources: torch.Tensor) -> Iterator[None]:
+def only_sources(backbone: Any, sources: torch.Tensor, silent: torch.Tensor | None = None) -> Iterator[None]:
     """Within it the last layer's queries, attention output and feed-forward are computed for `sources` (M,) alone.
 
-    Layers that name these modules otherwise compute every token, and so does a layer that is recomputed in the backward
-    pass, which happens outside.
+    Those among `silent` are wanted for their values only: no gradient goes through their work here. Layers that name
+    these modules otherwise compute every token, and so does a layer that is recomputed in the backward pass, which
+    happens outside.
     """
     layers = getattr(backbone, "layers", None)
     last = layers[-1] if layers else None
@@ -55,9 +58,11 @@ def only_sources(backbone: Any, sources: torch.Tensor) -> Iterator[None]:
     if getattr(last, "gradient_checkpointing", False) and torch.is_grad_enabled():
         modules = []
     some = sources.unique()
+    silent = some[:0] if silent is None else silent
+    some = some[~torch.isin(some, silent)]
     before = [module.__dict__.get("forward") for module in modules]
     for module in modules:
-        module.forward = _limited(module.forward, some)
+        module.forward = _limited(module.forward, some, silent)
     try:
         yield
     finally:
@@ -68,8 +73,11 @@ def only_sources(backbone: Any, sources: torch.Tensor) -> Iterator[None]:
                 module.forward = patched
 
 
-def _limited(whole: Any, some: torch.Tensor) -> Any:
+def _limited(whole: Any, some: torch.Tensor, silent: torch.Tensor) -> Any:
     def limited(x: torch.Tensor) -> torch.Tensor:
-        return _BackToAll.apply(whole(_OfSome.apply(x, some)), some, x.shape[1])
+        spoken = whole(_OfSome.apply(x, some))
+        with torch.no_grad():
+            quiet = whole(x.index_select(1, silent)) if len(silent) else spoken[:, :0]
+        return _BackToAll.apply(spoken, some, x.shape[1], quiet, silent)
 
     return limited

@@ -65,8 +65,9 @@ class Policy:
         its gradient is 0.
         """
         shared = packed.target_branch == TRUNK
-        hidden = self._hidden(packed)
-        if trunk_cancels and torch.is_grad_enabled():
+        trunk_cancels = trunk_cancels and torch.is_grad_enabled()
+        hidden = self._hidden(packed, packed.sources[shared] if trunk_cancels else None)
+        if trunk_cancels:
             logps = torch.empty(len(packed.targets), device=self.device)
             with torch.no_grad():
                 logps[shared] = self._target_logps(hidden, packed.sources[shared], packed.targets[shared])
@@ -79,13 +80,16 @@ class Policy:
         sums = [(of_pair & (packed.target_branch != other)).double() @ logps.double() for other in (REJECTED, CHOSEN)]
         return sums[0], sums[1]
 
-    def _hidden(self, packed: Packed) -> torch.Tensor:
-        """(T, H): the last hidden states of a pass; only those from which something is predicted are right."""
+    def _hidden(self, packed: Packed, silent: torch.Tensor | None) -> torch.Tensor:
+        """(T, H): the last hidden states of a pass; only those from which something is predicted are right.
+
+        Those at `silent` carry no gradient.
+        """
         backbone = self.causal_lm.base_model
         mask = None
         if self.attention == FLEX:
             mask = tree_attention.block_masks(packed, self.causal_lm.config)
-        with only_sources(backbone, packed.sources):
+        with only_sources(backbone, packed.sources, silent):
             out = backbone(
                 input_ids=packed.input_ids[None], position_ids=packed.positions[None], attention_mask=mask,
                 use_cache=False, packed=packed,
