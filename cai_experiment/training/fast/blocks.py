@@ -62,25 +62,26 @@ def _feed_forward(module: Any) -> Any:
     return lambda x: module.down_proj(_Gated.apply(module.gate_proj(x), module.up_proj(x)))
 
 
-def _replacements(model: Any) -> Iterator[tuple[Any, Any]]:
-    """(module, its forward) of all that are known."""
+def known_blocks(model: Any) -> list[tuple[Any, Any]]:
+    """(module, its forward here) of all norms and feed-forwards of a transformers model that are known."""
+    found = []
     silus, short = ("silu", "swish"), model.dtype != torch.float32  # a CPU computes the gate again more slowly
     for module in model.modules():
         name = type(module).__name__
         if name in NORMS and not module.weight.requires_grad:
-            yield module, _norm(module)
+            found.append((module, _norm(module)))
         elif name in FEED_FORWARDS and getattr(module.config, "hidden_act", None) in silus and short:
-            yield module, _feed_forward(module)
+            found.append((module, _feed_forward(module)))
+    return found
 
 
 @contextmanager
-def own_blocks(model: Any) -> Iterator[None]:
-    """Within it the known norms and feed-forwards of a transformers model compute as described above."""
-    replaced = list(_replacements(model))
-    for module, forward in replaced:
+def own_blocks(blocks: list[tuple[Any, Any]]) -> Iterator[None]:
+    """Within it a model's `known_blocks` compute as described above."""
+    for module, forward in blocks:
         module.forward = forward
     try:
         yield
     finally:
-        for module, _ in replaced:
+        for module, _ in blocks:
             del module.forward

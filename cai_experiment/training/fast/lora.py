@@ -96,7 +96,7 @@ class _Layer:
         return self.merged
 
 
-def _adapted(model: Any) -> list[Any]:
+def plain_layers(model: Any) -> list[Any]:
     """The LoRA layers of a PEFT model if each is plain: one active adapter, no dropout, no bias, no variant."""
     from peft.tuners.lora import LoraLayer
 
@@ -117,9 +117,8 @@ def _can_merge(layers: list[Any]) -> bool:
 
 
 @contextmanager
-def own_layers(model: Any) -> Iterator[None]:
-    """Within it the LoRA layers of a PEFT model compute as described above, where they are plain ones."""
-    layers = _adapted(model)
+def own_layers(layers: list[Any]) -> Iterator[None]:
+    """Within it a model's `plain_layers` compute as described above; merged weights are made anew each time."""
     merge = bool(layers) and _can_merge(layers)
     for layer in layers:
         layer.forward = _Layer(layer, merge)

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from cai_experiment.training.fast import attention as tree_attention
-from cai_experiment.training.fast.blocks import own_blocks
+from cai_experiment.training.fast.blocks import known_blocks, own_blocks
 from cai_experiment.training.fast.head import target_logps
 from cai_experiment.training.fast.last_layer import only_sources
-from cai_experiment.training.fast.lora import own_layers
+from cai_experiment.training.fast.lora import own_layers, plain_layers
 from cai_experiment.training.fast.packing import CHOSEN, REJECTED, TRUNK, Packed
 
 FLEX = "flex_attention"
@@ -30,6 +30,7 @@ class Policy:
         self.causal_lm = model.get_base_model()
         self.device = next(model.parameters()).device
         self.attention = attention or (FLEX if self.device.type == "cuda" else tree_attention.NAME)
+        self.layers, self.blocks = plain_layers(model), known_blocks(self.causal_lm)
         tree_attention.register()
 
     @property
@@ -52,8 +53,8 @@ class Policy:
         """Within it the model computes as fast DPO does; outside as transformers and PEFT do, to generate or save."""
         with ExitStack() as stack:
             stack.enter_context(tree_attention.by_name(self.causal_lm, self.attention))
-            stack.enter_context(own_layers(self.model))
-            stack.enter_context(own_blocks(self.causal_lm))
+            stack.enter_context(own_layers(self.layers))
+            stack.enter_context(own_blocks(self.blocks))
             yield
 
     def answer_logps(self, packed: Packed, trunk_cancels: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
