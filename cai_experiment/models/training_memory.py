@@ -14,9 +14,9 @@ from dataclasses import dataclass, fields, replace
 
 from cai_experiment.models.memory import GB, LINEAR_BYTES, LORA_RANK, Architecture, adapter_parameters
 
-CHUNK_BYTES, CUDA_CHUNK_BYTES = 2**26, 2**28  # training.head's: float32 logits at a time
-EXPLICIT_LENGTH = 256  # training.tree_attention.EXPLICIT_LENGTH
-MERGED_BYTES = 2 * 2**30  # training.lora.MOST_BYTES: copies of weights with their adapter, on a CPU
+CHUNK_BYTES, CUDA_CHUNK_BYTES = 2**26, 2**28  # training.fast.head's: float32 logits at a time
+EXPLICIT_LENGTH = 256  # training.fast.attention.EXPLICIT_LENGTH
+MERGED_BYTES = 2 * 2**30  # training.fast.lora.MOST_BYTES: copies of weights with their adapter, on a CPU
 TARGET_SHARE = 0.7  # of a pass's tokens, where it is not known: two answers of 250 behind a prompt of 100
 
 

@@ -56,7 +56,7 @@ class Lengths:
 
     @property
     def tree(self) -> int:
-        """Tokens that fast DPO computes (training.packing.Tree.tokens)."""
+        """Tokens that fast DPO computes (training.fast.packing.Tree.tokens)."""
         return self.prompt + self.chosen + self.rejected - self.shared - 2
 
 
@@ -121,7 +121,7 @@ class TrainingWork:
         return self.memory.parts(*self.fullest_pass())
 
     def _free(self, memory: TrainingMemory) -> float:
-        """As training.budget sees it once the model is loaded."""
+        """As training.fast.budget sees it once the model is loaded."""
         if self.hardware.kind == "cuda":
             loaded = memory.fixed().loaded
             return GPU_SHARE * (self.hardware.vram_gb * 2**30 - CONTEXT_BYTES - loaded)

@@ -11,6 +11,7 @@ Run by bench.py as: python _bench_dpo_gpu.py ARM OUT SETTING-AS-JSON
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import random
 import sys
@@ -172,14 +173,17 @@ def _child(arm: str, out: str, as_json: str) -> None:
     setting: Setting = json.loads(as_json)
     model, tokenizer = _load(arm, setting)
     pairs, longest = _usual_pairs(setting["seed"]), setting["longest"]
-    tokens = sum(2 * len(p) + len(c) + len(r) for p, c, r, _ in pairs[BATCH * WARM_STEPS :])
+    tokens = sum(2 * len(p) + len(c) + len(r) for p, c, r, _ in pairs) * STEPS / (WARM_STEPS + STEPS)
     seconds, adapted = _train(arm, setting, model, tokenizer, [pair[:3] for pair in pairs])
     model = adapted.unload()
+    del adapted
+    gc.collect()  # the trainer is a ring, with the optimizer's moments in it
     if torch.cuda.is_available():
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     half = longest - USUAL[0]
     rows = [([5] * USUAL[0], [6] * (half - 1) + [1], [7] * (half - 1) + [1])]
-    _train(arm, setting, model, tokenizer, rows, steps=1)
+    _train(arm, setting, model, tokenizer, rows, steps=2)  # in the second the optimizer's moments are there
     peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_bytes()
     found = {"seconds": seconds, "tokens_per_second": tokens / seconds, "peak_gb": peak / GB}
     Path(out).write_text(json.dumps(found), encoding="utf-8")
@@ -205,7 +209,10 @@ def _clock() -> Any:
 def _train(
     arm: str, setting: Setting, model: Any, tokenizer: Any, rows: Sequence[tuple[list[int], ...]], steps: int = 0
 ) -> tuple[float, Any]:
-    """(seconds of the last STEPS steps, the model with its adapter): the product's own trainers, no checkpoints."""
+    """(seconds of STEPS steps, the model with its adapter): the product's own trainers, no checkpoints.
+
+    The warm steps' time is left out, the share of the reference that these steps need is in: one epoch.
+    """
     from cai_experiment.training.backends import build_trainer
     from cai_experiment.training.data import TokenPair
     from cai_experiment.training.settings import DPOSettings
@@ -220,7 +227,8 @@ def _train(
         trainer.args.save_strategy = "no"
         trainer.train()
     seconds = 0.0 if steps else clock.ends[-1] - clock.ends[WARM_STEPS - 1]
-    return seconds, trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    reference = getattr(trainer, "reference_seconds", 0.0) * STEPS / (WARM_STEPS + STEPS)
+    return seconds + reference, trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ def trl_trainer(best: bool, model: Any, tokenizer: Any, rows: Sequence[Any], ste
     import transformers.trainer
     import trl.trainer.dpo_trainer as module
     from datasets import Dataset
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig
     from transformers.trainer_callback import PrinterCallback
     from trl import DPOConfig, DPOTrainer
 
@@ -52,7 +52,7 @@ def trl_trainer(best: bool, model: Any, tokenizer: Any, rows: Sequence[Any], ste
     fields = ("prompt_ids", "chosen_ids", "rejected_ids")
     data = Dataset.from_list([{name: getattr(row, name) for name in fields} for row in rows])
     data._fingerprint = uuid.uuid4().hex  # or a second run would read the first one's reference from datasets' cache
-    trainer = Trainer(model=get_peft_model(model, lora), args=config, train_dataset=data, processing_class=tokenizer)
+    trainer = Trainer(model=model, args=config, train_dataset=data, processing_class=tokenizer, peft_config=lora)
     trainer.remove_callback(PrinterCallback)
     return trainer
 

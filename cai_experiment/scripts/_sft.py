@@ -88,6 +88,8 @@ def check_flags(args: argparse.Namespace) -> None:
     given = [name for name in ITS_FLAGS if getattr(args, name) is not None]
     if given and not args.sft_first:
         raise BadInputError(f"--{given[0].replace('_', '-')} speaks of SFT", "add --sft-first")
+    if args.sft_first and processes.count() > 1:
+        raise BadInputError("--sft-first runs in one process", "warm up alone first (--sft-share 1), or leave it out")
     if args.helpful_share is not None and args.helpful is None:
         raise BadInputError("--helpful-share needs helpful rows", "name a file of them with --helpful")
     if args.helpful_share == 1:

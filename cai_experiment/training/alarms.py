@@ -15,6 +15,7 @@ FALLEN_NATS = 1.0  # log-probability that chosen answers may lose against the re
 # beta times nats. The gradient of a pair is scaled by sigmoid(-margin), 4.5e-5 here: nothing more is learned from a
 # pair that the model has right, and the policy is 10 / beta nats (100 at the usual 0.1) away from the reference on it.
 SATURATED_MARGIN = 10.0
+EXPLODED = 3.0  # times that, whatever the accuracy
 SATURATING = ("sigmoid", "apo_zero")  # losses of sums of log-probabilities; ipo is bounded, sigmoid_norm goes by token
 COLLAPSED = 0.5  # of the distinct bigrams of sample answers before training
 
@@ -60,7 +61,9 @@ class Alarms:
         if len(self.recent) < STEPS or self.settings.loss not in SATURATING or margin < SATURATED_MARGIN:
             return ""
         if _mean(self.recent, "accuracy") < 1.0:
-            return ""
+            if margin < EXPLODED * SATURATED_MARGIN:
+                return ""
+            return f"over the last {STEPS} steps the mean margin was {margin:.1f}: the model is far from the reference"
         return (
             f"over the last {STEPS} steps every pair was right, with a mean margin of {margin:.1f}: there is nothing "
             "left to learn from them, and the model is far from the reference; fewer steps, a lower --learning-rate "

@@ -1,7 +1,7 @@
 """The project's own DPO step inside Hugging Face's Trainer: the same maths as TRL's, with far less to compute.
 
 A step takes its pairs as packed passes (`packing.py`): what both answers begin with is computed once, nothing is padded
-and passes are filled up to a budget of tokens (`budget.py`). Attention knows who belongs to whom (`tree_attention.py`),
+and passes are filled up to a budget of tokens (`budget.py`). Attention knows who belongs to whom (`attention.py`),
 the head sees answer tokens alone, chunk by chunk (`head.py`), LoRA layers, norms and the last layer compute and keep no
 more than they must (`lora.py`, `blocks.py`, `last_layer.py`), and the reference's log-probabilities are computed once,
 before training (`reference.py`). tests/test_fast_dpo.py holds loss, margins, gradients and twenty steps to TRL's.
@@ -9,6 +9,7 @@ before training (`reference.py`). tests/test_fast_dpo.py holds loss, margins, gr
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -101,14 +102,16 @@ class FastTrainer(Resumable, Trainer):
         self.budget = Budget(min(b.tokens for b in told), max(b.recomputed_layers for b in told))
         recompute(self.policy.causal_lm, self.budget.recomputed_layers)
         self.tokens_seen = 0
-        self.of_step: list[torch.Tensor] = []  # (5, n) of each pass: see _remember
+        self.of_step: list[torch.Tensor] = []  # (4, n) of each pass: see _remember
         adapter = "" if settings.start_adapter is None else adapter_sha256(settings.start_adapter)
         folder = settings.output_dir.parent / FOLDER
         self.reference = Reference(self.policy, folder, fresh=settings.start_adapter is None)
+        started = time.perf_counter()
         for pairs in (self.pairs, self.held_out):
             if pairs.rows:
                 key = settings.base and reference_key(settings.base, adapter, pairs.rows, self.policy.arithmetic)
                 pairs.reference = self.reference.of(pairs, self._measured_passes(pairs), key)
+        self.reference_seconds = time.perf_counter() - started
 
     # ------------------------------------------------------------ a step
 

@@ -40,6 +40,8 @@ def build_trl_trainer(
     config = dpo_config(settings, len(rows), total, model)
     set_seed(settings.seed)  # the adapter's A is drawn at random
     adapted = with_adapter(settings, model)
+    # TRL rounds the adapter of a 4-bit model to bf16, where an update of 5e-6 vanishes and a start adapter loses digits
+    exact = {name: p.detach().float().clone() for name, p in adapted.named_parameters() if p.requires_grad}
     trainer_class = type("PairTrainer", (PairTrainerAdditions, DPOTrainer), {})
     trainer = trainer_class(
         model=adapted,
@@ -56,9 +58,9 @@ def build_trl_trainer(
     # reference.
     if settings.start_adapter is None:
         drop_adapter(trainer.model, REFERENCE)
-    for parameter in trainer.model.parameters():
-        if parameter.requires_grad:  # TRL casts them to bf16 with 4-bit models, where an update of 5e-6 rounds away
-            parameter.data = parameter.data.to(torch.float32)
+    for name, parameter in trainer.model.named_parameters():
+        if name in exact:
+            parameter.data = exact[name]
     return trainer
 
 

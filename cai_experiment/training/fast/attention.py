@@ -1,6 +1,6 @@
 """Attention in a packed pass, behind transformers' attention interface: every pair's two rows share their trunk.
 
-On a CPU (and wherever FlexAttention is not to be had) pairs of similar length are spread out to (pairs, longest),
+On a CPU pairs of similar length are spread out to (pairs, longest),
 attend under a mask for each, and the result is gathered again. On CUDA FlexAttention reads the packed pass as it lies,
 under one block mask.
 """
@@ -16,7 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from cai_experiment.training.fast.packing import TRUNK, Group, Packed
 
-NAME = "cai_pair_tree"
+NAME, FLEX = "cai_pair_tree", "cai_flex_tree"
 EXPLICIT_LENGTH = 256  # tokens of a row up to which keeping all weights of attention costs little memory
 FLEX_BLOCK = 128  # packed passes are filled up to a multiple of it
 
@@ -116,6 +116,25 @@ def _near(packed: Packed, group: Group, window: int) -> torch.Tensor:
     return ((positions[:, :, None] - positions[:, None, :]) < window)[:, None]
 
 
+def _flex(
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any,
+    scaling: float | None = None, **kwargs: Any,
+) -> tuple[torch.Tensor, None]:  # fmt: skip
+    """FlexAttention under a BlockMask, grouped heads as they are.
+
+    transformers' own function repeats keys and values where the number of query heads is no power of two, as for
+    Qwen2.5-32B's 40 over 8: five times as much to keep. Only FlexAttention's decoding kernel, for few queries, asks for
+    that.
+    """
+    from transformers.integrations.flex_attention import compile_friendly_flex_attention
+
+    out = compile_friendly_flex_attention(
+        query, key, value, block_mask=attention_mask, enable_gqa=query.shape[1] != key.shape[1], scale=scaling,
+        training=module.training,
+    )  # fmt: skip
+    return out.transpose(1, 2).contiguous(), None
+
+
 def block_mask(packed: Packed, sliding_window: int | None = None) -> Any:
     """FlexAttention's mask of a pass: within a pair, causal, and a branch sees the trunk and itself."""
     from torch.nn.attention.flex_attention import create_block_mask
@@ -144,7 +163,7 @@ def block_masks(packed: Packed, config: Any) -> Any:
 
 @contextmanager
 def by_name(model: Any, name: str) -> Iterator[None]:
-    """Within it, `model` (a transformers causal LM) computes attention by `name`: NAME or "flex_attention"."""
+    """Within it, `model` (a transformers causal LM) computes attention by `name`: NAME or FLEX."""
     config = model.config
     before, config._attn_implementation = config._attn_implementation, name
     try:
@@ -154,7 +173,8 @@ def by_name(model: Any, name: str) -> Iterator[None]:
 
 
 def register() -> None:
-    """Make NAME known to transformers, once."""
+    """Make NAME and FLEX known to transformers, once."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, _attention)
+    AttentionInterface.register(FLEX, _flex)

@@ -76,10 +76,10 @@ class _Layer:
         self.version = (-1, -1)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        if self.layer.disable_adapters:
-            return self.base(x)
         flat = x.reshape(-1, x.shape[-1])
-        if self.merge:
+        if self.layer.disable_adapters:
+            out = self.base(flat)
+        elif self.merge:
             out = _MergedLinear.apply(flat, self._merged(), self.base.bias, self.a, self.b, self.scaling)
         else:
             base = self.base(flat)

@@ -97,7 +97,10 @@ class Packed:
 
 
 def pack(trees: Sequence[Tree], multiple: int = 1) -> Packed:
-    """One pass over whole pairs; filled up to a multiple of so many tokens with some that belong to no pair."""
+    """One pass over whole pairs; filled up to a multiple of so many tokens with some that belong to no pair.
+
+    A filled pass is FlexAttention's, which reads no groups: their masks would take time and memory for nothing.
+    """
     ids: list[int] = []
     positions: list[int] = []
     pair: list[int] = []
@@ -125,7 +128,7 @@ def pack(trees: Sequence[Tree], multiple: int = 1) -> Packed:
     return Packed(
         _long(ids + [ids[0]] * filling), _long(positions + [0] * filling),
         _long(pair + [len(trees)] * filling), _long(branch + [TRUNK] * filling),
-        _groups(sizes), *_long(targets).T.contiguous(), *_long(answers).T.contiguous(),
+        _groups(sizes) if multiple == 1 else (), *_long(targets).T.contiguous(), *_long(answers).T.contiguous(),
     )  # fmt: skip
 
 

@@ -15,9 +15,6 @@ from cai_experiment.training.fast.last_layer import only_sources
 from cai_experiment.training.fast.lora import own_layers, plain_layers
 from cai_experiment.training.fast.packing import CHOSEN, REJECTED, TRUNK, Packed
 
-FLEX = "flex_attention"
-
-
 class Policy:
     """`model` is a PEFT model over a transformers causal LM whose attention can be chosen by name.
 
@@ -29,14 +26,14 @@ class Policy:
         self.model = model
         self.causal_lm = model.get_base_model()
         self.device = next(model.parameters()).device
-        self.attention = attention or (FLEX if self.device.type == "cuda" else tree_attention.NAME)
+        self.attention = attention or (tree_attention.FLEX if self.device.type == "cuda" else tree_attention.NAME)
         self.layers, self.blocks = plain_layers(model), known_blocks(self.causal_lm)
         tree_attention.register()
 
     @property
     def fill(self) -> int:
         """A pass's tokens are filled up to a multiple of this."""
-        return tree_attention.FLEX_BLOCK if self.attention == FLEX else 1
+        return tree_attention.FLEX_BLOCK if self.attention == tree_attention.FLEX else 1
 
     @property
     def arithmetic(self) -> str:
@@ -88,7 +85,7 @@ class Policy:
         """
         backbone = self.causal_lm.base_model
         mask = None
-        if self.attention == FLEX:
+        if self.attention == tree_attention.FLEX:
             mask = tree_attention.block_masks(packed, self.causal_lm.config)
         with only_sources(backbone, packed.sources, silent):
             out = backbone(
