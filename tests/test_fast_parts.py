@@ -242,3 +242,32 @@ def test_other_architectures_score_as_plain_forward_passes_or_are_refused(
     apart = (torch.stack([scores.chosen, scores.rejected], 1) - torch.tensor(plain, dtype=torch.float64)).abs().max()
     record_property("nats", apart.item())
     assert apart <= 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="FlexAttention is compiled here: no compiler")
+def test_flex_attention_itself_scores_as_the_spread_rows_do() -> None:
+    """The real kernel's forward pass, compiled for a CPU: six heads over two, passes of several shapes."""
+    torch.manual_seed(0)
+    config = Qwen2Config(vocab_size=100, hidden_size=96, intermediate_size=64, num_hidden_layers=2,
+                         num_attention_heads=6, num_key_value_heads=2)  # fmt: skip
+    lora = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
+    model = get_peft_model(Qwen2ForCausalLM(config), lora).eval()
+    source = random.Random(0)
+
+    def ids(count: int) -> list[int]:
+        return [source.randrange(3, 100) for _ in range(count)]
+
+    pairs = []
+    for number in range(4):
+        begin = ids(10)
+        answers = [begin + [first, *ids(source.randint(5, 30))] for first in (1, 2)]
+        pairs.append(TokenPair(str(number), ids(20), *answers))
+    trees = sorted(map(tree_of, pairs), key=lambda tree: tree.tokens)
+    spread, flex = Policy(model), Policy(model, attention.FLEX)
+    with torch.no_grad(), spread.ready():
+        expected = torch.stack(spread.answer_logps(pack(trees)))
+    for count in (4, 3, 2):
+        with torch.no_grad(), flex.ready():
+            found = torch.stack(flex.answer_logps(pack(trees[:count], flex.fill)))
+        torch.testing.assert_close(found, expected[:, :count], atol=1e-5, rtol=0)

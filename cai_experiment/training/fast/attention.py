@@ -132,6 +132,7 @@ def _flex(
         query, key, value, block_mask=attention_mask, enable_gqa=query.shape[1] != key.shape[1], scale=scaling,
         training=module.training,
     )  # fmt: skip
+    assert isinstance(out, torch.Tensor)  # nothing else was asked for
     return out.transpose(1, 2).contiguous(), None
 
 

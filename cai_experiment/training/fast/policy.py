@@ -15,6 +15,7 @@ from cai_experiment.training.fast.last_layer import only_sources
 from cai_experiment.training.fast.lora import own_layers, plain_layers
 from cai_experiment.training.fast.packing import CHOSEN, REJECTED, TRUNK, Packed
 
+
 class Policy:
     """`model` is a PEFT model over a transformers causal LM whose attention can be chosen by name.
 

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from cai_experiment.training.fast_dpo import FastTrainer
 
 FLOAT32_LAYOUT = 1e-3  # nats of an answer's sum, packed against plain
-# nats in 16 bits: a logit between 16 and 32 is rounded at 0.125; over many tokens that averages out, a wrong mask does not
-OTHER_LAYOUT, OTHER_LEAST = 0.05, 0.25  # a token; at least
+# nats in 16 bits, a token, and at least: a logit between 16 and 32 is rounded at 0.125; over many tokens that averages
+# out, a wrong mask does not
+OTHER_LAYOUT, OTHER_LEAST = 0.05, 0.25
 FLOAT32_MARGIN = 1e-4  # beta times nats, with a reference that another pass computed
 GPU_NATS = 0.1  # on a GPU the first pass's attention is compiled for its very shape, later ones for any
 NOISE = 4.0  # in 16 bits the margin may be off by so many times what the layout alone changes
@@ -87,7 +88,8 @@ def check_layout(trainer: FastTrainer, rows: list[TokenPair]) -> float:
     plain = torch.tensor(sums, dtype=ours.dtype, device=ours.device)
     differences = (ours - plain).abs()
     tokens = torch.stack([packed.chosen_tokens, packed.rejected_tokens])
-    allowed = torch.full_like(differences, FLOAT32_LAYOUT) if _is_float32(trainer) else OTHER_LAYOUT * tokens + OTHER_LEAST
+    rounding = OTHER_LAYOUT * tokens + OTHER_LEAST
+    allowed = torch.full_like(differences, FLOAT32_LAYOUT) if _is_float32(trainer) else rounding
     if (differences > allowed).any() or not torch.isfinite(ours).all():
         off = f"by {differences.max():.3g} nats"
         message = f"packed passes ({policy.attention}) score pairs otherwise than the model: {off}"
