@@ -17,9 +17,9 @@ from training_tools import BACKENDS, PAIRS, difference, load, renderer_of, setti
 
 from cai_experiment.constitution.prompts import ask_for_answer
 from cai_experiment.errors import BadInputError
-from cai_experiment.scripts import train_dpo
+from cai_experiment.scripts import _sft, train_dpo
 from cai_experiment.scripts._common import run_main
-from cai_experiment.training import checkpoints, dpo, sft
+from cai_experiment.training import checkpoints, dpo, processes, sft
 from cai_experiment.training.data import Pair, normalized, split_by_instruction, tokenize_pairs
 from cai_experiment.training.helpful import choose_helpful, read_helpful
 from cai_experiment.training.settings import DPOSettings, TrainResult
@@ -96,6 +96,7 @@ def test_helpful_rows_of_every_shape(tmp_path: Path, row: dict[str, Any]) -> Non
         ({"prompt": MESSAGES["prompt"]}, 'has no "completion"'),
         ({"instruction": " ", "answer": "So."}, 'has an empty "instruction"'),
         (["Why?"], "is no JSON object"),
+        ({"id": "\ud800", "instruction": "Why?", "answer": "So."}, 'has a "id" with half a surrogate pair'),
     ],
 )
 def test_a_bad_helpful_row_is_named(tmp_path: Path, row: object, says: str) -> None:
@@ -308,7 +309,7 @@ def test_overlong_rows_are_dropped_as_a_whole_and_counted(tmp_path: Path, tiny_m
     [
         (["--sft-share", "0.3"], "--sft-share speaks of SFT"),
         (["--sft-first", "--helpful-share", "0.3"], "--helpful-share needs helpful rows"),
-        (["--sft-first", "--helpful", "none.jsonl"], "cannot read none.jsonl"),
+        (["--sft-first", "--helpful", "none.jsonl"], "name a file of instructions and answers with --helpful"),
     ],
 )
 def test_flags_that_cannot_be_followed(
@@ -319,6 +320,13 @@ def test_flags_that_cannot_be_followed(
     places = ["--data-dir", str(tmp_path), "--checkpoint-dir", str(tmp_path / "checkpoints")]
     assert run_main(train_dpo.main, ["--pairs", str(path), "--model", "nano", *places, *flags]) == 2
     assert says in capsys.readouterr().err
+
+
+def test_several_processes_cannot_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    args = train_dpo.parser().parse_args(["--milestone", "mvp", "--sft-first"])
+    with pytest.raises(BadInputError, match="--sft-first runs in one process"):
+        _sft.check_flags(args)
 
 
 def test_one_command_warms_up_trains_resumes_and_reports(

@@ -85,6 +85,7 @@ def changed(**fields: object) -> dict:
         (changed(prompt=[ASKED]), 'has a "prompt" that is list, not text'),
         (changed(rejected=" The sun has set.\n"), '"chosen" equal to "rejected"'),
         (changed(chosen="\ud800"), "half a surrogate pair"),
+        (changed(id="7\ud800"), '"id" with half a surrogate pair (character 2)'),
         ([PLAIN], "is no JSON object"),
         ({"preference_pair": "text"}, 'has a "preference_pair" that is not an object'),
         ({"preference_pair": changed(rejected=None)}, 'has no "rejected"'),

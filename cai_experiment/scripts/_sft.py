@@ -12,7 +12,7 @@ from cai_experiment.errors import BadInputError
 from cai_experiment.judging.result import Result
 from cai_experiment.models.presets import PRESETS, ModelChoice
 from cai_experiment.records.files import show
-from cai_experiment.training import dpo, sft
+from cai_experiment.training import dpo, processes, sft
 from cai_experiment.training.data import Pair, normalized
 from cai_experiment.training.helpful import choose_helpful, read_helpful
 from cai_experiment.training.settings import DPOSettings, TrainResult, total_steps

@@ -15,8 +15,8 @@ from typing import Any
 from cai_experiment.constitution.prompts import ask_for_answer
 from cai_experiment.errors import BadInputError
 from cai_experiment.records.files import show
-from cai_experiment.training import data
-from cai_experiment.training.data import CONVERSATIONAL, Pair, normalized
+from cai_experiment.training.data import CONVERSATIONAL, Pair, normalized, seeded_hash
+from cai_experiment.training.rows import answer_of, bad, id_of, messages_of, rows_of, text_of, turns_of
 
 SHAPES = (("instruction", "answer"), ("prompt", "completion"))
 
@@ -29,12 +29,12 @@ def read_helpful(path: Path) -> list[Pair]:
     """
     rows: list[Pair] = []
     first: tuple[str, str] | None = None
-    for place, row in data._rows(Path(path)):
+    for place, row in rows_of(Path(path), "name a file of instructions and answers with --helpful"):
         shape, pair = _row(row, place, f"helpful-{len(rows) + 1}")
         if first is None:
             first = (shape, place)
         elif shape != first[0]:
-            raise data._bad(place, f"has {shape}, but {first[1]} has {first[0]}: one file holds one format")
+            raise bad(place, f"has {shape}, but {first[1]} has {first[0]}: one file holds one format")
         rows.append(pair)
     if not rows:
         raise BadInputError(f"{show(path)} holds no rows", "name a file of instructions and answers with --helpful")
@@ -44,16 +44,16 @@ def read_helpful(path: Path) -> list[Pair]:
 def _row(row: Any, place: str, default_id: str) -> tuple[str, Pair]:
     """The shape of one row, and the row as a pair."""
     if not isinstance(row, dict):
-        raise data._bad(place, f"is {type(row).__name__}, not an object with instruction and answer")
+        raise bad(place, f"is {type(row).__name__}, not an object with instruction and answer")
     asked, answered = next((names for names in SHAPES if names[0] in row), SHAPES[0])
-    row_id = str(row["id"]) if isinstance(row.get("id"), (str, int)) else default_id
+    row_id = id_of(row, default_id, place)
     if asked == "prompt" and isinstance(row["prompt"], list):
         if answered not in row:
-            raise data._bad(place, f'has no "{answered}"')
-        turns = data._turns(data._messages(row, asked, place), place)
-        answer = data._answer(data._messages(row, answered, place), answered, place)
+            raise bad(place, f'has no "{answered}"')
+        turns = turns_of(messages_of(row, asked, place), place)
+        answer = answer_of(messages_of(row, answered, place), answered, place)
         return CONVERSATIONAL, Pair(row_id, turns, answer, answer, place)
-    prompt, answer = (data._text(row, name, place) for name in (asked, answered))
+    prompt, answer = (text_of(row, name, place) for name in (asked, answered))
     return f"{asked} and {answered}", Pair(row_id, ask_for_answer(prompt), answer, answer, place)
 
 
@@ -70,5 +70,5 @@ def choose_helpful(
         text = normalized(row.instruction)
         if text not in known:
             fresh.setdefault(text, row)
-    order = sorted(fresh, key=lambda text: data._seeded_hash(text, seed))
+    order = sorted(fresh, key=lambda text: seeded_hash(text, seed))
     return [fresh[text] for text in order[: round(revisions * share / (1 - share))]]
