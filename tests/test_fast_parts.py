@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -248,6 +249,14 @@ def test_other_architectures_score_as_plain_forward_passes_or_are_refused(
 @pytest.mark.skipif(shutil.which("g++") is None, reason="FlexAttention is compiled here: no compiler")
 def test_flex_attention_itself_scores_as_the_spread_rows_do() -> None:
     """The real kernel's forward pass, compiled for a CPU: six heads over two, passes of several shapes."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    from cai_experiment.training.fast import attention
+    from cai_experiment.training.fast.packing import pack, tree_of
+    from cai_experiment.training.fast.policy import Policy
+
     torch.manual_seed(0)
     config = Qwen2Config(vocab_size=100, hidden_size=96, intermediate_size=64, num_hidden_layers=2,
                          num_attention_heads=6, num_key_value_heads=2)  # fmt: skip
