@@ -270,7 +270,7 @@ def test_flex_attention_itself_scores_as_the_spread_rows_do() -> None:
     pairs = []
     for number in range(4):
         begin = ids(10)
-        answers = [begin + [first, *ids(source.randint(5, 30))] for first in (1, 2)]
+        answers = [[*begin, first, *ids(source.randint(5, 30))] for first in (1, 2)]
         pairs.append(TokenPair(str(number), ids(20), *answers))
     trees = sorted(map(tree_of, pairs), key=lambda tree: tree.tokens)
     spread, flex = Policy(model), Policy(model, attention.FLEX)
