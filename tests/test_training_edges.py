@@ -84,6 +84,28 @@ def test_settings_without_any_checkpoint_are_not_held_against_a_call(
         dpo.check_settings(settings_for(tmp_path, beta=0.2))
 
 
+def test_other_weights_under_the_same_name_are_refused_and_unknown_ones_are_not(tmp_path: Path) -> None:
+    def on(**known: Any) -> DPOSettings:
+        said = json.dumps({"model": "nano", "quantization": "fp32", **known}) if known else ""
+        return settings_for(tmp_path, base=said)
+
+    def left_by(settings: DPOSettings) -> None:
+        (tmp_path / dpo.SETTINGS).write_text(json.dumps(settings.identity()))
+
+    (tmp_path / "checkpoint-1").mkdir()
+    for name, other in (("weights_sha256", "b" * 64), ("revision", "b" * 40), ("random_seed", 7)):
+        left_by(on(**{name: "a"}))
+        assert json.loads((tmp_path / dpo.SETTINGS).read_text())[f"base_{name}"] == "a"
+        dpo.check_settings(on(**{name: "a"}))
+        dpo.check_settings(on())  # before the model is loaded
+        with pytest.raises(BadInputError, match=f"other settings: base_{name} 'a' -> {other!r}; use those again"):
+            dpo.check_settings(on(**{name: other}))
+    left_by(on())  # as earlier versions
+    assert not [name for name in json.loads((tmp_path / dpo.SETTINGS).read_text()) if name.startswith("base")]
+    dpo.check_settings(on(weights_sha256="a"))
+    dpo.check_settings(settings_for(tmp_path, base="a key alone"))
+
+
 @pytest.mark.parametrize(("backend", "first", "then"), [("trl", {"batch_size": 4}, {"batch_size": 1}),
                                                      ("fast", {}, {"token_budget": 100})])  # fmt: skip
 def test_another_size_of_passes_resumes(

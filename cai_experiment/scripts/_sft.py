@@ -193,6 +193,7 @@ def train(
     """SFT if asked for, then DPO; what either said. Gives DPO's settings as used, and the result of the last part."""
     model, tokenizer = engine.release_for_training()
     if warm is not None:
+        warm.settings = replace(warm.settings, base=settings.base)  # known since the model is loaded
         warm.result = first = sft.train(warm.settings, model, tokenizer, engine.renderer)
         print(warm.note, flush=True)
         if first.stopped or warm.alone:

@@ -221,9 +221,7 @@ def check_settings(settings: DPOSettings) -> None:
     made = checkpoints.any_in(settings.output_dir) or (settings.output_dir / "final").exists()
     if not made or not path.exists():
         return
-    now, then = json.loads(json.dumps(settings.identity())), read_json(path)
-    names = dict.fromkeys([*now, *then])
-    changed = [f"{name} {then.get(name)!r} -> {now.get(name)!r}" for name in names if then.get(name) != now.get(name)]
+    changed = settings.changes_since(read_json(path))
     if changed:
         message = f"{show(settings.output_dir)} was trained with other settings: {', '.join(changed)}"
         raise BadInputError(message, "use those again, or start anew with --fresh (the old folder is kept)")

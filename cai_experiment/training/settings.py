@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,8 @@ MEASURED_PAIRS = 200  # before and after are measured on the first 200 training 
 METRICS = "metrics.jsonl"
 LOSSES = ("sigmoid", "ipo", "apo_zero", "sigmoid_norm")  # see losses.py
 BACKENDS = ("auto", "trl", "unsloth", "fast")
+BASE = "base_"  # before the names of what says which weights were trained
+WEIGHTS = ("weights_sha256", "revision", "random_seed")  # of a folder, of a hub model, of random weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,7 @@ class DPOSettings:
     backend: str = "auto"  # BACKENDS
     batch_size: int | None = None  # trl, unsloth: pairs a pass; None: up to 8 on a CPU, 1 on a GPU (two rows' logits)
     token_budget: int | None = None  # fast: tokens a pass; None: by the memory at hand
-    base: str = ""  # which weights the model has; with it, fast keeps the reference's log-probabilities on disk
+    base: str = ""  # which weights the model has, as JSON; with it the reference's log-probabilities stay on disk
     held_out: tuple[Pair, ...] = ()  # measured while training, if `eval_every` says so
     save_every: int | None = None  # steps; None: a tenth of the run, at most 25
     keep: int = 2  # newest checkpoints, beside the best one
@@ -65,7 +68,27 @@ class DPOSettings:
                  "max_length", "warmup_share", "seed", "model_name", "loss", "nll_weight")  # fmt: skip
         pairs = f"{len(self.pairs)} with sha256 {pairs_sha256(self.pairs)[:16]}"
         start = {} if self.start_adapter is None else {"start_adapter": adapter_sha256(self.start_adapter)}
-        return {"pairs": pairs, **{name: getattr(self, name) for name in names}, **start, **self._early_stop_identity()}
+        said = {name: getattr(self, name) for name in names}
+        return {"pairs": pairs, **said, **start, **self._early_stop_identity(), **self.base_identity()}
+
+    def base_identity(self) -> dict[str, Any]:
+        """Which weights are trained, as far as `base` says it: base_weights_sha256, base_revision, base_random_seed."""
+        try:
+            known = json.loads(self.base)
+        except ValueError:  # "", or a text that is a key alone
+            return {}
+        return {BASE + name: known[name] for name in WEIGHTS if name in known} if isinstance(known, dict) else {}
+
+    def changes_since(self, then: dict[str, Any]) -> list[str]:
+        """What differs from the identity `then` of an earlier call, as "name old -> new".
+
+        The base's weights are compared where both know them: before the model is loaded `self` does not, and
+        settings.json of an earlier version never does.
+        """
+        now = json.loads(json.dumps(self.identity()))
+        unknown = {BASE + name for name in WEIGHTS} - (now.keys() & then.keys())
+        names = [name for name in dict.fromkeys([*now, *then]) if name not in unknown]
+        return [f"{name} {then.get(name)!r} -> {now.get(name)!r}" for name in names if then.get(name) != now.get(name)]
 
     def _early_stop_identity(self) -> dict[str, Any]:
         """With `early_stop` what is measured, and when, decides which adapter is the final one."""
