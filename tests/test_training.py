@@ -21,6 +21,7 @@ from training_tools import BACKENDS, PAIRS, renderer_of, settings_for, train, we
 from cai_experiment.constitution.prompts import Turn, ask_for_answer
 from cai_experiment.errors import BadInputError, EngineError
 from cai_experiment.milestones import MILESTONES
+from cai_experiment.scripts import train_dpo
 from cai_experiment.training import data, dpo
 from cai_experiment.training.data import Pair, read_pairs, split_by_instruction, tokenize_pairs
 from cai_experiment.training.settings import DPOSettings, steps_for, total_steps
@@ -431,6 +432,53 @@ def test_4_bit_weights_that_were_repacked_for_inference_are_refused() -> None:
     layer.weight.quant_state.packing_format_for_cpu = True
     with pytest.raises(EngineError, match="repacked"):
         keep_trainable(layer)
+
+
+def test_a_4_bit_model_computes_in_bfloat16_after_a_training_too(tmp_path: Path, tiny_model_dir: Path) -> None:
+    """PEFT casts its embeddings and norms to float32, and a training that follows in the same call must not notice."""
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    from cai_experiment.training.trainer import computes_in_bfloat16, with_adapter
+
+    four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    plain, quantised = (
+        AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.bfloat16, device_map="cpu", **config)
+        for config in ({}, {"quantization_config": four})
+    )
+    assert computes_in_bfloat16(plain) and computes_in_bfloat16(quantised)
+    after = with_adapter(settings_for(tmp_path, backend="trl"), quantised).unload()
+    assert after.dtype == torch.float32 and computes_in_bfloat16(after)
+    assert not computes_in_bfloat16(plain.float())
+
+
+def test_unsloth_in_several_processes_is_refused_before_and_after_loading(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cai_experiment.models.hardware import profile
+    from cai_experiment.models.presets import resolve_model
+    from cai_experiment.scripts import _training
+    from cai_experiment.training import processes
+    from cai_experiment.training.backends import backend_of
+
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    by_unsloth = SimpleNamespace(for_training=None)
+    for backend in ("auto", "unsloth"):
+        with pytest.raises(BadInputError, match="--backend unsloth trains in one process"):
+            backend_of(settings_for(Path(), backend=backend), by_unsloth)  # type: ignore[arg-type]
+    pod = profile("a100-80gb")
+    args = train_dpo.parser().parse_args(["--milestone", "batch", "--run", "x"])
+    args.hardware = "a100-80gb"  # where Unsloth counts as installed
+    with pytest.raises(BadInputError, match="--backend unsloth trains in one process"):
+        _training.training_settings(args, PAIRS, 10, resolve_model(None, pod), pod)
+    args.backend = "fast"
+    assert _training.training_settings(args, PAIRS, 10, resolve_model(None, pod), pod).backend == "fast"
+
+
+def test_a_longer_max_length_widens_the_context_and_a_shorter_one_leaves_it() -> None:
+    from cai_experiment.scripts._training import load_settings
+
+    for given, context in (("300", 4096), ("4096", 4096), ("8192", 8192)):
+        args = train_dpo.parser().parse_args(["--milestone", "batch", "--max-length", given])
+        assert load_settings(args).max_length == context
 
 
 # ---------------------------------------------------------------- the script, as far as it goes without an engine

@@ -17,6 +17,8 @@ from cai_experiment.models.presets import PRESETS, ModelChoice
 from cai_experiment.records.files import read_examples
 from cai_experiment.records.schema import Example
 from cai_experiment.scripts._following import next_command
+from cai_experiment.scripts._plan_training import backend_of
+from cai_experiment.training import processes
 from cai_experiment.training.data import Pair, read_pairs
 from cai_experiment.training.plumbing import is_plumbing, label, plumbing_pairs
 from cai_experiment.training.settings import SPEC_LEARNING_RATE, DPOSettings, TrainResult, check_flags, steps_for
@@ -61,18 +63,22 @@ def training_settings(
     )  # fmt: skip
     if args.backend == "unsloth" and hardware.kind != "cuda":
         raise BadInputError("--backend unsloth needs an NVIDIA GPU", "use --backend fast, or trl")
+    several = processes.count() > 1 and not args.plan
+    if several and backend_of(args, hardware, args.quantization or hardware.quantization) == "unsloth":
+        raise processes.only_one("--backend unsloth")
     check_flags(settings)  # before a model is loaded for them
     return settings
 
 
 def load_settings(args: argparse.Namespace) -> LoadSettings:
     """How the model that is trained and evaluated is loaded."""
-    from cai_experiment.engines.load import LoadSettings
+    from cai_experiment.engines.load import MAX_LENGTH, LoadSettings
 
     engine = {"auto": "auto", "unsloth": "unsloth"}.get(args.backend, "hf")
+    longest = max(MAX_LENGTH, args.max_length)  # a shorter one drops pairs, and does not shorten what is generated
     return LoadSettings(
         model=args.model, layout=args.format, engine=engine, quantization=args.quantization, seed=args.seed,
-        random_weights=args.random_weights,
+        random_weights=args.random_weights, max_length=longest,
     )  # fmt: skip
 
 

@@ -20,14 +20,14 @@ def backend_of(settings: DPOSettings, model: PreTrainedModel) -> str:
     docs/BENCHMARKS.md shows `fast` faster there. Raises BadInputError where the model was loaded for another backend.
     """
     by_unsloth = hasattr(model, "for_training")  # only models that Unsloth loaded have it
+    if by_unsloth and settings.backend in ("auto", "unsloth") and processes.count() > 1:
+        raise processes.only_one("--backend unsloth")
     if settings.backend == "auto":
         return "unsloth" if by_unsloth else "fast" if next(model.parameters()).device.type == "cpu" else "trl"
     if (settings.backend == "unsloth") != by_unsloth:
         loaded = "Unsloth" if by_unsloth else "transformers"
         message = f"--backend {settings.backend} cannot train a model that {loaded} loaded"
         raise BadInputError(message, "train with train_dpo.py, which loads it as the backend needs it")
-    if settings.backend == "unsloth" and processes.count() > 1:
-        raise BadInputError("--backend unsloth trains in one process", "use --backend fast, or trl, with several")
     return settings.backend
 
 

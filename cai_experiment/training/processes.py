@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from cai_experiment.errors import BadInputError
+
 
 def count() -> int:
     """Processes that train together."""
@@ -41,6 +43,11 @@ def start() -> None:
     PartialState(cpu=not torch.cuda.is_available())
     if not is_first():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the process ends
+
+
+def only_one(what: str) -> BadInputError:
+    """The error for something that several processes cannot do."""
+    return BadInputError(f"{what} trains in one process", "use --backend fast, or trl, with several")
 
 
 def wait() -> None:

@@ -29,7 +29,7 @@ from cai_experiment.training.fast.start_check import check_layout
 from cai_experiment.training.fast_dpo import FastTrainer, PairSet
 from cai_experiment.training.run import Training
 from cai_experiment.training.settings import MEASURED_PAIRS, DPOSettings, pairs_at_once
-from cai_experiment.training.trainer import common_arguments, with_adapter
+from cai_experiment.training.trainer import common_arguments, computes_in_bfloat16, with_adapter
 from cai_experiment.training.watch import Watch
 
 
@@ -87,7 +87,7 @@ class PlainPolicy:
 
     def autocast(self) -> torch.autocast:
         """bfloat16 for what may be computed in it, where the model is in bfloat16; nothing otherwise."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.causal_lm.dtype == torch.bfloat16)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=computes_in_bfloat16(self.causal_lm))
 
     @contextmanager
     def ready(self) -> Iterator[None]:
@@ -131,7 +131,8 @@ class SFTTrainer(FastTrainer):
         self.policy: Any = Policy(self.model) if packed else PlainPolicy(self.model)
         self.tokens_seen, self.of_step = 0, []
         if packed:
-            self.budget = budget_for(self.policy.causal_lm, self.pairs.longest, settings.token_budget)
+            told = processes.of_all(budget_for(self.policy.causal_lm, self.pairs.longest, settings.token_budget))
+            self.budget = Budget(min(b.tokens for b in told), max(b.recomputed_layers for b in told))
             recompute(self.policy.causal_lm, self.budget.recomputed_layers)
         else:
             self.budget = Budget(pairs_at_once(settings, self.policy.device.type), 0)
@@ -140,7 +141,8 @@ class SFTTrainer(FastTrainer):
         """A pass's share of the mean over the step's answer tokens."""
         if not part:  # in step with the other processes, which have a pass more
             return 0.0 * self._row_logps(self.rows_of_step[:1]).sum()
-        return -self._row_logps(part).sum() / chosen_tokens
+        loss = -self._row_logps(part).sum() / chosen_tokens
+        return loss * self.accelerator.num_processes  # whose gradients are averaged, and shares are to be added
 
     def _row_logps(self, part: Sequence[int]) -> torch.Tensor:
         """(n,): sums over each answer's tokens, nats."""
@@ -205,7 +207,8 @@ class SFTWatch(Watch):
             "seconds": round(time.monotonic() - self.step_started, 3),
         }
         self.tokens_before = logs["num_tokens"]
-        training.metrics.append(row)
+        if processes.is_first():
+            training.metrics.append(row)
         if row["step"] % max(1, training.total // 10) and row["step"] != training.total:
             return
         spent = (time.monotonic() - training.started) / 3600

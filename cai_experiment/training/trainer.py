@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from transformers import PreTrainedModel
 
 from cai_experiment.engines.weights import keep_trainable
@@ -74,6 +73,14 @@ def adapted_layers(model: PreTrainedModel) -> list[str] | str:
     return LORA_LAYERS if names.issuperset(LORA_LAYERS) else "all-linear"
 
 
+def computes_in_bfloat16(model: Any) -> bool:
+    """True for a model in bfloat16. Of a quantised one its config says so: prepare_model_for_kbit_training casts
+    embeddings and norms to float32, and with them what `model.dtype` says, for whatever is trained next."""
+    quantised = getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)
+    dtype = (getattr(model.config, "dtype", None) if quantised else None) or model.dtype
+    return str(dtype).removeprefix("torch.") == "bfloat16"
+
+
 def common_arguments(settings: DPOSettings, total: int, model: PreTrainedModel) -> dict[str, Any]:
     """The settings that every backend gives to Hugging Face's Trainer, those that matter written out.
 
@@ -86,7 +93,7 @@ def common_arguments(settings: DPOSettings, total: int, model: PreTrainedModel) 
         warmup_steps=warmup_steps(settings, total),
         optim="adamw_torch_fused", weight_decay=0.0, max_grad_norm=1.0,
         max_steps=total, num_train_epochs=1,
-        use_cpu=device == "cpu", bf16=device == "cuda" and model.dtype == torch.bfloat16, fp16=False,
+        use_cpu=device == "cpu", bf16=device == "cuda" and computes_in_bfloat16(model), fp16=False,
         save_strategy="steps", save_steps=settings.save_every or max(1, min(25, total // 10)),
         logging_strategy="steps", logging_steps=1, logging_nan_inf_filter=False, report_to=settings.report_to,
         disable_tqdm=True, remove_unused_columns=False,
