@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from cai_experiment.engines.weights import weights_hash
 from cai_experiment.errors import BadInputError, DiskError, EngineError
 from cai_experiment.models.hardware import detect
 from cai_experiment.models.presets import resolve_model
@@ -27,7 +29,8 @@ from cai_experiment.training.export import adapters, gguf, hub, merge
 from cai_experiment.training.export import answers as export_answers
 from cai_experiment.training.export import check as export_check
 from cai_experiment.training.export import publish as export
-from cai_experiment.training.export.source import Base
+from cai_experiment.training.export import source as sources
+from cai_experiment.training.export.source import Base, find_source
 
 WHY = export_check.Prompts(("Why?",), ((1,),), (9,), SimpleNamespace(decode=str))
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,6 +60,21 @@ def publish_run(model: Any, tokenizer: Any, run: Path, model_name: str) -> Path:
     (run / "settings.json").write_text(json.dumps(SETTINGS | {"model_name": model_name}))
     checkpoints.publish(aside, run / "final")
     return run / "final"
+
+
+def naming_folders(export_folder: Path, *places: Path) -> list[str]:
+    """Files of an export, all of which may be uploaded, that name a folder of this machine."""
+    texts = {file.name: file.read_bytes() for file in export_folder.iterdir()}
+    words = [f"{place}{end}".encode() for place in (*places, ROOT, Path.home()) for end in ('"', "/", " ", "`")]
+    return [name for name, text in texts.items() if any(word in text for word in words)]
+
+
+def sealed_again(folder: Path) -> None:
+    """Make the manifest of a changed folder anew."""
+    (folder / checkpoints.MANIFEST).unlink(missing_ok=True)
+    aside = folder.with_name(f"{folder.name}.aside")
+    folder.rename(aside)
+    checkpoints.publish(aside, folder)
 
 
 @pytest.fixture(scope="module")
@@ -250,9 +268,17 @@ def test_the_adapter_for_vllm_answers_as_the_trained_one_and_names_its_command(
     out = runs / "mvp" / "adapter"
     assert f"vllm serve {nano_dir} --enable-lora --max-lora-rank 8 --lora-modules mvp={out}" in capsys.readouterr().out
     config = json.loads((out / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == str(nano_dir) and config["target_modules"] == sorted(LINEAR)
+    assert config["base_model_name_or_path"] == "nano" and config["target_modules"] == sorted(LINEAR)
     record = json.loads((out / export.RECORD).read_text())
     assert record["check"]["max_difference"] == 0.0 and record["check"]["same_text"] == 20
+    card = (out / export.CARD).read_text()
+    assert "`vllm serve BASE --enable-lora --max-lora-rank 8 --lora-modules NAME=<this folder>` (BASE is the" in card
+    assert not naming_folders(out, nano_dir, runs)
+    assert call(runs, "--to", "adapter", "--push", "me/x", "--dry-run") == 0
+    record |= {"serve": "vllm serve ..."}  # as earlier versions wrote it, with the user's folders
+    (out / export.RECORD).write_text(json.dumps(record))
+    sealed_again(out)
+    assert call(runs, "--to", "adapter", "--push", "me/x", "--dry-run") == 2
 
 
 def test_patterns_become_one_rank_and_one_scaling_for_vllm(tiny_model_dir: Path, tmp_path: Path) -> None:
@@ -266,9 +292,9 @@ def test_patterns_become_one_rank_and_one_scaling_for_vllm(tiny_model_dir: Path,
         a, b = (tensors[f"{adapters.PREFIX}{name}{which}"] for which in (adapters.A, adapters.B))
         assert (a.shape[0], b.shape[1]) == (8, 8)
         assert torch.allclose(b @ a * scaling, layer.delta(), rtol=1e-5, atol=1e-7), name
-    assert adapters.vllm_command("b/m", "x", tmp_path, 33).split()[4:6] == ["--max-lora-rank", "64"]
+    assert adapters.vllm_command("b/m", "x", "folder", 33).split()[4:6] == ["--max-lora-rank", "64"]
     with pytest.raises(BadInputError, match="no LoRA of rank 513"):
-        adapters.vllm_command("b/m", "x", tmp_path, 513)
+        adapters.vllm_command("b/m", "x", "folder", 513)
 
 
 # ---------------------------------------------------------------- refusals
@@ -290,9 +316,7 @@ def test_what_cannot_be_merged_is_refused_by_name(
     final = runs / "mvp" / "final"
     config = json.loads((final / "adapter_config.json").read_text()) | change
     (final / "adapter_config.json").write_text(json.dumps(config))
-    (final / checkpoints.MANIFEST).unlink()
-    final.rename(runs / "mvp" / "final.tmp")
-    checkpoints.publish(runs / "mvp" / "final.tmp", final)
+    sealed_again(final)
     assert call(runs, "--to", "merged") == 2
     assert says in capsys.readouterr().err
     assert beside(runs) == ["final"]
@@ -342,6 +366,48 @@ def test_a_base_of_another_shape_or_with_other_names_is_refused(
         merge.check_layers(tiny_model_dir, adapter)
 
 
+def test_a_base_with_other_weights_than_were_trained_is_refused(
+    runs: Path, nano_dir: Path, tiny_model_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def trained_on(**known: Any) -> None:
+        path = runs / "mvp" / "settings.json"
+        path.write_text(json.dumps(SETTINGS | {"model_name": "nano 4bit auto"} | known))
+
+    trained_on(base_weights_sha256="0" * 64)
+    assert call(runs, "--to", "merged") == 2
+    said = capsys.readouterr().err
+    assert "holds other weights" in said and "sha256 000000000000 with --model" in said
+    assert call(runs, "--to", "merged", "--random-weights", "nano") == 2
+    assert "was trained on nano; leave --random-weights out" in capsys.readouterr().err
+    trained_on(base_weights_sha256=weights_hash(nano_dir))
+    assert sources.choose_base(find_source(runs / "mvp", None), None).name == "nano"
+    assert beside(runs) == ["final"]
+
+
+def test_the_hub_revision_that_was_trained_is_the_one_downloaded(
+    runs: Path, nano_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    asked: list[Any] = []
+
+    def download(place: str, **how: Any) -> str:
+        asked.append((place, how["revision"]))
+        return str(nano_dir)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(sources, "disk_refusal", lambda *_: "")
+    config = runs / "mvp" / "final" / "adapter_config.json"
+    place = "Qwen/Qwen2.5-0.5B-Instruct"
+    for told, revision in ((place, "a" * 40), ("unsloth/a-sibling", None)):
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": told}))
+        settings = {"model_name": f"{place} 4bit auto", "base_revision": "a" * 40}
+        source = sources.Source("mvp", runs / "mvp" / "final", settings)
+        choice = resolve_model(place, detect())
+        with sources.base_files(choice, None, 0, tmp_path, revision=sources.revision_of(source, choice)) as base:
+            assert asked.pop() == (place, revision) and base.facts["base_place"] == place
+
+
 # ---------------------------------------------------------------- interrupted
 
 
@@ -372,8 +438,28 @@ def test_an_interruption_leaves_nothing_aside(runs: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(merge, "verify", interrupt)
     (runs / "mvp" / "merged.tmp").mkdir()
     (runs / "mvp" / "merged.tmp" / "half").touch()  # as a killed call leaves it
+    (runs / "mvp" / "merged.tmp" / export.MARK).touch()
     assert call(runs, "--to", "merged") == 130
     assert beside(runs) == ["final"]
+
+
+def test_a_folder_that_no_export_made_is_not_deleted(tmp_path: Path) -> None:
+    out, theirs = tmp_path / "model", tmp_path / "model.tmp"
+    theirs.mkdir()
+    with export.aside_of(out) as aside:  # empty: as a call that was killed at once leaves it
+        assert aside == theirs and (aside / export.MARK).is_file()
+    assert not theirs.exists()
+    theirs.mkdir()
+    (theirs / "config.json").write_text("{}")
+    with pytest.raises(BadInputError, match="no export made it; move it away"), export.aside_of(out):
+        pass
+    assert (theirs / "config.json").exists()
+    (theirs / export.RECORD).write_text('{"adapter_sha256": "1"}')  # killed just before the rename
+    with export.aside_of(out) as aside:
+        assert [file.name for file in aside.iterdir()] == [export.MARK]
+    theirs.symlink_to(tmp_path)
+    with pytest.raises(BadInputError, match="is in the way"), export.aside_of(out):
+        pass
 
 
 @pytest.mark.slow
@@ -533,14 +619,76 @@ REPORT = {
 }  # fmt: skip
 
 
+def write_pairs(file: Path, chosen: str = "With care.") -> tuple[str, str]:
+    """Twelve pairs; what training says of the share that it takes, and the file's hash."""
+    from cai_experiment.training.data import HELD_OUT_SHARE, pairs_sha256, read_pairs, split_by_instruction
+
+    rows = [{"prompt": f"How do I mend {i} chairs?", "chosen": chosen, "rejected": "No."} for i in range(12)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    kept, held_out = split_by_instruction(read_pairs(file), 0, HELD_OUT_SHARE)
+    assert held_out
+    return f"{len(kept)} with sha256 {pairs_sha256(kept)[:16]}", hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def after_sft(runs: Path) -> Path:
+    """Make a run's training one of SFT alone, as --sft-share 1 leaves it; gives its adapter."""
+    run = runs / "mvp"
+    settings = json.loads((run / "settings.json").read_text())
+    settings |= {"loss": "sft", "pairs": "6 with sha256 00c0ffee00c0ffee", "epochs": 2.0, "learning_rate": 1e-4}
+    (run / "sft").mkdir()
+    (run / "final").rename(run / "sft" / "final")
+    (run / "settings.json").unlink()
+    (run / "sft" / "final" / "training.json").write_text(json.dumps({"settings": settings, "result": {}}))
+    sealed_again(run / "sft" / "final")
+    return run / "sft" / "final"
+
+
+def test_after_sft_alone_its_adapter_is_exported_and_the_card_says_so(runs: Path) -> None:
+    adapter, data = after_sft(runs), runs.parent / "data" / "mvp"
+    data.mkdir(parents=True)
+    described = {"training": {"sft_helpful": 1, "sft_pairs": "6 with sha256 00c0ffee00c0ffee"}}
+    (data / "report.json").write_text(json.dumps(REPORT | {"settings": described}))
+    (runs / "mvp" / "evaluated").touch()
+    assert call(runs, "--to", "adapter") == 0
+    assert beside(runs) == ["adapter", "evaluated", "sft"]
+    text = (runs / "mvp" / "adapter" / export.CARD).read_text()
+    for part in ("LoRA fine-tuned (SFT)", "no DPO", "epochs: 2.0", "rows: 6 with sha256 00c0", "| harmful answers |",
+                 "helpful answers among SFT's rows: 1 of 6", "- sft\n"):  # fmt: skip
+        assert part in text, f"{part!r} is not in\n{text}"
+    assert "beta" not in text and "arXiv 2305.18290" not in text
+    assert find_source(runs / "mvp", None).folder == adapter
+    (runs / "mvp" / "settings.json").write_text("{}")  # DPO has begun
+    with pytest.raises(BadInputError, match="name one with --checkpoint: sft/final"):
+        find_source(runs / "mvp", None)
+    source = find_source(runs / "mvp", "sft/final")
+    assert (source.suffix, source.final, source.evaluated) == ("-sft", False, False)
+
+
+def test_the_card_of_dpo_after_sft_names_both(runs: Path) -> None:
+    from cai_experiment.training.export.model_card import model_card
+
+    shutil.copytree(runs / "mvp" / "final", runs / "kept")
+    settings = json.loads((runs / "mvp" / "settings.json").read_text())
+    after_sft(runs)
+    shutil.move(runs / "kept", runs / "mvp" / "final")
+    (runs / "mvp" / "settings.json").write_text(json.dumps(settings | {"start_adapter": "ab" * 32}))
+    source = find_source(runs / "mvp", None)
+    assert source.folder == runs / "mvp" / "final" and source.suffix == ""
+    facts = {"base": "nano", "base_place": None, "base_revision": None, "adapter_sha256": "0"}
+    text = model_card(source, "apache-2.0", {"kind": "merged", **facts}, None, None)
+    assert "fine-tuned (SFT) on revised answers, then trained by DPO" in text
+    assert "SFT first: rows 6 with sha256 00c0ffee00c0ffee, 2 epochs at 0.0001" in text and "beta: 0.1" in text
+
+
 def test_the_card_states_base_licence_data_settings_gates_and_figures(runs_with_merged: Path) -> None:
     from cai_experiment.training.export.model_card import card_maker, model_card
-    from cai_experiment.training.export.source import find_source
 
     data = runs_with_merged.parent / "data" / "mvp"
     data.mkdir(parents=True)
     (data / "report.json").write_text(json.dumps(REPORT))
-    (data / "pairs.jsonl").write_text("{}\n")
+    known, digest = write_pairs(data / "pairs.jsonl")
+    settings = runs_with_merged / "mvp" / "settings.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"pairs": known}))
     source = find_source(runs_with_merged / "mvp", None)
     (runs_with_merged / "mvp" / "evaluated").touch()
     record = json.loads((runs_with_merged / "mvp" / "merged" / export.RECORD).read_text())
@@ -552,8 +700,7 @@ def test_the_card_states_base_licence_data_settings_gates_and_figures(runs_with_
     text = card_maker(source, "apache-2.0", data)(record)
     for part in (
         "base_model: Qwen/Qwen2.5-32B", "license: apache-2.0", "base_model_relation: finetune", "revision 1818d358",
-        "sha256 of the pairs file: ca3d163bab055381827226140568f3bef7eaac187cebd76878e0b63e9e442356",
-        "pairs: 10 with sha256 4c8621f5ef56646e", "beta: 0.1",
+        f"sha256 of the pairs file: {digest}", f"pairs: {known} (of what was trained on)", "beta: 0.1", "by DPO",
         "| harmful answers | 0.031 | <= 0.05 | 0.012 to 0.07 | 120 |",
         "| loss falls | not measured | >= 1 |  | 0 | NOT passed |", "revision preferred | 0.951 | 0.89 to 0.979 | 102",
         "no-go", "2 overlong pairs", "same greedy text on 20",
@@ -563,6 +710,9 @@ def test_the_card_states_base_licence_data_settings_gates_and_figures(runs_with_
     text = card_maker(source, "apache-2.0", data)(record)
     assert "This model was not evaluated. Of its pairs:" in text and "| accepted pairs | 100 |" in text
     assert "harmful answers" not in text and "revision preferred" not in text and "no-go" not in text
+    write_pairs(data / "pairs.jsonl", "Another answer.")  # --pairs OTHER was trained
+    text = card_maker(source, "apache-2.0", data)(record)
+    assert f"pairs: {known}" in text and "pairs file" not in text
     other = model_card(source, "qwen-research", record | {"check": None}, None, None)
     assert "license: other" in other and "license_name: qwen-research" in other and "no report" in other
 
@@ -654,6 +804,34 @@ def test_an_export_is_pushed_whole_with_its_card_and_private(
     Hub.private = False
     refused = push(runs_with_merged, address)
     assert refused.returncode == 2 and "public; add --public" in refused.stderr, refused.stderr
+
+
+def test_only_the_export_that_is_asked_for_is_pushed(
+    runs_with_merged: Path, nano_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--to", "merged", "--push", "me/x", "--dry-run"]
+    assert call(runs_with_merged, *flags, "--dtype", "fp16") == 0
+    assert call(runs_with_merged, *flags, "--dtype", "fp32") == 2
+    assert "is not the export asked for; add --fresh" in capsys.readouterr().err
+    out = runs_with_merged / "mvp" / "merged"
+    record = json.loads((out / export.RECORD).read_text())
+    assert record["base_place"] is None and len(record["base_weights_sha256"]) == 64
+    assert not naming_folders(out, nano_dir, runs_with_merged)
+    (out / export.RECORD).write_text(json.dumps(record | {"base_weights_sha256": "0" * 64}))  # another base's
+    sealed_again(out)
+    assert call(runs_with_merged, *flags) == 2
+    assert "is not the export asked for; add --fresh" in capsys.readouterr().err
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setenv("HF_TOKEN", "hf_x")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    with pytest.raises(EngineError, match=r"the hub cannot be reached .*; the same command goes on") as caught:
+        hub.push(tmp_path, "me/x", public=False)
+    assert type(caught.value.__cause__).__name__ == "ConnectError"  # httpx's, which is no OSError
 
 
 def test_a_hub_name_is_checked_before_anything_is_loaded() -> None:

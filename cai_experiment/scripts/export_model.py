@@ -5,9 +5,10 @@ python cai_experiment/scripts/export_model.py --run mvp --to adapter
 python cai_experiment/scripts/export_model.py --run mvp --to gguf --llama-cpp ~/llama.cpp
 python cai_experiment/scripts/export_model.py --run mvp --to merged --push me/my-model --dry-run
 
-Reads CHECKPOINT_DIR/NAME/final (or --checkpoint), writes CHECKPOINT_DIR/NAME/merged, adapter or gguf (or --out). The
-export's logits and greedy text on 20 prompts are held against base + adapter; if they differ, nothing is published
-(exit code 1). --push uploads the export to the hub with its model card, private unless --public is given.
+Reads CHECKPOINT_DIR/NAME/final (after SFT alone sft/final; or --checkpoint), writes CHECKPOINT_DIR/NAME/merged, adapter
+or gguf (or --out). The export's logits and greedy text on 20 prompts are held against base + adapter; if they differ,
+nothing is published (exit code 1). --push uploads the export to the hub with its model card, private unless --public is
+given.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         hub.check_name(args.push)
     source = find_source(args.checkpoint_dir / args.run, args.checkpoint)
     folder = args.checkpoint_dir / args.run
-    out = args.out or folder / f"{args.to}{'' if source.final else '-' + source.folder.name}"
+    out = args.out or folder / f"{args.to}{source.suffix}"
     with RunFolder(folder):  # nobody trains into it, or moves it, meanwhile
         record = export(args, source, out)
     print(f"{args.to} in {show(out)}")
@@ -85,31 +86,47 @@ def export(args: argparse.Namespace, source: Any, out: Path) -> dict[str, Any]:
     """Make the export at `out`, or with --push use the one that is there; gives its record."""
     from cai_experiment.training.export import answers as export_answers
     from cai_experiment.training.export import gguf, publish
+    from cai_experiment.training.export import source as sources
     from cai_experiment.training.export.model_card import card_maker
-    from cai_experiment.training.export.source import base_files, choose_base, instructions_of
 
-    if out.exists() and args.fresh:
-        print(f"moved {show(out)} to {publish.move_aside(out).name}")
-    if out.exists():
-        found = publish.already(out, args.to, source.folder)
-        if args.push and found is not None:
-            return found
-        raise BadInputError(f"{show(out)} is there already", "add --fresh to move it aside, or name another --out")
-    converter = gguf.converter_in(args.llama_cpp) if args.to == "gguf" else None
-    choice = None if args.random_weights else choose_base(source, args.model)
+    if args.random_weights:
+        sources.check_random(source, args.random_weights)
+    choice = None if args.random_weights else sources.choose_base(source, args.model)
+    revision = None if choice is None else sources.revision_of(source, choice)
     seed = int(source.settings.get("seed", args.seed))
+    if (found := whole_export(args, source, out, sources.facts_of(choice, seed, revision))) is not None:
+        return found
+    converter = gguf.converter_in(args.llama_cpp) if args.to == "gguf" else None
     run, data = args.checkpoint_dir / args.run, args.data_dir / args.run
-    with base_files(choice, args.random_weights, seed, run, weights=args.to != "adapter") as base:
+    with sources.base_files(choice, args.random_weights, seed, run, args.to != "adapter", revision) as base:
         print(f"{show(source.folder)} on {base.name} ({base.place})", flush=True)
         layout = args.format if args.format != "auto" else source.model[2]
-        prompts = export_answers.prompts_of(base, instructions_of(data / "pairs.jsonl", seed), layout)
+        prompts = export_answers.prompts_of(base, sources.instructions_of(data / "pairs.jsonl", seed), layout)
         job = publish.Job(source, base, prompts, card_maker(source, base.licence, data))
         if args.to == "adapter":
             return publish.export_adapter(job, out, args.quantization)
         if converter is None:
             return publish.export_merged(job, out, args.dtype)
-        merged = gguf.merged_at(job, run / ("merged" if source.final else f"merged-{source.folder.name}"))
+        merged = gguf.merged_at(job, run / f"merged{source.suffix}")
         return gguf.export_gguf(job, merged, out, converter, args.dtype)
+
+
+def whole_export(args: argparse.Namespace, source: Any, out: Path, base: dict[str, Any]) -> dict[str, Any] | None:
+    """With --push the record of the export at `out`, if it is the one asked for; None if nothing stands there.
+
+    --fresh moves away what does; else BadInputError. `base` holds the facts of the base's that are known.
+    """
+    from cai_experiment.training.export import publish
+
+    if out.exists() and args.fresh:
+        print(f"moved {show(out)} to {publish.move_aside(out).name}")
+    if not out.exists():
+        return None
+    wanted = {"kind": args.to, **({"dtype": args.dtype} if args.dtype else {}), **base}
+    if args.push and (found := publish.already(out, source.folder, wanted)) is not None:
+        return found
+    what = f"is there already{', and is not the export asked for' if args.push else ''}"
+    raise BadInputError(f"{show(out)} {what}", "add --fresh to move it aside, or name another --out")
 
 
 if __name__ == "__main__":

@@ -181,13 +181,13 @@ def _filled(factor: Tensor, rank: int, dim: int) -> Tensor:
     return torch.cat([factor, torch.zeros(shape, dtype=factor.dtype)], dim)
 
 
-def vllm_command(base: str, name: str, folder: Path, rank: int) -> str:
-    """The command that serves an adapter beside its base. BadInputError for a rank above all that vLLM serves."""
+def vllm_command(base: str, name: str, folder: str, rank: int) -> str:
+    """The command that serves the adapter in `folder` beside its base. BadInputError for a rank that vLLM does not."""
     import shlex
 
     fitting = [size for size in VLLM_RANKS if size >= rank]
     if not fitting:
         raise BadInputError(f"vLLM serves no LoRA of rank {rank}, {VLLM_RANKS[-1]} at most", "export it --to merged")
     words = ["vllm", "serve", base, "--enable-lora", "--max-lora-rank", str(fitting[0]),
-             "--lora-modules", f"{name}={folder.resolve()}"]  # fmt: skip
+             "--lora-modules", f"{name}={folder}"]  # fmt: skip
     return shlex.join(words)

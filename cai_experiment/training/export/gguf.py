@@ -68,7 +68,6 @@ def export_gguf(job: Job, merged: Path, out: Path, converter: Path, kind: str | 
     kind = kind or stored
     check_space(out, merge.bytes_needed(merged, "bf16" if kind == "q8_0" else kind))
     with aside_of(out) as aside:
-        aside.mkdir()
         name = f"{job.source.run}-{kind}.gguf"
         convert(converter, merged, aside / name, kind)
         compared, count = check_tensors(merged, aside / name)
@@ -87,8 +86,8 @@ def merged_at(job: Job, folder: Path) -> Path:
     if not folder.exists():
         export_merged(job, folder)
         job.say(f"merged model in {show(folder)}; its GGUF file is made from it")
-    elif already(folder, "merged", job.source.folder) is None:
-        message = f"{show(folder)} is not a whole merged export of {show(job.source.folder)}"
+    elif already(folder, job.source.folder, {"kind": "merged", **job.base.facts}) is None:
+        message = f"{show(folder)} is not a whole merged export of {show(job.source.folder)} on {job.base.name}"
         raise BadInputError(message, "make it again: the same command with --to merged --fresh")
     return folder
 

@@ -32,6 +32,7 @@ def push(folder: Path, repo: str, public: bool, say: Callable[[str], None] = pri
     Raises BadInputError (no token, a name that is not yours, a public repository without `public`) and EngineError
     (the hub cannot be reached). An upload that broke off goes on with the same command: what arrived is not sent again.
     """
+    from httpx import TransportError
     from huggingface_hub import HfApi, constants, get_token
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -55,7 +56,7 @@ def push(folder: Path, repo: str, public: bool, say: Callable[[str], None] = pri
         if status in (401, 403, 404):
             raise BadInputError(message, "check the name, and that HF_TOKEN may write there") from error
         raise EngineError(message, "the same command goes on where it stopped") from error
-    except OSError as error:  # requests and httpx: no connection
+    except (OSError, TransportError) as error:  # no connection; httpx's own errors are no OSError
         message = f"--push {repo}: the hub cannot be reached ({_first_line(error)})"
         raise EngineError(message, "the same command goes on where it stopped") from error
     return str(getattr(done, "commit_url", f"{constants.ENDPOINT}/{repo}"))

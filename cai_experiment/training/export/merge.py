@@ -79,7 +79,7 @@ def merge(base: Path, adapter: Adapter, out: Path, dtype_name: str) -> None:
 
     Raises EngineError for a sum that `dtype_name` cannot hold, and what the disk raises.
     """
-    out.mkdir(parents=True)
+    out.mkdir(parents=True, exist_ok=True)
     copy_beside(base, out, dtype_name)
     weight_map: dict[str, str] = {}
     for file, tensors in merged_files(base, adapter, dtype_name):

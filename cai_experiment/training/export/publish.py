@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from cai_experiment.training.export.source import Base, Source
 
 RECORD = "export.json"
 CARD = "README.md"
+MARK = ".export-in-progress"  # a folder that holds it may be deleted
 TOKENIZER = ("tokenizer*", "*.jinja", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json")
 MARGIN = 2**30  # bytes of disk beside the weights
 
@@ -96,10 +97,11 @@ def check_merged(job: Job, adapter: Adapter, out: Path, stored: str) -> tuple[Co
 def export_adapter(job: Job, out: Path, quantization: str | None) -> dict[str, Any]:
     """Write the adapter as vLLM and PEFT read it as the folder `out`; gives its record, its command under "serve".
 
-    `quantization` is the base's in the check; None: that of its training. Raises as `export_merged`.
+    The command names folders of this machine, so it is not in the file. `quantization` is the base's in the check;
+    None: that of its training. Raises as `export_merged`.
     """
     adapter = read_job(job)
-    serve = vllm_command(job.base.place, job.source.run, out, adapter.rank)
+    serve = vllm_command(job.base.place, job.source.run, str(out.resolve()), adapter.rank)
     check_space(out, (adapter.folder / WEIGHTS).stat().st_size)
     with aside_of(out) as aside:
         with checkpoints.disk_errors(out):
@@ -111,17 +113,17 @@ def export_adapter(job: Job, out: Path, quantization: str | None) -> dict[str, A
         found = export_check.compare(right, export, "fp32", computed, layers_of(job.base.folder), job.prompts)
         job.say(found.line())
         export_check.refuse(found, "the exported adapter")
-        record = record_of(job, adapter, "adapter", found) | {"rank": adapter.rank, "serve": serve}
+        record = record_of(job, adapter, "adapter", found) | {"rank": adapter.rank}
         finish(job, aside, out, record)
-    return record
+    return record | {"serve": serve}
 
 
 def write_adapter(job: Job, adapter: Adapter, folder: Path) -> None:
     """The files of the cleaned adapter: one rank, one scaling, the base's public name, the tokenizer beside it."""
     tensors, config = uniform(adapter)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     merge.save(tensors, folder / WEIGHTS)
-    config |= {"base_model_name_or_path": job.base.place}
+    config |= {"base_model_name_or_path": job.base.facts["base_place"] or job.base.name}
     write_json(folder / CONFIG, config | ({"revision": job.base.revision} if job.base.revision else {}))
     for pattern in TOKENIZER:
         for file in adapter.folder.glob(pattern):
@@ -156,15 +158,35 @@ def layers_of(folder: Path) -> int:
 
 @contextmanager
 def aside_of(out: Path) -> Iterator[Path]:
-    """A place beside `out` to write to, not there yet; whatever ends the block early, nothing stays there."""
+    """A folder beside `out` to write to, marked as an export's; whatever ends the block early, nothing stays there.
+
+    What a killed call left there is deleted; BadInputError for a folder that no export made.
+    """
     aside = out.with_name(out.name + checkpoints.ASIDE)
+    if (aside.exists() or aside.is_symlink()) and not _is_ours(aside):
+        message = f"{show(aside)} is in the way: exports are written there first, and no export made it"
+        raise BadInputError(message, "move it away, or name another --out")
     with checkpoints.disk_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(aside, ignore_errors=True)  # of a call that was killed
+        if aside.exists():
+            shutil.rmtree(aside)
+        aside.mkdir(parents=True)
+        (aside / MARK).touch()
     try:
         yield aside
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _is_ours(aside: Path) -> bool:
+    """True for what a killed export left: marked, or still empty, or (in the moment before its rename) recorded."""
+    if aside.is_symlink() or not aside.is_dir():
+        return False
+    if (aside / MARK).is_file() or not any(aside.iterdir()):
+        return True
+    try:
+        return "adapter_sha256" in read_json(aside / RECORD)
+    except BadInputError:
+        return False
 
 
 def check_space(out: Path, needed: int) -> None:
@@ -183,9 +205,7 @@ def record_of(job: Job, adapter: Adapter, kind: str, found: Comparison | None) -
         "run": job.source.run,
         "adapter": job.source.folder.name,
         "adapter_sha256": adapter.sha256,
-        "base": job.base.name,
-        "base_place": job.base.place,
-        "base_revision": job.base.revision,
+        **job.base.facts,
         "check": found.to_json() if found else None,
     }
 
@@ -195,18 +215,23 @@ def finish(job: Job, aside: Path, out: Path, record: dict[str, Any]) -> None:
     with checkpoints.disk_errors(out):
         write_json(aside / RECORD, record)
         (aside / CARD).write_text(job.card(record), encoding="utf-8")
+        (aside / MARK).unlink(missing_ok=True)
     checkpoints.publish(aside, out)
 
 
-def already(out: Path, kind: str, adapter: Path) -> dict[str, Any] | None:
-    """The record of a whole export at `out`, of this kind and of this very adapter; else None."""
+def already(out: Path, adapter: Path, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The record of a whole export at `out` of this very adapter, in which everything `wanted` stands so; else None.
+
+    An export of an earlier version that names the user's folders is none: it could not be uploaded.
+    """
     try:
         checkpoints.verify(out, (RECORD, CARD))
         record = read_json(out / RECORD)
         listed = read_json(adapter / checkpoints.MANIFEST)["files"][WEIGHTS]["sha256"]
     except (checkpoints.Damaged, BadInputError, KeyError):
         return None
-    return record if record.get("adapter_sha256") == listed and record.get("kind") == kind else None
+    wanted = {**wanted, "adapter_sha256": listed, "serve": None}
+    return record if all(record.get(name) == value for name, value in wanted.items()) else None
 
 
 def move_aside(out: Path) -> Path:

@@ -1,7 +1,7 @@
 """What an export starts from: the adapter of a run, the base that it was trained on, and prompts to hold both against.
 
-The base is the one that the training recorded. Another name is refused, since LoRA added to another base of the same
-shape gives a model that runs, and is wrong.
+The base is the one that the training recorded. Another name is refused, and other weights under its name are, since
+LoRA added to another base of the same shape gives a model that runs, and is wrong.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from cai_experiment.engines.load import LoadSettings, load_model, make_plan
-from cai_experiment.engines.weights import check_folder, loading_error
+from cai_experiment.engines.weights import check_folder, loading_error, weights_hash
 from cai_experiment.errors import BadInputError, DiskError
 from cai_experiment.models.hardware import detect
 from cai_experiment.models.presets import PRESETS, ModelChoice, resolve_model
 from cai_experiment.models.serving import disk_refusal
 from cai_experiment.records.files import read_json, show
-from cai_experiment.training import checkpoints
+from cai_experiment.training import checkpoints, sft
 from cai_experiment.training.data import HELD_OUT_SHARE, read_pairs, split_by_instruction
-from cai_experiment.training.dpo import SETTINGS
+from cai_experiment.training.dpo import RECORD, SETTINGS
 from cai_experiment.training.export.check import LONGEST_PROMPT, OWN_PROMPTS, PROMPTS, Prompts
 
 BESIDE = ["*.json", "*.jinja", "*.txt", "*.model", "LICENSE*"]  # of a base on the hub: what stands beside the weights
 UNKNOWN_LICENCE = "other"
+RANDOM = "random weights, seed {}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +39,38 @@ class Source:
     settings: Mapping[str, Any]
 
     @property
+    def is_sft(self) -> bool:
+        """True for an adapter of SFT (--sft-first), which DPO has not touched."""
+        return self.settings.get("loss") == sft.LOSS
+
+    @property
+    def place(self) -> Path:
+        """The run's folder; SFT has one of its own in it."""
+        return self.folder.absolute().parents[1 if self.is_sft else 0]
+
+    @property
     def final(self) -> bool:
-        """True for the adapter at the end of training: what report.json speaks of."""
-        return self.folder.name == "final"
+        """True for the adapter at the end of training: what report.json speaks of. SFT's is it if no DPO followed."""
+        return self.folder.name == "final" and not (self.is_sft and (self.place / SETTINGS).exists())
 
     @property
     def evaluated(self) -> bool:
         """True if the training part of report.json speaks of this adapter: train_dpo.py leaves a file that says so."""
-        return self.final and (self.folder.parent / "evaluated").exists()
+        return self.final and (self.place / "evaluated").exists()
+
+    @property
+    def suffix(self) -> str:
+        """What tells its exports' default folders from those of the run's end: "", "-checkpoint-40", "-sft"."""
+        if self.final:
+            return ""
+        step = "" if self.folder.name == "final" else f"-{self.folder.name}"
+        return f"-{sft.FOLDER}{step}" if self.is_sft else step
+
+    @property
+    def warm_start(self) -> Mapping[str, Any]:
+        """training.json's settings of the SFT that this DPO went on from; {} if there was none."""
+        path = self.place / sft.FOLDER / "final" / RECORD
+        return _settings_in(path) if "start_adapter" in self.settings and path.is_file() else {}
 
     @property
     def model(self) -> tuple[str, str, str]:
@@ -64,6 +89,14 @@ class Base:
     revision: str | None
     licence: str
     choice: ModelChoice
+    weights_sha256: str | None = None  # of a folder
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What export.json says of it. It is uploaded, so a folder is named by its hash, not by where it lies."""
+        place = None if self.weights_sha256 else self.place
+        names = ("base", "base_place", "base_revision", "base_weights_sha256")
+        return dict(zip(names, (self.name, place, self.revision, self.weights_sha256), strict=True))
 
     @property
     def loadable(self) -> str:
@@ -72,18 +105,30 @@ class Base:
 
 
 def find_source(run_folder: Path, checkpoint: str | None) -> Source:
-    """The adapter of a run: final/, or the checkpoint named (`checkpoint-40` or a path). BadInputError if not there."""
-    folder = run_folder / "final"
+    """The adapter of a run: final/, or the checkpoint named (`checkpoint-40`, `sft/final` or a path).
+
+    After SFT alone it is sft/final; not where DPO has begun, whose adapter is wanted. BadInputError if not there.
+    """
+    folder, of_sft = run_folder / "final", run_folder / sft.FOLDER / "final"
     if checkpoint is not None:
         within = run_folder / checkpoint
         folder = within if within.is_dir() else Path(checkpoint)
+    elif not folder.exists() and of_sft.is_dir() and not (run_folder / SETTINGS).exists():
+        folder = of_sft
     if not folder.is_dir():
         known = sorted(path.name for path in run_folder.glob("checkpoint-*") if path.name.partition("-")[2].isdigit())
+        known += [f"{sft.FOLDER}/final"] if of_sft.is_dir() else []
         step = f"name one with --checkpoint: {', '.join(known)}" if known else "train it first: train_dpo.py"
         raise BadInputError(f"{show(folder)}: no adapter there", step)
-    path = folder.parent / SETTINGS
-    settings = read_json(path) if path.is_file() else {}
+    path = folder / RECORD if (folder / RECORD).is_file() else folder.parent / SETTINGS
+    settings = _settings_in(path) if path.is_file() else {}
     return Source(run_folder.name, folder, settings)
+
+
+def _settings_in(path: Path) -> dict[str, Any]:
+    """The settings that training.json or settings.json holds."""
+    found = read_json(path)
+    return dict(found.get("settings", {})) if path.name == RECORD else found
 
 
 # ---------------------------------------------------------------- the base
@@ -101,21 +146,66 @@ def choose_base(source: Source, model: str | None) -> ModelChoice:
         name = told if by_folder else recorded or told
         if not name:
             raise BadInputError(f"{show(source.folder)} does not say what it was trained on", "say it with --model")
-        return resolve_model(name, detect())
-    choice = resolve_model(model, detect())
-    if recorded and choice.name != recorded and choice.path_or_id != recorded:
-        message = f"--model {model}: {show(source.folder)} was trained on {recorded}"
-        raise BadInputError(message, "leave --model out, or name a folder that holds it under that name")
+        choice = resolve_model(name, detect())
+    else:
+        choice = resolve_model(model, detect())
+        if recorded and choice.name != recorded and choice.path_or_id != recorded:
+            message = f"--model {model}: {show(source.folder)} was trained on {recorded}"
+            raise BadInputError(message, "leave --model out, or name a folder that holds it under that name")
+    _check_weights(source, choice)
     return choice
+
+
+def _check_weights(source: Source, choice: ModelChoice) -> None:
+    """Raise BadInputError for a folder whose weights are not those that the training recorded, if it recorded any."""
+    place, then = Path(choice.path_or_id), source.settings.get("base_weights_sha256")
+    if then is None or not place.is_dir():
+        return
+    check_folder(place)
+    now = weights_hash(place)
+    if now != then:
+        message = f"{show(place)} holds other weights (sha256 {now[:12]}) than {show(source.folder)} was trained on"
+        raise BadInputError(message, f"name a folder with those of sha256 {then[:12]} with --model")
+
+
+def check_random(source: Source, preset: str) -> None:
+    """Raise BadInputError if --random-weights `preset` speaks of an adapter that was trained on a real model."""
+    known = {name for name in ("base_weights_sha256", "base_revision") if source.settings.get(name)}
+    if known or source.model[0] not in ("", preset):
+        message = f"--random-weights {preset}: {show(source.folder)} was trained on {source.model[0] or 'a real model'}"
+        raise BadInputError(message, "leave --random-weights out, or name the preset that it was trained on")
+
+
+def revision_of(source: Source, choice: ModelChoice) -> str | None:
+    """The hub commit that was trained; None if it was not recorded, or is that of a sibling (Unsloth's 4-bit one)."""
+    told = read_json(source.folder / "adapter_config.json").get("base_model_name_or_path")
+    return source.settings.get("base_revision") if told == choice.path_or_id else None
+
+
+def facts_of(choice: ModelChoice | None, seed: int, revision: str | None) -> dict[str, Any]:
+    """Of `Base.facts` what is known before anything is downloaded or made; no choice: random weights of `seed`."""
+    if choice is None:
+        return {"base_place": RANDOM.format(seed)}
+    place = Path(choice.path_or_id)
+    if place.is_dir():
+        return {"base": choice.name, "base_place": None, "base_weights_sha256": weights_hash(place)}
+    known = {} if revision is None else {"base_revision": revision}
+    return {"base": choice.name, "base_place": choice.path_or_id, **known}
 
 
 @contextmanager
 def base_files(
-    choice: ModelChoice | None, random_weights: str | None, seed: int, near: Path, weights: bool = True
+    choice: ModelChoice | None,
+    random_weights: str | None,
+    seed: int,
+    near: Path,
+    weights: bool = True,
+    revision: str | None = None,
 ) -> Iterator[Base]:
     """The base as files: a folder, a download (16-bit, whatever it was trained in), or random weights written `near`.
 
     `weights` False downloads configs and tokenizer alone: an adapter's export loads what its training loaded.
+    `revision` is the hub's commit; None: the newest.
 
     Raises what loading raises, and DiskError before a download that the disk does not hold.
     """
@@ -128,13 +218,13 @@ def base_files(
     place = Path(choice.path_or_id)
     if place.is_dir():
         check_folder(place)
-        yield Base(choice.name, choice.path_or_id, place, None, licence, choice)
+        yield Base(choice.name, choice.path_or_id, place, None, licence, choice, weights_hash(place))
         return
-    folder = _downloaded(choice, weights)
+    folder = _downloaded(choice, weights, revision)
     yield Base(choice.name, choice.path_or_id, folder, folder.name, licence, choice)
 
 
-def _downloaded(choice: ModelChoice, weights: bool) -> Path:
+def _downloaded(choice: ModelChoice, weights: bool, revision: str | None) -> Path:
     """The folder of a hub model's files, 16-bit weights among them, downloaded if not there; its name is the commit."""
     from huggingface_hub import snapshot_download
 
@@ -143,7 +233,7 @@ def _downloaded(choice: ModelChoice, weights: bool) -> Path:
         raise DiskError(f"--model {choice.name}: {refusal} (a merge needs the 16-bit files)", step)
     try:
         files = [*BESIDE, *(["*.safetensors"] if weights else [])]
-        folder = Path(snapshot_download(choice.path_or_id, allow_patterns=files))
+        folder = Path(snapshot_download(choice.path_or_id, revision=revision, allow_patterns=files))
     except Exception as error:
         raise loading_error(choice.name, error) from error
     if weights:
@@ -161,7 +251,7 @@ def _random_base(preset: str, seed: int, folder: Path) -> Base:
     with checkpoints.disk_errors(folder):
         model.save_pretrained(str(folder), max_shard_size="4GB")
         tokenizer.save_pretrained(str(folder))
-    return Base(plan.choice.name, f"random weights, seed {seed}", folder, None, UNKNOWN_LICENCE, plan.choice)
+    return Base(plan.choice.name, RANDOM.format(seed), folder, None, UNKNOWN_LICENCE, plan.choice)
 
 
 # ---------------------------------------------------------------- prompts
