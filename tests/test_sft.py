@@ -298,7 +298,8 @@ def test_overlong_rows_are_dropped_as_a_whole_and_counted(tmp_path: Path, tiny_m
     result = sft.train(settings, model, tokenizer, renderer_of(tokenizer), said.append)
     assert result.dropped == ["long"] and result.pairs == 10 and result.total_steps == 3
     assert said[0] == "SFT: 1 of 11 rows exceed 200 tokens and were dropped, not cut"
-    assert "(1 overlong rows dropped)" in sft.summary(result, 0)
+    line = sft.summary(result, helpful=2)
+    assert "SFT: 3 of 3 steps on 11 rows, 18% of them helpful (1 of them overlong and dropped)" in line
 
 
 # ---------------------------------------------------------------- the script
@@ -310,6 +311,8 @@ def test_overlong_rows_are_dropped_as_a_whole_and_counted(tmp_path: Path, tiny_m
         (["--sft-share", "0.3"], "--sft-share speaks of SFT"),
         (["--sft-first", "--helpful-share", "0.3"], "--helpful-share needs helpful rows"),
         (["--sft-first", "--helpful", "none.jsonl"], "name a file of instructions and answers with --helpful"),
+        (["--sft-first", "--sft-share", "1", "--steps", "5"], "--steps speaks of DPO, for which --sft-share 1 leaves"),
+        (["--sft-first", "--sft-share", "1", "--nll-weight", "0.1"], "--nll-weight speaks of DPO"),
     ],
 )
 def test_flags_that_cannot_be_followed(
@@ -320,6 +323,23 @@ def test_flags_that_cannot_be_followed(
     places = ["--data-dir", str(tmp_path), "--checkpoint-dir", str(tmp_path / "checkpoints")]
     assert run_main(train_dpo.main, ["--pairs", str(path), "--model", "nano", *places, *flags]) == 2
     assert says in capsys.readouterr().err
+
+
+def test_sft_alone_speaks_of_no_dpo(tmp_path: Path, nano_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "own.jsonl"
+    rows = [{"prompt": f"{i}?", "chosen": "a", "rejected": "b"} for i in range(25)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "own" / "final").mkdir(parents=True)  # begun without --sft-first: the plan may ask what it would take
+    flags = ["--pairs", str(path), "--model", "nano", "--checkpoint-dir", str(tmp_path), "--sft-first"]
+    assert run_main(train_dpo.main, [*flags, "--sft-share", "1", "--plan"]) == 0
+    said = capsys.readouterr().out
+    assert "SFT first: 20 rows; 9 steps at" in said and "\n5 held out\n" in said
+    assert "learning rate" not in said and "training pairs" not in said
+    assert run_main(train_dpo.main, flags) == 2 and "was begun without --sft-first" in capsys.readouterr().err
+    warm = _sft.WarmStart(of_sft(tmp_path), PAIRS, 2, alone=True)
+    described = warm.described()
+    assert described["pairs"].startswith("10 with") and described["loss"] == "sft" and described["sft_helpful"] == 2
+    assert described["steps"] is None and described["epochs"] == 2.0 and "beta" not in described
 
 
 def test_several_processes_cannot_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:

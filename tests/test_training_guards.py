@@ -279,6 +279,40 @@ def test_collapsing_samples_raise_an_alarm_that_a_resumed_run_knows(
     assert alarm in train(settings, *load(tiny_model_dir), said).alarms and said.count(alarm) == 1
 
 
+def test_sft_samples_too_and_raises_this_alarm_alone(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cai_experiment.training import sft
+    from cai_experiment.training.samples import Sampler, Samples
+
+    shares = iter((0.9, 0.5, 0.2, 0.1, 0.9, 0.1))
+    monkeypatch.setattr(Sampler, "answer", lambda self, model: Samples(("no",) * len(self.prompts), next(shares)))
+    settings = settings_for(tmp_path, **{**WATCHED, "sample_every": 1})
+    first = sft.sft_settings(settings, sft.sft_rows(PAIRS), 1.0, 1e-3)
+    assert first.save_every == settings.save_every and first.sample_prompts == settings.sample_prompts
+    model, tokenizer = load(tiny_model_dir)
+    content, said = ContentLogger(0), list[str]()
+    result = sft.train(first, model, tokenizer, renderer_of(tokenizer), said.append, content)
+    assert [row[DISTINCT] for row in result.history] == [0.5, 0.2, 0.1][: result.steps]
+    (alarm,) = result.alarms
+    assert alarm in said and alarm.startswith("ALARM at step 2: sample answers collapse: 20% of their bigrams")
+    assert "90% before training; read them" in alarm and "EPOCH-SFT-BATCH" in str(content.get_summary())
+
+
+def test_a_line_after_the_first_step_every_tenth_and_every_two_minutes() -> None:
+    from cai_experiment.training.watch import Pace
+
+    pace, clock, due = Pace(), 0.0, []
+    for step in range(1, 101):
+        seconds = 50.0 if step <= 20 else 1.0
+        clock += seconds
+        due += [step] if pace.is_due(step, 100, seconds, clock) else []
+    assert due[:8] == [1, 4, 7, 10, 13, 16, 19, 20] and due[8:] == [30, 40, 50, 60, 70, 80, 90, 100]
+    assert pace.left(5400) == "90 min" and pace.left(9000) == "2.5 hours"
+    pace.is_due(101, 200, 11.0, clock)  # the mean of the last ten: 2 seconds
+    assert pace.left(60) == "2 min"
+
+
 # ---------------------------------------------------------------- held-out margins and the early stop
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from cai_experiment.observe.content_logger import ContentLogger
 
 ITS_FLAGS = ("sft_share", "sft_epochs", "sft_learning_rate", "helpful", "helpful_share")
+DPO_FLAGS = ("steps", "epochs", "learning_rate", "beta", "loss", "nll_weight", "eval_every", "early_stop")
 
 
 @dataclass
@@ -50,6 +51,12 @@ class WarmStart:
         assert self.result is not None
         return sft.summary(self.result, self.helpful)
 
+    @property
+    def alarms(self) -> list[str]:
+        """What SFT has raised, for the report of DPO."""
+        assert self.result is not None
+        return [f"SFT: {alarm}" for alarm in self.result.alarms]
+
     def metrics(self) -> dict[str, Result]:
         """SFT's loss over the same rows, before and after it, in nats a token."""
         assert self.result is not None
@@ -58,8 +65,10 @@ class WarmStart:
         return {name: Result(value, first.measured, None) for name, value in found.items()}
 
     def described(self) -> dict[str, Any]:
-        """The settings for the report."""
+        """The settings for the report, beside those of DPO; of SFT alone all there are."""
         then = self.settings.identity()
+        if self.alone:
+            return {k: v for k, v in then.items() if k not in ("beta", "nll_weight")} | {"sft_helpful": self.helpful}
         found = {f"sft_{name}": then[name] for name in ("pairs", "epochs", "learning_rate")}
         return found | {"sft_helpful": self.helpful}
 
@@ -90,12 +99,23 @@ def check_flags(args: argparse.Namespace) -> None:
         raise BadInputError(f"--{given[0].replace('_', '-')} speaks of SFT", "add --sft-first")
     if args.sft_first and processes.count() > 1:
         raise BadInputError("--sft-first runs in one process", "warm up alone first (--sft-share 1), or leave it out")
+    if is_alone(args):
+        default = DPOSettings((), Path())
+        given = [name for name in DPO_FLAGS if getattr(args, name) not in (None, getattr(default, name))]
+        if given:
+            message = f"--{given[0].replace('_', '-')} speaks of DPO, for which --sft-share 1 leaves no pairs"
+            raise BadInputError(message, "leave one of the two out (SFT has --sft-epochs and --sft-learning-rate)")
     if args.helpful_share is not None and args.helpful is None:
         raise BadInputError("--helpful-share needs helpful rows", "name a file of them with --helpful")
     if args.helpful_share == 1:
         raise BadInputError("--helpful-share 1 leaves no revisions", "use a smaller share, e.g. 0.2")
-    if not args.fresh:
+    if not (args.fresh or args.plan):
         sft.check_first(args.checkpoint_dir / args.run, args.sft_first)
+
+
+def is_alone(args: argparse.Namespace) -> bool:
+    """True if no DPO follows SFT."""
+    return bool(args.sft_first and args.sft_share == 1)
 
 
 def divide(args: argparse.Namespace, pairs: Sequence[Pair]) -> tuple[list[Pair], list[Pair]]:
@@ -194,7 +214,8 @@ def train(
     model, tokenizer = engine.release_for_training()
     if warm is not None:
         warm.settings = replace(warm.settings, base=settings.base)  # known since the model is loaded
-        warm.result = first = sft.train(warm.settings, model, tokenizer, engine.renderer)
+        warm.settings = replace(warm.settings, base=settings.base)
+        warm.result = first = sft.train(warm.settings, model, tokenizer, engine.renderer, content=content)
         print(warm.note, flush=True)
         if first.stopped or warm.alone:
             if first.model is None:

@@ -18,6 +18,7 @@ from cai_experiment.records.files import read_examples
 from cai_experiment.records.schema import Example
 from cai_experiment.scripts._following import next_command
 from cai_experiment.scripts._plan_training import backend_of
+from cai_experiment.scripts._sft import WarmStart, is_alone
 from cai_experiment.training import processes
 from cai_experiment.training.data import Pair, read_pairs
 from cai_experiment.training.plumbing import is_plumbing, label, plumbing_pairs
@@ -25,7 +26,6 @@ from cai_experiment.training.settings import SPEC_LEARNING_RATE, DPOSettings, Tr
 
 if TYPE_CHECKING:
     from cai_experiment.engines.load import LoadSettings
-    from cai_experiment.scripts._sft import WarmStart
 
 WITHOUT_ANSWERS = ("single", "batch")  # too little training for held-out answers to say anything
 AFTER_TRAINING = {"mvp": SCRIPTS + "generate_full.py"}  # the milestones themselves name what follows generation
@@ -46,7 +46,7 @@ def training_settings(
         steps = steps_for(None if args.pairs else MILESTONES[args.milestone], in_file)
     preset = PRESETS.get(args.random_weights) if args.random_weights else choice.preset
     rate, override = args.learning_rate, preset.training if preset else None
-    if rate is None and preset is not None and override is not None:
+    if rate is None and preset is not None and override is not None and not is_alone(args):
         rate = override.after_sft if args.sft_first else override.learning_rate
         print(f"learning rate {rate:g} from the preset {preset.key}: {override.reason}")
     model = (args.random_weights or choice.name, args.quantization or hardware.quantization, args.format)
@@ -163,14 +163,15 @@ def evaluate_and_report(
     if is_plumbing(pairs):
         evaluation.notes.insert(0, label(pairs))
     if warm is not None:
-        evaluation.notes.append(warm.note)
+        evaluation.notes += [warm.note, *(warm.alarms if warm.result is not trained else ())]
         evaluation.metrics |= warm.metrics()
     if trained.dropped and trained is not (warm and warm.result):
         evaluation.notes.append(f"{len(trained.dropped)} overlong pairs were dropped, not cut")
     loaded = engine.describe()
     facts = RunFacts(
         milestone, args.run, accepted, rejected,
-        settings={name: loaded.get(name) for name in ("model", "engine", "quantization")} | settings.identity()
+        settings={name: loaded.get(name) for name in ("model", "engine", "quantization")}
+        | (warm.described() if warm and warm.alone else settings.identity())
         | (warm.described() if warm else {}),
         seconds={"training": training_seconds, "evaluation": time.monotonic() - started},
         peak_gpu_gb={"training": peak},

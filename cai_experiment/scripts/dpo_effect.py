@@ -67,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         run = args.run if arm == "dpo" else f"{args.run}-{arm}"
         if arm != "dpo":
             give_pairs(args.data_dir / run, shuffled(examples, args.seed) if arm == "control" else examples)
-        call(args, train_dpo.main, run, "--milestone", "mvp", "--steps", str(args.steps), *flags)
+        steps = () if arm == "sft" else ("--steps", str(args.steps))  # which are DPO's
+        call(args, train_dpo.main, run, "--milestone", "mvp", *steps, *flags)
         reports[arm] = read_json(args.data_dir / run / "report.json")
     rows = effect(reports)
     show(rows)

@@ -63,8 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise BadInputError("neither --milestone nor --pairs is given", "e.g. --milestone batch")
     args.run = args.run or args.milestone or args.pairs.stem
     _sft.check_flags(args)
-    if args.resume is not None:
-        check_resume(args)
+    check_resume(args)
     hardware = _plan.machine(args)
     whose = take_generator(args)
     choice = resolve_model(args.model, hardware)
@@ -84,8 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     warm = _sft.warm_start(args, settings, first, [*pairs, *held_out], choice)
     if warm is not None:
         print(warm.line)
-    steps = total_steps(settings, len(pairs)) if pairs else 0
-    print(f"{len(pairs)} training pairs, {len(held_out)} held out; {steps} steps of {settings.effective_batch} pairs")
+    print(size_line(args, settings, len(held_out)))
     if args.plan:
         print(*_plan.training_lines(args, milestone, _sft.to_plan(settings, warm), choice, hardware), sep="\n")
         return EXIT_OK
@@ -96,6 +94,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             stack.enter_context(RunFolder(args.data_dir / args.run))
         processes.wait()
         return train_and_report(args, milestone, settings, held_out, choice, command.replace(" --fresh", ""), warm)
+
+
+def size_line(args: argparse.Namespace, settings: DPOSettings, held_out: int) -> str:
+    """Pairs and steps of DPO, where SFT has left it any, and what follows."""
+    line, pairs = f"{held_out} held out", len(settings.pairs)
+    if pairs:
+        steps = f"{total_steps(settings, pairs)} steps of {settings.effective_batch} pairs"
+        line = f"{pairs} training pairs, {line}; {steps}"
+    return line if args.no_eval or args.plan else f"{line}; then evaluation"
 
 
 def place_of_pairs(args: argparse.Namespace) -> Path:
@@ -113,6 +120,8 @@ def pairs_of(args: argparse.Namespace) -> list[Pair]:
 
 def check_resume(args: argparse.Namespace) -> None:
     """Raise BadInputError for a --resume that cannot be followed; nothing is loaded for it."""
+    if args.resume is None:
+        return
     folder = args.checkpoint_dir / args.run
     if args.fresh and folder.resolve() in args.resume.resolve().parents:
         message = f"--fresh moves {show(folder)} away, and --resume names a checkpoint in it"

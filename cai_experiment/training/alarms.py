@@ -38,13 +38,13 @@ class Alarms:
     def look(self, row: Mapping[str, Any]) -> list[str]:
         """Take a row; the alarms that are due for the first time."""
         self.recent = [*self.recent, row][-STEPS:]
-        new = {kind: text for kind, text in self._due(row).items() if kind not in self.found}
+        new = {kind: text for kind, text in self.due(row).items() if text and kind not in self.found}
         self.found |= {kind: f"ALARM at step {row['step']}: {text}" for kind, text in new.items()}
         return [self.found[kind] for kind in new]
 
-    def _due(self, row: Mapping[str, Any]) -> dict[str, str]:
-        due = {"fallen": self._fallen(), "saturated": self._saturated(), "collapsed": self._collapsed(row)}
-        return {kind: text for kind, text in due.items() if text}
+    def due(self, row: Mapping[str, Any]) -> dict[str, str]:
+        """A text by kind of alarm, "" where all is well; SFT has fewer kinds (sft_trainer.py)."""
+        return {"fallen": self._fallen(), "saturated": self._saturated(), "collapsed": self.collapsed(row)}
 
     def _fallen(self) -> str:
         """DPO on similar pairs can lower both log-probabilities."""
@@ -70,14 +70,16 @@ class Alarms:
             "or a higher --beta keep it closer"
         )
 
-    def _collapsed(self, row: Mapping[str, Any]) -> str:
+    def collapsed(self, row: Mapping[str, Any]) -> str:
+        """The text of the alarm if sample answers have become poor in bigrams, else ""."""
         now = row.get(DISTINCT)
         if now is None or not self.distinct_before or now >= COLLAPSED * self.distinct_before:
             return ""
+        accuracy = _mean(self.recent, "accuracy") if "accuracy" in row else None
+        on_pairs = "" if accuracy is None else f", with an accuracy of {accuracy:.2f} on the pairs"
         return (
             f"sample answers collapse: {now:.0%} of their bigrams are distinct, {self.distinct_before:.0%} before "
-            f"training, with an accuracy of {_mean(self.recent, 'accuracy'):.2f} on the pairs; read them in "
-            f"{LOG_OF_SAMPLES}"
+            f"training{on_pairs}; read them in {LOG_OF_SAMPLES}"
         )
 
 

@@ -18,14 +18,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import TrainerState
 
 from cai_experiment.errors import EXIT_CTRL_C, EXIT_HANGUP, EXIT_TERMINATED
-from cai_experiment.records.files import write_jsonl
+from cai_experiment.records.files import show, write_jsonl
 from cai_experiment.records.store import Journal
 from cai_experiment.training import checkpoints, processes
 from cai_experiment.training.alarms import Alarms
 from cai_experiment.training.backends import backend_of, build_trainer
 from cai_experiment.training.data import TokenPair
 from cai_experiment.training.samples import Sampler, Samples
-from cai_experiment.training.settings import METRICS, DPOSettings
+from cai_experiment.training.settings import MEASURED_PAIRS, METRICS, DPOSettings
 from cai_experiment.training.watch import Patience, Watch
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from cai_experiment.observe.content_logger import ContentLogger
 
+FEW = 10  # pairs: measured in no time
 SIGNALS = {signal.SIGINT: EXIT_CTRL_C, signal.SIGTERM: EXIT_TERMINATED, signal.SIGHUP: EXIT_HANGUP}
 
 
@@ -41,6 +42,8 @@ class Training:
 
     `held_out` is measured now and then; `sampler` answers instructions for the log `content`.
     """
+
+    stage = "EPOCH"  # in the content log
 
     def __init__(
         self,
@@ -65,6 +68,9 @@ class Training:
         self.started = time.monotonic() if settings.started is None else settings.started
         self.metrics = Journal(settings.output_dir / METRICS)
         self.backend = backend_of(settings, model)
+        if len(rows) > FEW:
+            say(f"measuring {self.measured_first(held_out):,} pairs before the first step; each step's row goes to "
+                f"{show(self.metrics.path)}")  # fmt: skip
         self.trainer = self.build(rows, held_out, model, tokenizer)
         self.trainer.keep = settings.keep
         self.trainer.check_start()
@@ -75,6 +81,10 @@ class Training:
     ) -> Any:  # fmt: skip
         """The trainer, and what watches it; SFT has its own (sft_trainer.py)."""
         return build_trainer(self.backend, self.settings, rows, held_out, self.total, model, tokenizer, Watch(self))
+
+    def measured_first(self, held_out: Sequence[TokenPair]) -> int:
+        """Pairs that are read before the first step: fast DPO takes the reference's log-probabilities of all."""
+        return len(self.rows) + len(held_out) if self.backend == "fast" else min(len(self.rows), MEASURED_PAIRS)
 
     @property
     def step(self) -> int:
@@ -99,8 +109,7 @@ class Training:
                 write_jsonl(self.metrics.path, kept)
         self.alarms.distinct_before = self.sample(0, into_log=start is None)
         for row in kept:
-            if "margin" in row:  # SFT has none
-                self.alarms.look(row)
+            self.alarms.look(row)
         if start is not None and self._was_over(start, done):
             return ""
         try:
@@ -177,7 +186,7 @@ class Training:
             return
         an_epoch = -(-len(self.rows) // self.settings.effective_batch)
         epoch = -(-step // an_epoch)
-        stage = f"EPOCH-{epoch}-BATCH-{step - max(0, epoch - 1) * an_epoch}"
+        stage = f"{self.stage}-{epoch}-BATCH-{step - max(0, epoch - 1) * an_epoch}"
         for prompt, answer in zip(prompts, found.answers, strict=True):
             facts = {"step": step, "instruction": prompt, "distinct_bigrams": round(found.distinct, 4)}
             self.content.log_stage(stage, f"{prompt}\n-> {answer}", facts)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from cai_experiment.engines.render import Renderer
+    from cai_experiment.observe.content_logger import ContentLogger
 
 FOLDER = "sft"  # in the run's checkpoint folder
 LOSS = "sft"  # TRL's name
@@ -71,7 +72,7 @@ def sft_settings(settings: DPOSettings, rows: Sequence[Pair], epochs: float, lea
     return replace(
         settings, pairs=tuple(rows), output_dir=settings.output_dir / FOLDER, steps=None, epochs=epochs,
         learning_rate=learning_rate, loss=LOSS, beta=default.beta, nll_weight=0.0, start_adapter=None, held_out=(),
-        eval_every=None, early_stop=None, sample_every=None, sample_prompts=(), save_every=None, resume=None,
+        eval_every=None, early_stop=None, resume=None,
     )  # fmt: skip
 
 
@@ -84,39 +85,50 @@ def train(
     tokenizer: PreTrainedTokenizerBase,
     renderer: Renderer,
     say: Callable[[str], None] = print,
+    content: ContentLogger | None = None,
 ) -> TrainResult:
     """Fine-tune, or go on where an interrupted call stopped; a finished one is not repeated.
 
     `result.loss_before` and `loss_after` are nats a token of the first `measured` rows. `result.model` is the model
-    with its adapter, or None if the fine-tuning had been finished before: `model` is as it was then.
+    with its adapter, or None if the fine-tuning had been finished before: `model` is as it was then. Answers to
+    `settings.sample_prompts` go to the log `content`, if there is one.
 
     Raises as `dpo.train` does.
     """
     check_flags(settings)
     processes.start()
-    with processes.first_goes_ahead():
-        settings.output_dir.mkdir(parents=True, exist_ok=True)
-        dpo.check_settings(settings)
-        checkpoints.sweep(settings.output_dir)
-        is_done = dpo.is_finished(settings.output_dir, say)
-    if is_done:
-        result = dpo.finished(settings.output_dir)
-        result.resumed_from = result.steps
-        return result
+    if (done := _done_before(settings, say)) is not None:
+        return done
     limit = min(settings.max_length, renderer.max_length)
     rows, dropped = tokenize_pairs(settings.pairs, renderer, limit)
     if dropped:
         say(f"SFT: {len(dropped)} of {len(settings.pairs)} rows exceed {limit} tokens and were dropped, not cut")
     from cai_experiment.training.backends import backend_of
     from cai_experiment.training.memory_errors import memory_errors
+    from cai_experiment.training.samples import Sampler
     from cai_experiment.training.sft_trainer import SFTTraining
 
     with memory_errors(settings, rows, backend_of(settings, model)) as tried:
-        training = SFTTraining(settings, rows, total_steps(settings, len(rows)), model, tokenizer, say)
+        sampler = Sampler(settings.sample_prompts, renderer)
+        steps = total_steps(settings, len(rows))
+        training = SFTTraining(settings, rows, steps, model, tokenizer, say, sampler=sampler, content=content)
         tried.note(training)
         if processes.is_first():
             write_json(settings.output_dir / dpo.SETTINGS, settings.identity())  # now that nothing more is refused
         return _run(training, dropped)
+
+
+def _done_before(settings: DPOSettings, say: Callable[[str], None]) -> TrainResult | None:
+    """The result of a fine-tuning that an earlier call ended, without a model; else the folder is made ready."""
+    with processes.first_goes_ahead():
+        settings.output_dir.mkdir(parents=True, exist_ok=True)
+        dpo.check_settings(settings)
+        checkpoints.sweep(settings.output_dir)
+        if not dpo.is_finished(settings.output_dir, say):
+            return None
+    result = dpo.finished(settings.output_dir)
+    result.resumed_from = result.steps
+    return result
 
 
 def _run(training: Any, dropped: list[str]) -> TrainResult:
@@ -132,6 +144,7 @@ def _run(training: Any, dropped: list[str]) -> TrainResult:
         step0_margin=0.0, loss_before=before["loss"], loss_after=None, stopped=stopped, before=before,
         measured=min(len(training.rows), MEASURED_PAIRS), pairs=len(training.rows), total_steps=training.total,
         resumed_from=checkpoints.step_of(start) if start else 0, backend=training.backend,
+        alarms=list(training.alarms.found.values()),
     )  # fmt: skip
     if stopped:
         result.adapter_dir = settings.output_dir / f"checkpoint-{training.step}"
@@ -163,9 +176,13 @@ def check_first(output_dir: Path, sft_first: bool) -> None:
 
 
 def summary(result: TrainResult, helpful: int) -> str:
-    """One line for terminal and report: rows, share of helpful ones, steps, loss before and after."""
-    rows = f"{result.pairs} rows, {helpful / result.pairs:.0%} of them helpful" if helpful else f"{result.pairs} rows"
-    dropped = f" ({len(result.dropped)} overlong rows dropped)" if result.dropped else ""
+    """One line for terminal and report: rows, share of helpful ones, steps, loss before and after.
+
+    `helpful` counts rows of the whole, the overlong ones among them.
+    """
+    whole = result.pairs + len(result.dropped)
+    rows = f"{whole} rows, {helpful / whole:.0%} of them helpful" if helpful else f"{whole} rows"
+    dropped = f" ({len(result.dropped)} of them overlong and dropped)" if result.dropped else ""
     line = f"SFT: {result.steps} of {result.total_steps} steps on {rows}{dropped}"
     if result.loss_after is None:
         return line

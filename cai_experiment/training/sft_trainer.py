@@ -8,15 +8,13 @@ both to the formula.
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
-from transformers.trainer_callback import PrinterCallback, TrainerControl, TrainerState
+from transformers.trainer_callback import PrinterCallback
 
 from cai_experiment.errors import BadInputError
 from cai_experiment.training import processes
@@ -36,12 +34,18 @@ from cai_experiment.training.watch import Watch
 class SFTTraining(Training):
     """A fine-tuning with the clock, the limits, the stop signals and the checkpoints of every training."""
 
+    stage = "EPOCH-SFT"
+
+    def measured_first(self, held_out: Sequence[TokenPair]) -> int:
+        """Rows that are read before the first step."""
+        return min(len(self.rows), MEASURED_PAIRS)
+
     def build(
         self, rows: Sequence[TokenPair], held_out: Sequence[TokenPair], model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
     ) -> Any:  # fmt: skip
         """SFT's trainer, its adapter in place."""
-        self.alarms = NoAlarms(self.settings)
+        self.alarms = SFTAlarms(self.settings)
         return build_sft_trainer(self.backend, self.settings, rows, self.total, model, tokenizer, SFTWatch(self))
 
 
@@ -179,42 +183,21 @@ class SFTTrainer(FastTrainer):
         Trainer.log(self, logs, start_time)
 
 
-class NoAlarms(Alarms):
-    """What DPO's alarms look at SFT does not have."""
+class SFTAlarms(Alarms):
+    """Of DPO's alarms the one that SFT can raise."""
 
-    def look(self, row: Mapping[str, Any]) -> list[str]:
-        """Nothing to say."""
-        return []
+    def due(self, row: Mapping[str, Any]) -> dict[str, str]:
+        """Whether the text of sample answers collapses."""
+        return {"collapsed": self.collapsed(row)}
 
 
 class SFTWatch(Watch):
-    """As in every training, with SFT's metrics: a line of metrics.jsonl a step, a word for every tenth of the run."""
+    """As in every training, with SFT's metrics, which are the loss alone."""
 
-    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Hugging Face calls it after every step."""
-        logs: dict[str, float] = kwargs["logs"]
-        if "loss" not in logs:  # the summary at the end
-            return
-        training = self.training
-        if not math.isfinite(logs["grad_norm"]):
-            raise training.trainer.not_finite("gradient", logs["grad_norm"])
-        row = {
-            "step": state.global_step,
-            "loss": logs["loss"],
-            "learning_rate": logs["learning_rate"],
-            "grad_norm": logs["grad_norm"],
-            "tokens": int(logs["num_tokens"] - self.tokens_before),
-            "seconds": round(time.monotonic() - self.step_started, 3),
-        }
-        self.tokens_before = logs["num_tokens"]
-        if processes.is_first():
-            training.metrics.append(row)
-        if row["step"] % max(1, training.total // 10) and row["step"] != training.total:
-            return
-        spent = (time.monotonic() - training.started) / 3600
-        speed = row["tokens"] / max(row["seconds"], 1e-3)
-        training.say(
-            f"SFT step {row['step']}/{training.total}  loss {row['loss']:.4f}  {speed:,.0f} tokens/s  "
-            f"{(training.total - row['step']) * row['seconds'] / 60:.0f} min left  "
-            f"${spent * training.settings.price_per_hour:.2f}"
-        )
+    def metrics(self, logs: dict[str, float]) -> dict[str, float]:
+        """None: there are no pairs."""
+        return {}
+
+    def words(self, row: dict[str, float]) -> str:
+        """What a line says of a step."""
+        return f"SFT step {row['step']}/{self.training.total}  loss {row['loss']:.4f}"

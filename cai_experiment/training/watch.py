@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from cai_experiment.training.run import Training
 
 HELD_OUT = ("margin", "accuracy", "loss", "chosen_logp", "rejected_logp")  # as held_out_margin, ... in a row
+SPEAK_AFTER = 120  # seconds
 
 
 class Watch(TrainerCallback):
@@ -31,6 +33,7 @@ class Watch(TrainerCallback):
         self.training = training
         self.step_started = 0.0
         self.tokens_before = 0.0
+        self.pace = Pace()
 
     def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Start the step's clock."""
@@ -53,7 +56,7 @@ class Watch(TrainerCallback):
         row = {
             "step": state.global_step,
             "loss": logs["loss"],
-            **named(logs),
+            **self.metrics(logs),
             "learning_rate": logs["learning_rate"],
             "grad_norm": logs["grad_norm"],
             "tokens": int(logs["num_tokens"] - self.tokens_before),
@@ -66,6 +69,17 @@ class Watch(TrainerCallback):
         for alarm in training.alarms.look(row):
             training.say(alarm)
         self._say(row)
+
+    def metrics(self, logs: dict[str, float]) -> dict[str, float]:
+        """What a row says of the pairs beside the loss; SFT has other metrics (sft_trainer.py)."""
+        return named(logs)
+
+    def words(self, row: dict[str, float]) -> str:
+        """What a line says of a step."""
+        return (
+            f"step {row['step']}/{self.training.total}  loss {row['loss']:.4f}  margin {row['margin']:+.4f}  "
+            f"accuracy {row['accuracy']:.2f}"
+        )
 
     def _held_out(self, state: TrainerState, control: TrainerControl) -> dict[str, float]:
         """Measure the held-out pairs where it is due. A better margin than before is worth a checkpoint."""
@@ -88,23 +102,41 @@ class Watch(TrainerCallback):
         return {} if distinct is None else {DISTINCT: distinct}
 
     def _say(self, row: dict[str, float]) -> None:
-        """A line for every tenth of the run, with time left and cost, and one for every measurement."""
+        """A line now and then, with time left and cost, and one for every measurement."""
         step, total = int(row["step"]), self.training.total
         if "held_out_margin" in row:
             self.training.say(
                 f"step {step}/{total}  held out: margin {row['held_out_margin']:+.4f}  accuracy "
                 f"{row['held_out_accuracy']:.2f}  loss {row['held_out_loss']:.4f}"
             )
-        if step % max(1, total // 10) and step != total:
+        if not self.pace.is_due(step, total, row["seconds"], time.monotonic()):
             return
-        spent = time.monotonic() - self.training.started
-        left = (total - step) * row["seconds"]
-        cost = spent / 3600 * self.training.settings.price_per_hour
+        cost = (time.monotonic() - self.training.started) / 3600 * self.training.settings.price_per_hour
         speed = row["tokens"] / max(row["seconds"], 1e-3)
-        self.training.say(
-            f"step {step}/{total}  loss {row['loss']:.4f}  margin {row['margin']:+.4f}  "
-            f"accuracy {row['accuracy']:.2f}  {speed:,.0f} tokens/s  {left / 60:.0f} min left  ${cost:.2f}"
-        )
+        left = self.pace.left(total - step)
+        self.training.say(f"{self.words(row)}  {speed:,.0f} tokens/s  {left} left  ${cost:.2f}")
+
+
+class Pace:
+    """When a line is due: after a call's first step, then for every tenth of the run or after SPEAK_AFTER seconds."""
+
+    def __init__(self) -> None:
+        self.seconds: deque[float] = deque(maxlen=10)  # of the last steps
+        self.said: float | None = None  # when the last line was due
+
+    def is_due(self, step: int, total: int, seconds: float, now: float) -> bool:
+        """Take a step, which took so many seconds; `now` is time.monotonic()."""
+        self.seconds.append(seconds)
+        due = step % max(1, total // 10) == 0 or step == total
+        if not due and self.said is not None and now - self.said < SPEAK_AFTER:
+            return False
+        self.said = now
+        return True
+
+    def left(self, steps: int) -> str:
+        """What so many steps take, each as the mean of the last ones: minutes, above 90 of them hours."""
+        minutes = steps * sum(self.seconds) / len(self.seconds) / 60
+        return f"{minutes:.0f} min" if minutes <= 90 else f"{minutes / 60:.1f} hours"
 
 
 class Patience:
