@@ -653,7 +653,7 @@ def test_after_sft_alone_its_adapter_is_exported_and_the_card_says_so(runs: Path
     assert beside(runs) == ["adapter", "evaluated", "sft"]
     text = (runs / "mvp" / "adapter" / export.CARD).read_text()
     for part in ("LoRA fine-tuned (SFT)", "no DPO", "epochs: 2.0", "rows: 6 with sha256 00c0", "| harmful answers |",
-                 "helpful answers among SFT's rows: 1 of 6", "- sft\n"):  # fmt: skip
+                 "helpful answers among SFT's rows: 1 of 6", "made from: sft/final of", "- sft\n"):  # fmt: skip
         assert part in text, f"{part!r} is not in\n{text}"
     assert "beta" not in text and "arXiv 2305.18290" not in text
     assert find_source(runs / "mvp", None).folder == adapter

@@ -113,7 +113,7 @@ def _what(source: Source, licence: str, record: Mapping[str, Any]) -> str:
     terms = "see its card for the licence" if licence == UNKNOWN_LICENCE else f"licence {licence}"
     lines = [
         f"- base model: {base}{revision}; {terms}, which also holds for this model",
-        f"- made from: {source.folder.name} of the run {source.run}, adapter sha256 {record['adapter_sha256']}",
+        f"- made from: {source.name} of the run {source.run}, adapter sha256 {record['adapter_sha256']}",
     ]
     if record.get("dtype"):
         lines.append(f"- precision: {record['dtype']}")

@@ -203,7 +203,7 @@ def record_of(job: Job, adapter: Adapter, kind: str, found: Comparison | None) -
     return {
         "kind": kind,
         "run": job.source.run,
-        "adapter": job.source.folder.name,
+        "adapter": job.source.name,
         "adapter_sha256": adapter.sha256,
         **job.base.facts,
         "check": found.to_json() if found else None,

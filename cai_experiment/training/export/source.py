@@ -44,6 +44,11 @@ class Source:
         return self.settings.get("loss") == sft.LOSS
 
     @property
+    def name(self) -> str:
+        """The adapter's folder within the run's: "final", "checkpoint-40", "sft/final"."""
+        return f"{sft.FOLDER}/{self.folder.name}" if self.is_sft else self.folder.name
+
+    @property
     def place(self) -> Path:
         """The run's folder; SFT has one of its own in it."""
         return self.folder.absolute().parents[1 if self.is_sft else 0]
