@@ -464,6 +464,24 @@ def test_tokens_of_a_pair_by_backend() -> None:
     assert dpo(backend="trl", lengths=both, at_once=2).tokens_a_pair() == 140
 
 
+def test_sft_takes_one_row_a_pair_and_no_reference() -> None:
+    known = (Lengths(100, 250, 250, 249),)
+    for backend, flops in (("unsloth", 6), ("fast", 4)):
+        work, both = dpo(backend=backend, lengths=known, is_sft=True), dpo(backend=backend, lengths=known)
+        assert work.flops_a_token() == flops and work.parts().total <= both.parts().total
+        assert work.tokens_a_pair() == pytest.approx(350, abs=1)
+        assert work.flops() == pytest.approx(work.numbers.parameters * 350 * (12_000 * flops + 2 * 200 * 2), rel=0.01)
+    alone = dpo(is_sft=True)  # lengths are not known
+    assert alone.tokens_a_pair() == pytest.approx(dpo().tokens_a_pair() / 2)
+
+
+def test_held_out_pairs_that_are_measured_on_the_way_are_reckoned() -> None:
+    for backend, forward in (("unsloth", 4), ("fast", 2)):
+        work = dpo(backend=backend, lengths=(Lengths(100, 250, 250),))
+        more = replace(work, measured=2000).flops() - work.flops()
+        assert more == pytest.approx(work.numbers.parameters * work.tokens_a_pair() * 2000 * forward)
+
+
 def test_what_helps_where_training_does_not_fit() -> None:
     small = PROFILES["a100-40gb"]
     told = dpo(small, "trl", max_length=4096, at_once=2).remedies()
@@ -568,7 +586,7 @@ def test_the_readmes_budgets_are_the_plans(planned: Planned) -> None:
         assert [cell.strip() for cell in cells] == planned_costs, part
     fast = planned(train_dpo, "--milestone", "full", *pod, "--backend", "fast")["training"]
     assert f"`--backend fast`\nplans training at {cost(fast)}" in text
-    assert "this plan is 7.3 hours over it" in found["M3"]["budget"] and "the whole is 7.3 hours over 5" in text
+    assert "this plan is 7.7 hours over it" in found["M3"]["budget"] and "the whole is 7.7 hours over 5" in text
     assert "over it" not in found["M2"]["budget"]
 
 
@@ -587,6 +605,20 @@ def test_training_is_planned_before_there_are_pairs(planned: Planned) -> None:
     longer = planned(train_dpo, "--milestone", "mvp", "--hardware", "a100-40gb", "--no-eval")
     assert "DOES NOT FIT" in longer["training"] and "fits with --max-length 2048" in longer["training"]
     assert "evaluation" not in longer
+
+
+def test_the_warm_start_is_part_of_the_plan(planned: Planned) -> None:
+    def dollars(told: str) -> float:
+        return float(re.findall(r"\$([\d.]+\d)", told)[0])
+
+    flags = ("--milestone", "mvp", "--hardware", "a100-80gb", "--sft-first")
+    told = planned(train_dpo, *flags)
+    assert told["sft"].startswith("train_dpo.py, unsloth, 4bit: 15 steps of up to 8 rows, 42,000 tokens")
+    assert told["training"].startswith("in the same load, unsloth, 4bit: 100 steps of up to 8 pairs")
+    parts = sum(dollars(told[part]) for part in ("sft", "training", "evaluation"))
+    assert dollars(told["total"]) == pytest.approx(parts, abs=0.02)
+    alone = planned(train_dpo, *flags, "--sft-share", "1")
+    assert "30 steps of up to 8 rows" in alone["sft"] and "training" not in alone
 
 
 def test_training_is_planned_by_the_lengths_of_real_pairs(planned: Planned, tmp_path: Path) -> None:

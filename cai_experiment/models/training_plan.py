@@ -1,4 +1,4 @@
-"""What DPO and its evaluation will take: tokens by backend, FLOPs, hours, memory; what helps where it does not fit.
+"""What SFT, DPO and evaluation will take: tokens by backend, FLOPs, hours, memory; what helps where it does not fit.
 
 No torch. Speeds are shares of the card's data sheet (`TRAINING_EFFICIENCY`), not measurements: the plan says so.
 """
@@ -63,7 +63,9 @@ class Lengths:
 @dataclass(frozen=True, slots=True)
 class TrainingWork:
     """A training to be planned. `lengths`: of its pairs, where they are known; `seen`: pairs over all steps; `at_once`:
-    TRL's and Unsloth's pairs a pass; `token_budget`: fast DPO's tokens a pass, None by the memory."""
+    TRL's and Unsloth's pairs a pass; `token_budget`: fast DPO's tokens a pass, None by the memory; `measured`: held-out
+    pairs that are measured while training, each as often as it is. Of `is_sft` a pair is one row, without a reference.
+    """
 
     choice: ModelChoice
     hardware: Hardware
@@ -76,6 +78,8 @@ class TrainingWork:
     token_budget: int | None = None
     rank: int = LORA_RANK
     lengths: tuple[Lengths, ...] = ()
+    measured: int = 0
+    is_sft: bool = False
 
     @property
     def numbers(self) -> Architecture:
@@ -102,7 +106,16 @@ class TrainingWork:
 
     def _pair_of(self, row: int) -> Lengths:
         prompt = min(PROMPT_TOKENS, row // 2)
-        return Lengths(prompt, row - prompt, row - prompt)
+        return self._like(prompt, row - prompt)
+
+    def _like(self, prompt: int, answer: int) -> Lengths:
+        """A pair of which nothing but these numbers of tokens is known; SFT's two sides are the same."""
+        return Lengths(prompt, answer, answer, answer if self.is_sft else 0)
+
+    @property
+    def rows_a_pair(self) -> int:
+        """Rows that are computed of a pair where none are packed."""
+        return 1 if self.is_sft else 2
 
     # ------------------------------------------------------------ memory
 
@@ -114,7 +127,8 @@ class TrainingWork:
             tokens = max(found.tokens, longest.tree)
             return Pass.packed(tokens, longest.tree), found.recomputed_layers
         again = self.numbers.layers if self.hardware.kind == "cuda" else 0
-        return Pass.of_rows(self.at_once, longest.row), again
+        rows = self.rows_a_pair * self.at_once
+        return Pass(rows * longest.row, rows, longest.row, rows * longest.row), again
 
     def parts(self) -> Parts:
         """Bytes at the fullest moment."""
@@ -135,16 +149,16 @@ class TrainingWork:
     # ------------------------------------------------------------ time
 
     def tokens_a_pair(self) -> float:
-        """What the backend computes for a pair, on average: a tree, or two rows as long as the longest of a pass."""
+        """What the backend computes for a pair, on average: a tree, or rows as long as the longest of a pass."""
         known = [one for one in self.lengths if one.row <= self.max_length]
         answer = answer_tokens(self.choice)
-        known = known or [Lengths(PROMPT_TOKENS, answer, answer)]
+        known = known or [self._like(PROMPT_TOKENS, answer)]
         if self.backend == "fast":
             return sum(one.tree for one in known) / len(known)
         rows = [one.row for one in known]
         random.Random(0).shuffle(rows)
         passes = [rows[i : i + self.at_once] for i in range(0, len(rows), self.at_once)]
-        return 2 * sum(max(one) * len(one) for one in passes) / len(rows)
+        return self.rows_a_pair * sum(max(one) * len(one) for one in passes) / len(rows)
 
     @property
     def tokens(self) -> int:
@@ -152,18 +166,18 @@ class TrainingWork:
         return round(self.seen * self.tokens_a_pair())
 
     def flops_a_token(self) -> float:
-        """In parameters: 2 forward, 2 backward, 2 for the share of layers computed again, 2 of a step's reference.
+        """In parameters: 2 forward, 2 backward, 2 for the share of layers computed again, 2 of a DPO step's reference.
 
         Where no lengths are known, layers are computed again as rows of USUAL_LENGTH ask for.
         """
         again = (self if self.lengths else self.usual()).fullest_pass()[1] / self.numbers.layers
-        return 4 + 2 * again + (0 if self.backend == "fast" else 2)
+        return 4 + 2 * again + (0 if self.backend == "fast" or self.is_sft else 2)
 
     def flops(self) -> float:
-        """Of all steps, of a reference that is computed once, and of measuring before and after."""
-        forward = 2.0 if self.backend == "fast" else 4.0
-        once = self.pairs * 2.0 if self.backend == "fast" else 0.0
-        measured = 2 * min(self.pairs, MEASURED_PAIRS) * forward
+        """Of all steps, of a reference that is computed once, and of measuring before, after and on the way."""
+        forward = 2.0 if self.backend == "fast" or self.is_sft else 4.0
+        once = self.pairs * 2.0 if self.backend == "fast" and not self.is_sft else 0.0
+        measured = (2 * min(self.pairs, MEASURED_PAIRS) + self.measured) * forward
         return self.numbers.parameters * self.tokens_a_pair() * (self.seen * self.flops_a_token() + once + measured)
 
     def limit(self) -> float | None:

@@ -93,16 +93,19 @@ def milestone_lines(args: argparse.Namespace, milestone: Milestone, settings: Ru
 
 
 def training_lines(
-    args: argparse.Namespace, milestone: Milestone, settings: DPOSettings, choice: ModelChoice, hardware: Hardware
-) -> list[str]:
-    """The plan of train_dpo.py alone, behind its heading."""
+    args: argparse.Namespace, milestone: Milestone, trainings: Sequence[DPOSettings], held_out: int,
+    choice: ModelChoice, hardware: Hardware,
+) -> list[str]:  # fmt: skip
+    """The plan of train_dpo.py alone, behind its heading: SFT, DPO or both, in one load."""
     choice, quantization = drawn(args, choice, hardware), args.quantization or hardware.quantization
     download = download_gb_of(args, choice, backend_of(args, hardware, quantization), quantization)
-    steps, held_out = total_steps(settings, len(settings.pairs)), len(settings.held_out)
-    part, lines = dpo_lines(args, choice, hardware, len(settings.pairs), steps, settings, download, loaded=False)
-    parts = [part]
-    if vars(args).get("sft_first"):
-        lines.append(in_line("sft", "the warm start is not reckoned (in the same load, less than DPO)"))
+    parts: list[Part] = []
+    lines: list[str] = []
+    for settings in trainings:
+        pairs = (len(settings.pairs), len(settings.held_out))
+        steps = total_steps(settings, pairs[0])
+        part, said = dpo_lines(args, choice, hardware, pairs, steps, settings, download, loaded=bool(parts))
+        parts, lines = [*parts, part], [*lines, *said]
     if not args.no_eval and milestone.name not in WITH_TRAINING:
         tried, said = evaluation_lines(args, choice, hardware, held_out, milestone.pairs)
         parts, lines = [*parts, *tried], [*lines, *said]

@@ -1,4 +1,4 @@
-"""The training and evaluation parts of a plan, in words: tokens, FLOPs, memory by part, what helps. See _plan.py."""
+"""The parts of a plan that train (SFT, DPO) and evaluate, in words: tokens, FLOPs, memory, what helps. See _plan.py."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from cai_experiment.models.training_memory import Parts
 from cai_experiment.models.training_plan import Lengths, TrainingWork, evaluation
 from cai_experiment.scripts._generation import WITH_TRAINING
 from cai_experiment.scripts._plan_parts import Need, cost_of, download_gb_of, in_block, in_line
+from cai_experiment.training import sft
 from cai_experiment.training.data import HELD_OUT_SHARE, Pair
-from cai_experiment.training.settings import DPOSettings, even_batch, total_steps
+from cai_experiment.training.settings import MEASURED_PAIRS, DPOSettings, even_batch, total_steps
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -65,26 +66,29 @@ def training_after(
     same_files = engine != "server" and (engine == "unsloth") == (trainer == "unsloth")
     fetched = same_load or (same_files and choice.path_or_id == generator.path_or_id)
     download = 0.0 if fetched else download_gb_of(args, choice, trainer, quantization)
-    part, lines = dpo_lines(args, choice, hardware, pairs - held_out, steps, settings, download, loaded=same_load)
+    of_pairs = (pairs - held_out, held_out)
+    part, lines = dpo_lines(args, choice, hardware, of_pairs, steps, settings, download, loaded=same_load)
     disk = [Need(f"{quantization} to train", download), Need("checkpoints", checkpoints_gb(numbers), download=False)]
     tried, said = ([], []) if same_load else evaluation_lines(args, choice, hardware, held_out, drawn - pairs)
     return [part, *tried], disk, [*lines, *said]
 
 
 def dpo_lines(
-    args: argparse.Namespace, choice: ModelChoice, hardware: Hardware, pairs: int, steps: int, settings: DPOSettings,
-    download_gb: float, loaded: bool,
+    args: argparse.Namespace, choice: ModelChoice, hardware: Hardware, pairs: tuple[int, int], steps: int,
+    settings: DPOSettings, download_gb: float, loaded: bool,
 ) -> tuple[Part, list[str]]:  # fmt: skip
-    """(part, lines) of DPO on `pairs` pairs; those of `settings` are counted where they are no stand-ins."""
+    """(part, lines) of DPO, or of SFT, on `pairs` (to train on, held out); those of `settings` are counted where they
+    are no stand-ins."""
     work, counted = _work(args, choice, hardware, pairs, steps, settings)
     part = work.part(download_gb, loaded)
     usual = work.usual()
     command = "in the same load" if loaded else "train_dpo.py"
     batch, plural = settings.effective_batch, "s" if steps > 1 else ""
+    what = "rows" if work.is_sft else "pairs"
     verdict = "fits" if work.fits else "DOES NOT FIT"
     takes = cost_of(part, args.price_per_hour) if work.fits or usual.fits else "DOES NOT FIT"
     lines = [
-        f"{command}, {work.backend}, {work.quantization}: {steps:,} step{plural} of up to {batch} pairs, "
+        f"{command}, {work.backend}, {work.quantization}: {steps:,} step{plural} of up to {batch} {what}, "
         f"{work.tokens:,} tokens{counted}: {takes}",
         _speed(work),
         _memory(work),
@@ -96,12 +100,13 @@ def dpo_lines(
         if usual.fits and not work.lengths:
             lines.append(f"   rows of up to {usual.max_length:,} tokens fit: {usual.parts().total / GB:.1f} GB")
     part = part if work.fits else (usual.part(download_gb, loaded) if usual.fits and not work.lengths else part)
-    return part, in_block("training", lines)
+    return part, in_block("sft" if work.is_sft else "training", lines)
 
 
 def _work(
-    args: argparse.Namespace, choice: ModelChoice, hardware: Hardware, pairs: int, steps: int, settings: DPOSettings
-) -> tuple[TrainingWork, str]:
+    args: argparse.Namespace, choice: ModelChoice, hardware: Hardware, pairs: tuple[int, int], steps: int,
+    settings: DPOSettings,
+) -> tuple[TrainingWork, str]:  # fmt: skip
     """(what is to be planned, how its lengths were counted)."""
     quantization = args.quantization or hardware.quantization
     context = choice.preset.context if choice.preset else SPEC_LENGTH
@@ -109,10 +114,11 @@ def _work(
     at_once = settings.batch_size or (even_batch(batch, 8) if hardware.kind == "cpu" else 1)
     lengths, counted = lengths_of(settings.pairs, choice)
     backend = backend_of(args, hardware, quantization)
+    times = -(-steps // (settings.eval_every or max(1, steps // 10)))  # run.Training: a tenth of the run
     work = TrainingWork(
-        choice, hardware, backend, quantization, pairs, pairs_seen(pairs, steps, batch),
+        choice, hardware, backend, quantization, pairs[0], pairs_seen(pairs[0], steps, batch),
         min(settings.max_length, context), 1 if backend == "fast" else at_once, settings.token_budget, settings.lora_r,
-        lengths,
+        lengths, times * min(pairs[1], MEASURED_PAIRS), settings.loss == sft.LOSS,
     )  # fmt: skip
     return work, counted
 
@@ -176,7 +182,8 @@ def lengths_of(pairs: Sequence[Pair], choice: ModelChoice) -> tuple[tuple[Length
 
     Counted with the model's tokenizer where its file lies in the model's folder or in the download cache.
     """
-    if not any(pair.chosen for pair in pairs):
+    pairs = [pair for pair in pairs if pair.chosen]
+    if not pairs:
         return (), " by an average pair"
     tokenizer = _tokenizer(choice)
     found = tuple(_lengths(pair, tokenizer) for pair in pairs[:COUNTED])

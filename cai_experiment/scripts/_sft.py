@@ -181,17 +181,16 @@ def from_adapter(settings: DPOSettings, warm: WarmStart | None) -> DPOSettings:
     return replace(settings, start_adapter=warm.settings.output_dir / "final", resume=resume)
 
 
-def to_plan(settings: DPOSettings, warm: WarmStart | None) -> DPOSettings:
-    """What the plan reckons: DPO, or for SFT alone as much as DPO would take on its rows, which is more; says so."""
-    if warm is None or not warm.alone:
-        return settings
-    print("            SFT alone is planned as if it were DPO on the same rows, which takes more")
-    return replace(warm.settings, held_out=settings.held_out)
+def trainings(settings: DPOSettings, warm: WarmStart | None) -> list[DPOSettings]:
+    """What is trained, in order: DPO, SFT and DPO, or SFT alone."""
+    if warm is None:
+        return [settings]
+    return [warm.settings] if warm.alone else [warm.settings, settings]
 
 
 def all_finished(settings: DPOSettings, warm: WarmStart | None) -> bool:
     """True if every part of the run is finished; BadInputError if one was made with other settings."""
-    parts = [settings] if warm is None else [warm.settings] if warm.alone else [warm.settings, settings]
+    parts = trainings(settings, warm)
     if not all([dpo.is_finished(part.output_dir) for part in parts]):
         return False
     for part in parts:

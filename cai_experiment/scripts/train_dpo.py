@@ -27,6 +27,7 @@ if not __package__:  # run as a file: import from this checkout, whatever the cu
 
 from cai_experiment.errors import EXIT_NO_GO, EXIT_OK, BadInputError
 from cai_experiment.milestones import MILESTONES, Milestone
+from cai_experiment.models.hardware import Hardware
 from cai_experiment.models.presets import ModelChoice, resolve_model
 from cai_experiment.nano import is_nano
 from cai_experiment.observe.content_logger import ContentLogger
@@ -72,12 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     share = 0.0 if milestone.name in OWN_PAIRS else HELD_OUT_SHARE
     both, held_out = split_by_instruction(everything, args.seed, share)
     first, pairs = _sft.divide(args, both)
-    if args.plan:
-        print(*_plan.heading(args, hardware, choice), sep="\n")
-        if not place_of_pairs(args).exists():
-            print(f"pairs       none at {show(place_of_pairs(args))} yet: planned with the milestone's number")
-    else:
-        _training.say_model(args, hardware)
+    say_heading(args, hardware, choice)
     print(whose, end="")
     settings = _training.training_settings(args, pairs, len(everything), choice, hardware, held_out)
     warm = _sft.warm_start(args, settings, first, [*pairs, *held_out], choice)
@@ -85,7 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(warm.line)
     print(size_line(args, settings, len(held_out)))
     if args.plan:
-        print(*_plan.training_lines(args, milestone, _sft.to_plan(settings, warm), choice, hardware), sep="\n")
+        parts = _sft.trainings(settings, warm)
+        print(*_plan.training_lines(args, milestone, parts, len(held_out), choice, hardware), sep="\n")
         return EXIT_OK
     command = shlex.join(["python", "cai_experiment/scripts/train_dpo.py", *(sys.argv[1:] if argv is None else argv)])
     with ExitStack() as stack:
@@ -94,6 +91,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             stack.enter_context(RunFolder(args.data_dir / args.run))
         processes.wait()
         return train_and_report(args, milestone, settings, held_out, choice, command.replace(" --fresh", ""), warm)
+
+
+def say_heading(args: argparse.Namespace, hardware: Hardware, choice: ModelChoice) -> None:
+    """The first lines: which model, where and why; of a plan, whether there are pairs yet."""
+    if not args.plan:
+        _training.say_model(args, hardware)
+        return
+    print(*_plan.heading(args, hardware, choice), sep="\n")
+    if not place_of_pairs(args).exists():
+        print(f"pairs       none at {show(place_of_pairs(args))} yet: planned with the milestone's number")
 
 
 def size_line(args: argparse.Namespace, settings: DPOSettings, held_out: int) -> str:
