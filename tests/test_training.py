@@ -481,6 +481,21 @@ def test_a_longer_max_length_widens_the_context_and_a_shorter_one_leaves_it() ->
         assert load_settings(args).max_length == context
 
 
+def test_rejected_examples_beside_other_pairs_are_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from cai_experiment.records.files import write_jsonl
+    from cai_experiment.records.schema import META_FIELDS, Example, PreferencePair, to_row
+    from cai_experiment.scripts._training import beside_pairs
+
+    args = train_dpo.parser().parse_args(["--pairs", str(tmp_path / "pairs.jsonl")])
+    assert beside_pairs(args) == beside_pairs(train_dpo.parser().parse_args(["--milestone", "mvp"])) == []
+    meta = dict.fromkeys(META_FIELDS, 0)
+    rejected = Example("7", "q", "bad", "p", "c", "good", PreferencePair("q", "good", "bad"), (), meta, ("same",))
+    write_jsonl(tmp_path / "rejected.jsonl", [to_row(rejected)])
+    assert [example.instruction for example in beside_pairs(args)] == ["q"] and not capsys.readouterr().out
+    write_lines(tmp_path / "rejected.jsonl", {"prompt": "of another project"})
+    assert beside_pairs(args) == [] and "no further instructions to evaluate on" in capsys.readouterr().out
+
+
 # ---------------------------------------------------------------- the script, as far as it goes without an engine
 
 

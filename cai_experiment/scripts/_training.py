@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cai_experiment.errors import BadInputError
+from cai_experiment.errors import BadInputError, UserError
 from cai_experiment.milestones import MILESTONES, SCRIPTS, Milestone
 from cai_experiment.models.hardware import Hardware
 from cai_experiment.models.presets import PRESETS, ModelChoice
@@ -130,16 +130,9 @@ def seconds_of_training(trained: TrainResult, this_call: float) -> float:
 
 
 def evaluate_and_report(
-    args: argparse.Namespace,
-    milestone: Milestone,
-    settings: DPOSettings,
-    held_out: Sequence[Pair],
-    trained: TrainResult,
-    engine: Any,
-    truth: bool,
-    training_seconds: float,
-    warm: WarmStart | None = None,
-) -> dict[str, Any]:
+    args: argparse.Namespace, milestone: Milestone, settings: DPOSettings, held_out: Sequence[Pair],
+    trained: TrainResult, engine: Any, truth: bool, training_seconds: float, warm: WarmStart | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Evaluate the trained model on this milestone's terms; writes report.json and report.html, gives the report.
 
     `warm` is the SFT that came first, if any: answers before are the base model's, implicit rewards DPO's own.
@@ -155,18 +148,11 @@ def evaluate_and_report(
     evaluation = evaluate_training(
         EvaluationSettings(milestone.name, truth, args.seed, held_out=answers, verbosity=args.verbosity),
         trained, engine.tokenizer, engine.renderer, pairs, held_out,
-        unused_instructions=[example.instruction for example in rejected], engine_over=type(engine).from_model,
-        reference=settings.start_adapter,
+        unused_instructions=[example.instruction for example in rejected or beside_pairs(args)],
+        engine_over=type(engine).from_model, reference=settings.start_adapter,
         also_trained_on=[row.turns[-1].text for row in warm.settings.pairs] if warm else (),
     )  # fmt: skip
-    evaluation.notes += trained.alarms
-    if is_plumbing(pairs):
-        evaluation.notes.insert(0, label(pairs))
-    if warm is not None:
-        evaluation.notes += [warm.note, *(warm.alarms if warm.result is not trained else ())]
-        evaluation.metrics |= warm.metrics()
-    if trained.dropped and trained is not (warm and warm.result):
-        evaluation.notes.append(f"{len(trained.dropped)} overlong pairs were dropped, not cut")
+    _add_notes(evaluation, pairs, trained, warm)
     loaded = engine.describe()
     facts = RunFacts(
         milestone, args.run, accepted, rejected,
@@ -180,6 +166,30 @@ def evaluate_and_report(
         history=trained.history,
     )  # fmt: skip
     return write_report(folder, evaluation, facts)
+
+
+def _add_notes(evaluation: Any, pairs: Sequence[Pair], trained: TrainResult, warm: WarmStart | None) -> None:
+    """What training has to say in the report: alarms, what SFT did, pairs that were dropped."""
+    evaluation.notes += trained.alarms
+    if is_plumbing(pairs):
+        evaluation.notes.insert(0, label(pairs))
+    if warm is not None:
+        evaluation.notes += [warm.note, *(warm.alarms if warm.result is not trained else ())]
+        evaluation.metrics |= warm.metrics()
+    if trained.dropped and trained is not (warm and warm.result):
+        evaluation.notes.append(f"{len(trained.dropped)} overlong pairs were dropped, not cut")
+
+
+def beside_pairs(args: argparse.Namespace) -> list[Example]:
+    """Rejected examples of the run that made --pairs, whose instructions nobody has trained on; none if unreadable."""
+    pairs = vars(args).get("pairs")
+    if pairs is None:
+        return []
+    try:
+        return _examples(pairs.parent / "rejected.jsonl")
+    except UserError as error:  # another project's file of that name: training is done, its report is not lost for it
+        print(f"no further instructions to evaluate on: {error}")
+        return []
 
 
 def _examples(path: Path) -> list[Example]:
