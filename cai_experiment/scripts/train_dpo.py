@@ -26,7 +26,7 @@ if not __package__:  # run as a file: import from this checkout, whatever the cu
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from cai_experiment.errors import EXIT_NO_GO, EXIT_OK, BadInputError
-from cai_experiment.milestones import MILESTONES, Milestone
+from cai_experiment.milestones import CHECKPOINT_DIR, DATA_DIR, MILESTONES, SCRIPTS, Milestone
 from cai_experiment.models.hardware import Hardware
 from cai_experiment.models.presets import ModelChoice, resolve_model
 from cai_experiment.nano import is_nano
@@ -174,7 +174,10 @@ def train_and_report(
         marker.touch()
     print_report(report)
     if report["verdict"] == "go":
-        print(f"use it elsewhere: python cai_experiment/scripts/export_model.py --run {args.run} --to merged")
+        folders = [] if args.checkpoint_dir == CHECKPOINT_DIR else ["--checkpoint-dir", str(args.checkpoint_dir)]
+        folders += [] if args.data_dir == DATA_DIR else ["--data-dir", str(args.data_dir)]
+        words = ["export_model.py", "--run", args.run, "--to", "merged", *folders]
+        print(f"use it elsewhere: {SCRIPTS}{shlex.join(words)}")
     return EXIT_OK if report["verdict"] == "go" else EXIT_NO_GO
 
 
