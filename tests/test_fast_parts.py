@@ -98,13 +98,14 @@ def test_both_masks_are_that_of_two_rows_and_flex_attentions_is_the_same(
     flex = block_mask(packed, window).mask_mod(0, 0, number[:, None], number[None, :])
     assert torch.equal(flex[:inside, :inside], expected[:inside, :inside])
     assert not flex[:inside, inside:].any() and flex.diagonal().all()  # no filling is seen; no row is empty
+    assert bool(packed.groups) == (multiple == 1)  # a filled pass is FlexAttention's, which reads none
     whole = attended(packed)
     for group in packed.groups if window else ():
         near = _near(packed, group, window)
         for pair in range(len(group.spread)):
             at = group.start + group.spread[pair]
             assert torch.equal(near[pair, 0], packed.positions[at][:, None] - packed.positions[at] < window)
-    causal = expected if window is None else None
+    causal = expected if window is None and packed.groups else None
     assert causal is None or torch.equal(whole[:inside, :inside], causal[:inside, :inside])
 
 
