@@ -350,7 +350,7 @@ def test_margin_before_the_first_step_is_exactly_0_and_the_loss_falls(
 def test_a_reference_that_is_not_the_starting_model_is_refused(
     tmp_path: Path, model, tokenizer, monkeypatch: pytest.MonkeyPatch, backend: str
 ) -> None:
-    module = importlib.import_module(f"cai_experiment.training.{backend}_dpo")
+    module = importlib.import_module("cai_experiment.training." + ("trl_dpo" if backend == "trl" else "trainer"))
     fresh = module.with_adapter
 
     def moved(settings: DPOSettings, plain):

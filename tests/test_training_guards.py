@@ -51,7 +51,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_ids_and_never_reaches_a_checkp
 def test_a_gradient_that_is_not_finite_stops_with_the_ids_of_the_whole_step(
     tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, backend: str
 ) -> None:
-    module = importlib.import_module(f"cai_experiment.training.{backend}_dpo")
+    module = importlib.import_module("cai_experiment.training." + ("trl_dpo" if backend == "trl" else "trainer"))
     fresh = module.with_adapter
 
     def overflowing(settings: DPOSettings, plain: Any) -> Any:

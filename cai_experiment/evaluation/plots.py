@@ -28,7 +28,7 @@ def training_plots(history: Sequence[Mapping[str, Any]]) -> list[Plot]:
     if len(history) < 2:
         return []
     return [
-        _lines("DPO loss", history, {"loss": ("loss of the batch", BLUE)}),
+        _lines("training loss", history, {"loss": ("loss of the batch", BLUE)}),
         _lines("Reward margin (chosen - rejected)", history, {"margin": ("margin", BLUE)}),
         _lines(
             "Log-probability of the answers (nats)",

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import math
 import os
 import signal
 import sys
@@ -83,12 +84,25 @@ def positive_int(text: str) -> int:
     return value
 
 
+def positive(text: str) -> float:
+    """argparse type: a number greater than 0."""
+    return _number(text, float(text) > 0, "greater than 0")
+
+
+def not_negative(text: str) -> float:
+    """argparse type: a number of 0 or more."""
+    return _number(text, float(text) >= 0, "0 or more")
+
+
 def dollars(text: str) -> float:
     """argparse type: an amount of money, 0 or more."""
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not an amount")
-    return value
+    return _number(text, float(text) >= 0, "an amount")
+
+
+def _number(text: str, fits: bool, what: str) -> float:
+    if not fits or not math.isfinite(float(text)):
+        raise argparse.ArgumentTypeError(f"{text} is not {what}")
+    return float(text)
 
 
 def plain_parser(doc: str | None) -> argparse.ArgumentParser:

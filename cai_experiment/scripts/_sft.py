@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from cai_experiment.errors import BadInputError
 from cai_experiment.judging.result import Result
 from cai_experiment.models.presets import PRESETS, ModelChoice
 from cai_experiment.records.files import show
+from cai_experiment.scripts._common import positive
 from cai_experiment.training import dpo, processes, sft
 from cai_experiment.training.data import Pair, normalized
 from cai_experiment.training.helpful import choose_helpful, read_helpful
@@ -81,7 +82,7 @@ def share(text: str) -> float:
     return value
 
 
-def add_flags(flags: argparse.ArgumentParser, positive: Callable[[str], float]) -> None:
+def add_flags(flags: argparse.ArgumentParser) -> None:
     """--sft-first and what goes with it."""
     group = flags.add_argument_group("warm start (SL-CAI)")
     group.add_argument("--sft-first", action="store_true", help="fine-tune on revised answers, then DPO from there")

@@ -8,24 +8,8 @@ from typing import Any
 
 from cai_experiment.milestones import MILESTONES
 from cai_experiment.scripts import _sft
-from cai_experiment.scripts._common import base_parser, dollars, positive_int
+from cai_experiment.scripts._common import base_parser, dollars, not_negative, positive, positive_int
 from cai_experiment.training.settings import BACKENDS, LOSSES
-
-
-def positive(text: str) -> float:
-    """argparse type: a number greater than 0."""
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not greater than 0")
-    return value
-
-
-def not_negative(text: str) -> float:
-    """argparse type: a number of 0 or more."""
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
-    return value
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
@@ -48,7 +32,7 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     group.add_argument("--report-to", choices=("none", "tensorboard", "wandb"), default="none")
     group.add_argument("--resume", type=Path, metavar="PATH", help="this checkpoint, not the newest whole one")
     group.add_argument("--no-eval", action="store_true", help="leave out the milestone's evaluation")
-    _sft.add_flags(flags, positive)
+    _sft.add_flags(flags)
     flags.set_defaults(started=None)  # the clock of the limits
     return flags
 

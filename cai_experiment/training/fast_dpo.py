@@ -16,10 +16,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments, set_seed
-from transformers.trainer_callback import PrinterCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
-from cai_experiment.errors import BadInputError
 from cai_experiment.training import processes
 from cai_experiment.training.data import TokenPair
 from cai_experiment.training.fast.budget import Budget, budget_for, recompute
@@ -29,7 +27,7 @@ from cai_experiment.training.fast.reference import FOLDER, Reference, reference_
 from cai_experiment.training.fast.start_check import check_kind, check_start
 from cai_experiment.training.losses import TRUNK_CANCELS, Scores, preference_loss
 from cai_experiment.training.settings import MEASURED_PAIRS, DPOSettings, adapter_sha256
-from cai_experiment.training.trainer import Resumable, common_arguments, named, with_adapter
+from cai_experiment.training.trainer import Resumable, named, refuse_sharded, row_trainer
 
 
 def build_fast_trainer(
@@ -42,30 +40,10 @@ def build_fast_trainer(
     watch: TrainerCallback,
 ) -> FastTrainer:
     """A FastTrainer over token ids; the adapter is fresh, or starts with the weights of `settings.start_adapter`."""
-    if processes.is_sharded():
-        message = "--backend fast does not train sharded weights (FSDP)"
-        raise BadInputError(message, "use accelerate/ddp.yaml: 32B in 4 bits fits one 80 GB card; or --backend trl")
-    config = TrainingArguments(
-        **common_arguments(settings, total, model),
-        per_device_train_batch_size=settings.effective_batch,  # every process is told the whole step: see `_mine`
-        dataloader_pin_memory=False,  # a batch is a list of row numbers
-        ddp_find_unused_parameters=False,
-    )  # fmt: skip
-    config._n_gpu = min(1, config.n_gpu)  # several GPUs in one process would be torch's DataParallel
-    set_seed(settings.seed)  # the adapter's A is drawn at random
-    adapted = with_adapter(settings, model)
-    check_kind(adapted.get_base_model())
-    trainer = FastTrainer(
-        model=adapted, args=config, data_collator=_row_numbers, train_dataset=list(range(len(rows))),
-        processing_class=tokenizer, callbacks=[watch],
-    )  # fmt: skip
-    trainer.remove_callback(PrinterCallback)
+    refuse_sharded()
+    trainer: FastTrainer = row_trainer(FastTrainer, settings, len(rows), total, model, tokenizer, watch)
     trainer.begin(settings, rows, held_out)
     return trainer
-
-
-def _row_numbers(rows: list[int]) -> dict[str, torch.Tensor]:
-    return {"row": torch.tensor(rows)}
 
 
 class PairSet:
@@ -96,6 +74,7 @@ class FastTrainer(Resumable, Trainer):
         self.settings, self.pair_ids = settings, [row.id for row in rows]
         self.pairs, self.held_out = PairSet(rows), PairSet(held_out)
         self.policy = Policy(self.model)
+        check_kind(self.policy.causal_lm)
         longest = max(self.pairs.longest, self.held_out.longest)
         self.budget = budget_for(self.policy.causal_lm, longest, settings.token_budget)
         told = processes.of_all(self.budget)  # free memory may differ, the number of passes must not

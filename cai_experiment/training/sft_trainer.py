@@ -13,10 +13,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
-from transformers.trainer_callback import PrinterCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
-from cai_experiment.errors import BadInputError
 from cai_experiment.training import processes
 from cai_experiment.training.alarms import Alarms
 from cai_experiment.training.data import TokenPair
@@ -27,7 +25,7 @@ from cai_experiment.training.fast.start_check import check_layout
 from cai_experiment.training.fast_dpo import FastTrainer, PairSet
 from cai_experiment.training.run import Training
 from cai_experiment.training.settings import MEASURED_PAIRS, DPOSettings, pairs_at_once
-from cai_experiment.training.trainer import common_arguments, computes_in_bfloat16, with_adapter
+from cai_experiment.training.trainer import computes_in_bfloat16, refuse_sharded, row_trainer
 from cai_experiment.training.watch import Watch
 
 
@@ -54,29 +52,15 @@ def build_sft_trainer(
     tokenizer: PreTrainedTokenizerBase, watch: Watch,
 ) -> SFTTrainer:  # fmt: skip
     """An SFTTrainer over token ids with a fresh adapter; packed passes for the backend "fast"."""
-    packed, device = backend == "fast", next(model.parameters()).device.type
-    if packed and processes.is_sharded():
-        raise BadInputError("--backend fast does not train sharded weights (FSDP)", "use accelerate/ddp.yaml")
-    config = TrainingArguments(
-        **common_arguments(settings, total, model),
-        per_device_train_batch_size=settings.effective_batch,  # every process is told the whole step, as in fast DPO
-        gradient_checkpointing=device == "cuda" and not packed,  # packed passes recompute where memory asks
-        dataloader_pin_memory=False,  # a batch is a list of row numbers
-        ddp_find_unused_parameters=False, ddp_broadcast_buffers=False,
-    )  # fmt: skip
-    config._n_gpu = min(1, config.n_gpu)  # several GPUs in one process would be torch's DataParallel
-    set_seed(settings.seed)  # the adapter's A is drawn at random
-    trainer = SFTTrainer(
-        model=with_adapter(settings, model), args=config, data_collator=_row_numbers,
-        train_dataset=list(range(len(rows))), processing_class=tokenizer, callbacks=[watch],
-    )  # fmt: skip
-    trainer.remove_callback(PrinterCallback)
+    packed = backend == "fast"
+    if packed:
+        refuse_sharded()
+    again = next(model.parameters()).device.type == "cuda" and not packed  # packed passes do so where memory asks
+    trainer: SFTTrainer = row_trainer(
+        SFTTrainer, settings, len(rows), total, model, tokenizer, watch, gradient_checkpointing=again
+    )
     trainer.begin_sft(settings, rows, packed)
     return trainer
-
-
-def _row_numbers(rows: list[int]) -> dict[str, torch.Tensor]:
-    return {"row": torch.tensor(rows)}
 
 
 class PlainPolicy:

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedModel
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer_callback import PrinterCallback
 
 from cai_experiment.engines.weights import keep_trainable
-from cai_experiment.errors import EngineError
+from cai_experiment.errors import BadInputError, EngineError
 from cai_experiment.training import checkpoints, processes
 from cai_experiment.training.backends import backend_of
 from cai_experiment.training.settings import DPOSettings
@@ -105,6 +107,38 @@ def warmup_steps(settings: DPOSettings, total: int) -> int:
     """`warmup_share` of the steps, rounded down. The first warm-up step has learning rate 0, so one alone is none."""
     steps = int(settings.warmup_share * total)
     return steps if steps > 1 else 0
+
+
+def refuse_sharded() -> None:
+    """Raise BadInputError under FSDP, whose weights packed passes cannot read."""
+    if processes.is_sharded():
+        message = "--backend fast does not train sharded weights (FSDP)"
+        raise BadInputError(message, "use accelerate/ddp.yaml: 32B in 4 bits fits one 80 GB card; or --backend trl")
+
+
+def row_trainer(
+    trainer_class: Any, settings: DPOSettings, rows: int, total: int, model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase, watch: TrainerCallback, **arguments: Any,
+) -> Any:  # fmt: skip
+    """A Trainer of ours over row numbers, its adapter in place: each process is told whole steps and takes its part."""
+    config = TrainingArguments(
+        **common_arguments(settings, total, model), **arguments,
+        per_device_train_batch_size=settings.effective_batch,
+        dataloader_pin_memory=False,  # a batch is a list of row numbers
+        ddp_find_unused_parameters=False,
+    )  # fmt: skip
+    config._n_gpu = min(1, config.n_gpu)  # several GPUs in one process would be torch's DataParallel
+    set_seed(settings.seed)  # the adapter's A is drawn at random
+    trainer = trainer_class(
+        model=with_adapter(settings, model), args=config, data_collator=_row_numbers,
+        train_dataset=list(range(rows)), processing_class=tokenizer, callbacks=[watch],
+    )  # fmt: skip
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _row_numbers(rows: list[int]) -> dict[str, torch.Tensor]:
+    return {"row": torch.tensor(rows)}
 
 
 class Resumable:
