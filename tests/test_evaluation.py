@@ -19,20 +19,18 @@ from cai_experiment.constitution.prompts import NO_ISSUE, Turn, ask_for_answer
 from cai_experiment.engines.base import Completion, Prompt
 from cai_experiment.errors import BadInputError
 from cai_experiment.evaluation.answers import (
-    BothAnswers,
-    BothArms,
     arithmetic_metrics,
     distinct_2,
     text_metrics,
     truth_metrics,
     win_rate,
 )
+from cai_experiment.evaluation.arms import BareRenderer, BothAnswers, BothArms
 from cai_experiment.evaluation.differences import differences
+from cai_experiment.evaluation.found import Evaluation
 from cai_experiment.evaluation.gates import Gate, generation_gates, training_gates
 from cai_experiment.evaluation.generation import answers_critique, generation_metrics, is_complete
 from cai_experiment.evaluation.measure import (
-    BareRenderer,
-    Evaluation,
     EvaluationSettings,
     evaluate_generation,
     evaluate_training,
@@ -518,7 +516,7 @@ def test_evaluate_training_on_the_real_engine(loaded: Loaded, layout: str) -> No
 def short_answers() -> Iterator[None]:
     """A random model never ends by itself: let its answers be 6 tokens long."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(BothArms.answer, "__defaults__", (6,))
+        patch.setattr(BothArms.answer, "__defaults__", (6, 0.7))
         yield
 
 

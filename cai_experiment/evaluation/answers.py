@@ -1,63 +1,20 @@
-"""Held-out instructions answered by the base model and the trained one: same prompts, same random numbers."""
+"""What held-out answers of the base model and the trained one say: text, the judge's preference, the world's truth."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Callable, Sequence
+from typing import Callable, Sequence
 
-from cai_experiment.constitution.prompts import ask_for_answer
-from cai_experiment.engines.base import Completion, Engine, Prompt, Sampling
+from cai_experiment.engines.base import Completion, Engine
+from cai_experiment.evaluation.arms import BothAnswers
 from cai_experiment.judging.judge import Verdict, judge, preferred_prompts
 from cai_experiment.judging.result import McNemar, Result, mcnemar, paired_bootstrap
-from cai_experiment.milestones import MAX_TOKENS_ANSWER, TEMPERATURE_ANSWER
 from cai_experiment.nano.truth import arithmetic_right, is_flawed, on_topic, sentences
-from cai_experiment.observe.progress import Progress
 
 MAX_TOKENS_SUM = 64  # "27 plus 28 is 55." and room to ramble
 
 Metrics = dict[str, Result]
 Tests = dict[str, McNemar]
-
-
-@dataclass(frozen=True, slots=True)
-class BothAnswers:
-    """One held-out instruction with the base model's answer and the trained model's."""
-
-    instruction: str
-    base: Completion
-    trained: Completion
-
-    @property
-    def failed(self) -> bool:
-        """True if either answer never came: the item then counts for neither."""
-        return "error" in (self.base.finish, self.trained.finish)
-
-
-class BothArms:
-    """Speaks with the base model and with the trained one."""
-
-    def __init__(self, engine: Engine, model: Any, seed: int, progress: Progress) -> None:
-        """`engine` speaks through the PEFT `model`, whose adapter is switched off for the base."""
-        self.engine, self.model, self.seed, self.progress = engine, model, seed, progress
-
-    def answer(self, name: str, questions: Sequence[str], max_tokens: int = MAX_TOKENS_ANSWER) -> list[BothAnswers]:
-        """Each question answered by both. `name` and the question's place key the randomness, which both share."""
-        ids = [f"evaluation/{name}/{index}" for index in range(len(questions))]
-        prompts = [
-            Prompt(id, ask_for_answer(question), "answer", Sampling(TEMPERATURE_ANSWER, max_tokens, self.seed, id))
-            for id, question in zip(ids, questions, strict=True)
-        ]
-        with self.model.disable_adapter():
-            base = self._speak(prompts)
-        return [BothAnswers(*three) for three in zip(questions, base, self._speak(prompts), strict=True)]
-
-    def _speak(self, prompts: Sequence[Prompt]) -> list[Completion]:
-        found: dict[str, Completion] = {}
-        for completion in self.engine.stream(prompts):
-            found[completion.id] = completion
-            self.progress.update(self.progress.done + 1, self.progress.tokens + completion.completion_tokens)
-        return [found.get(p.id, Completion(p.id, "", "error", error="no answer came back")) for p in prompts]
 
 
 # ---------------------------------------------------------------- what any model's answers say

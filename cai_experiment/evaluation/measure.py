@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Sequence
+from typing import Any, Sequence
 
-from cai_experiment.constitution.prompts import Turn
 from cai_experiment.engines.base import Engine
 from cai_experiment.engines.render import Renderer
 from cai_experiment.evaluation import answers as held
-from cai_experiment.evaluation.gates import Gate, Trained, generation_gates, training_gates
+from cai_experiment.evaluation.arms import BothArms, EngineOver, Speakers, transformers_engine
+from cai_experiment.evaluation.found import Evaluation
+from cai_experiment.evaluation.gates import Trained, generation_gates, training_gates
 from cai_experiment.evaluation.generation import generation_metrics
 from cai_experiment.evaluation.preference import Pair, preference_metrics, score_pairs
 from cai_experiment.evaluation.shortcuts import shortcut_metrics
 from cai_experiment.judging.judge import judge, preferred_prompts
-from cai_experiment.judging.result import McNemar, Result
+from cai_experiment.judging.result import Result
 from cai_experiment.nano.world import arithmetic_questions, held_out_questions
 from cai_experiment.observe.progress import Progress
 from cai_experiment.records.schema import Example
@@ -37,24 +38,6 @@ class EvaluationSettings:
     held_out: int = 0
     sums: int = SUMS
     verbosity: int = 1  # 0: no progress on the screen
-
-
-@dataclass(slots=True)
-class Evaluation:
-    """What was found. `tests` compares base and trained on the same items; `answers` are there to be read."""
-
-    metrics: dict[str, Result] = field(default_factory=dict)
-    gates: list[Gate] = field(default_factory=list)
-    tests: dict[str, McNemar] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    answers: list[held.BothAnswers] = field(default_factory=list)
-
-    def __add__(self, other: Evaluation) -> Evaluation:
-        """Both parts in one report."""
-        return Evaluation(
-            self.metrics | other.metrics, self.gates + other.gates, self.tests | other.tests,
-            self.notes + other.notes, self.answers + other.answers,
-        )  # fmt: skip
 
 
 def evaluate_generation(
@@ -117,7 +100,7 @@ def evaluate_training(
         found.notes[-1] += ", against the SFT model that DPO started from; answers before are the base model's"
     if settings.held_out:
         questions = held_out_instructions(settings, train_pairs, held_out_pairs, unused_instructions, also_trained_on)
-        speakers = Speakers(trained.model, tokenizer, renderer, engine_over or _transformers_engine)
+        speakers = Speakers(trained.model, tokenizer, renderer, engine_over or transformers_engine)
         found += _evaluate_answers(settings, speakers, questions)
     found.gates = training_gates(settings.milestone, found.metrics, trained, len(train_pairs))
     found.notes += warnings(found.metrics)
@@ -142,7 +125,7 @@ def _evaluate_answers(settings: EvaluationSettings, speakers: Speakers, question
     model = speakers.model
     sums = arithmetic_questions(settings.sums, settings.seed)
     with Progress(2 * (len(questions) + len(sums)), "held-out answers", settings.verbosity) as progress:
-        arms = held.BothArms(speakers.bare(), model, settings.seed, progress)
+        arms = BothArms(speakers.bare(), model, settings.seed, progress)
         both = arms.answer("answer", questions)
         totals = arms.answer("sum", [question for question, _ in sums], held.MAX_TOKENS_SUM)
     found = Evaluation(answers=both)
@@ -155,46 +138,6 @@ def _evaluate_answers(settings: EvaluationSettings, speakers: Speakers, question
     with model.disable_adapter():  # the base judges
         found.metrics["win_rate"] = held.win_rate(speakers.full(), both)
     return found
-
-
-EngineOver = Callable[[Any, Any, Renderer], Engine]
-
-
-@dataclass(frozen=True, slots=True)
-class Speakers:
-    """Makes engines over one model in memory."""
-
-    model: Any
-    tokenizer: Any
-    renderer: Renderer
-    engine_over: EngineOver
-
-    def bare(self) -> Engine:
-        """An engine without worked examples: the prompt that training used."""
-        return self.engine_over(self.model, self.tokenizer, BareRenderer(self.renderer))
-
-    def full(self) -> Engine:
-        """An engine with worked examples, as the judge needs them."""
-        return self.engine_over(self.model, self.tokenizer, self.renderer)
-
-
-def _transformers_engine(model: Any, tokenizer: Any, renderer: Renderer) -> Engine:
-    from cai_experiment.engines.hf import HFEngine
-
-    return HFEngine.from_model(model, tokenizer, renderer)
-
-
-class BareRenderer(Renderer):
-    """A renderer without worked examples, whatever is asked of it."""
-
-    def __init__(self, renderer: Renderer) -> None:
-        self.__dict__.update(renderer.__dict__)
-
-    def prompt_ids(
-        self, turns: Sequence[Turn], speak_as: str, examples: int | None = None, max_tokens: int = 0
-    ) -> list[int]:
-        """As the renderer's own, with no examples."""
-        return super().prompt_ids(turns, speak_as, 0, max_tokens)
 
 
 def warnings(metrics: dict[str, Result]) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Mapping, Sequence
 
 from cai_experiment.errors import BadInputError
-from cai_experiment.evaluation.measure import Evaluation
+from cai_experiment.evaluation.found import Evaluation
 from cai_experiment.evaluation.screen import print_report
 from cai_experiment.judging.result import holm
 from cai_experiment.milestones import DATA_DIR, SCRIPTS, Milestone

@@ -15,13 +15,15 @@ WIDE = 0.2  # an interval wider than this says little: a rate needs about 100 it
 class Result:
     """One metric. `value` is None if nothing could be measured (n = 0); `interval` is at 95%, None if it has none.
 
-    `n` counts what was measured; `unparsed` counts judgements that came back unreadable and stand outside `n`.
+    `n` counts what was measured; `unparsed` counts judgements that came back unreadable and stand outside `n`. `items`
+    names the file, in the run's folder, that holds every item behind the figure; empty if there is none.
     """
 
     value: float | None
     n: int
     interval: Interval | None
     unparsed: int = 0
+    items: str = ""
 
     @classmethod
     def rate(cls, successes: int, n: int, unparsed: int = 0) -> Result:
@@ -45,7 +47,8 @@ class Result:
     def to_json(self) -> dict[str, Any]:
         """The metric as report.json holds it."""
         interval = None if self.interval is None else list(self.interval)
-        return {"value": self.value, "n": self.n, "interval": interval, "unparsed": self.unparsed}
+        items = {"items": self.items} if self.items else {}
+        return {"value": self.value, "n": self.n, "interval": interval, "unparsed": self.unparsed, **items}
 
 
 @dataclass(frozen=True, slots=True)
