@@ -1,4 +1,16 @@
-"""What a part of the evaluation found: figures, gates, tests, tables, and the items behind them."""
+"""What a part of the evaluation found: figures, gates, tests, tables, and the items behind them.
+
+Rows of `Evaluation.items` (one JSONL a measurement), so that a figure can be checked by hand and two runs can be
+compared item by item (`eval_model.py --compare`):
+
+- `id`: a string, unique in its file and the same in every run that asks the same item;
+- `instruction` (or `text`): what was asked or judged. Two runs' rows are one item if id and this text agree;
+- `base` and `trained`: what the measurement says of each arm's answer, a boolean (its mean is a rate) or a number; null
+  if it could not be judged (then it counts for neither). A row that measures several things holds an object in each,
+  {"words": 45, "ends_by_itself": true}, whose names are metrics' names without _base and _trained. What has one
+  value only (preference accuracy and its margin, win rate) stands in `trained` alone;
+- anything else, for people: `base_text`, `trained_text`, `verdict`, `category`, `principle` ...
+"""
 
 from __future__ import annotations
 
