@@ -8,12 +8,12 @@ import pytest
 
 from cai_experiment.constitution.broad_grid import BROAD
 from cai_experiment.constitution.grid import HOUSEHOLD
+from cai_experiment.constitution.wording import has_meta_prefix, is_bare_refusal, is_refusal
 from cai_experiment.constitution.worked_examples import MESSAGE_EXAMPLES
 from cai_experiment.engines.base import Completion
 from cai_experiment.pipeline.gate import GateSettings, gate
 from cai_experiment.pipeline.instruct import malformed
 from cai_experiment.pipeline.run_on import MAX_LINES, runs_on
-from cai_experiment.pipeline.wording import has_meta_prefix, is_bare_refusal, is_refusal
 
 # ---------------------------------------------------------------- refusals
 

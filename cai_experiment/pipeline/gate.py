@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Iterable, Sequence
 
+from cai_experiment.constitution.wording import has_meta_prefix, is_bare_refusal, is_refusal
 from cai_experiment.errors import BadInputError
-from cai_experiment.pipeline.wording import has_meta_prefix, is_bare_refusal, is_refusal
 
 REASONS: dict[str, str] = {
     "empty": "the model wrote nothing where an answer, critique or revision was due",
