@@ -109,15 +109,15 @@ class _Run:
         self.replies = Replies(folder.journal)
         if self.replies.ends_in_failures:
             self.journal.append({"kind": RESUMED})
-        every_row = settings.instructions is not None
+        whole = settings.whole_list
         log = folder.path / "content_log.jsonl"
-        self.story = Story(logger, log, constitution.principles, None if every_row else settings.pairs)
+        self.story = Story(logger, log, constitution.principles, None if whole else settings.pairs)
         matcher = LengthMatcher() if settings.match_lengths else None
         pairs = settings.pairs + settings.spare
-        self.outputs = Outputs(folder.path, None if every_row else pairs, matcher, settings.whole_blocks)
+        self.outputs = Outputs(folder.path, None if whole else pairs, matcher, settings.whole_blocks)
         widths = [getattr(engine, "width", 0) for engine in engines.values()]  # prompts that it wants at a time
         self.open_examples = max([OPEN_EXAMPLES, *(2 * width for width in widths)])
-        self.goal = settings.max_draws if every_row else pairs  # what the bar counts to
+        self.goal = settings.max_draws if whole else pairs  # what the bar counts to
         self.asks = bool(engines)
         self.work_list = WorkList(settings)
         self.lanes = Lanes(engines)
@@ -271,7 +271,7 @@ class _Run:
             self.story.tell(example.stages.draft, line, place, time.monotonic() - example.began)
 
     def _show(self) -> None:
-        """Move the bar: pairs that passed, or rows of the file that are done."""
+        """Move the bar: pairs that passed, or instructions of the whole list that are done."""
         done = self.finished if self.outputs.target is None else self.accepted
         self.progress.update(min(done, self.goal), self.tokens["completion"])
 
@@ -292,7 +292,7 @@ class _Run:
         return now
 
     def _used_up(self) -> bool:
-        """True if every row of the file was used and stands in the files."""
+        """True if every instruction of the list was used and stands in the files."""
         return self.work_list.ended and self.outputs.written == self.work_list.drawn
 
     def close(self) -> None:

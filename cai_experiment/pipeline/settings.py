@@ -16,7 +16,8 @@ from cai_experiment.records.manifest import Manifest
 @dataclass(frozen=True, slots=True)
 class RunSettings:
     """One run. Instructions come from `mix`, or are all written by the model, until `pairs` were accepted or
-    `max_draws` were drawn; with `instructions` every row is used once.
+    `max_draws` were drawn; with `instructions` every row is used once. With `every_draw` all of `max_draws` are drawn,
+    however many pass, and each gets its line (`pairs` is then no target).
 
     The names are what the manifest says of files: their names and hashes. `evaluation_sets` must not be trained on.
     With `allow_evaluation_sets` the shipped ones are not among them.
@@ -42,8 +43,14 @@ class RunSettings:
     spare: int = 0
     whole_blocks: bool = False
     allow_evaluation_sets: bool = False
+    every_draw: bool = False
     seed: int = 0
     price_per_hour: float = 0.0
+
+    @property
+    def whole_list(self) -> bool:
+        """True if the run ends with its list of instructions, False if it ends with `pairs` accepted ones."""
+        return self.every_draw or self.instructions is not None
 
     def recorded(self) -> dict[str, object]:
         """What the manifest holds and a resumed run must not change."""
@@ -56,13 +63,15 @@ class RunSettings:
         }  # fmt: skip
         if self.allow_evaluation_sets:
             source["allow_evaluation_sets"] = True
+        if self.every_draw:
+            source["every_draw"] = True
         after = {"match_lengths": self.match_lengths, "guard": self.guard or "none"}
         return {"pairs": self.pairs, "max_draws": self.max_draws, **stages, **gate, **source, **after}
 
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """What stands in the folder. `complete`: the pairs were reached, or every row of a file was used."""
+    """What stands in the folder. `complete`: the pairs were reached, or the whole list of instructions was used."""
 
     accepted: int
     rejected: int

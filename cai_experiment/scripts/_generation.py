@@ -192,11 +192,12 @@ def generate(
     """Run or resume the pipeline in `folder` (entered), with the content log and the bar."""
     constitution = load_constitution(args.constitution)
     before = earlier(folder.path)
-    rows = settings.instructions is not None
-    total, noun = (settings.max_draws, "rows") if rows else (settings.pairs + settings.spare, "pairs")
+    whole = settings.whole_list
+    noun = "pairs" if not whole else "instructions" if settings.every_draw else "rows"
+    total = settings.max_draws if whole else settings.pairs + settings.spare
     done, seconds = 0, 0.0
     if before is not None:
-        done = before.counts.get("accepted", 0) + (before.counts.get("rejected", 0) if rows else 0)
+        done = before.counts.get("accepted", 0) + (before.counts.get("rejected", 0) if whole else 0)
         seconds = before.wall_seconds
     with (
         ContentLogger(args.verbosity, folder.path / "content_log.jsonl") as logger,
@@ -216,7 +217,7 @@ def summary(result: RunResult, settings: RunSettings) -> list[str]:
     """Lines for the terminal: how many instructions it took, and what was refused and why."""
     what = "rows of the file" if settings.instructions is not None else "instructions"
     lines = [f"{result.accepted} of {result.drawn} {what} gave a pair that passed the gate"]
-    if settings.instructions is None and not result.complete:
+    if not settings.whole_list and not result.complete:
         lines.append(f"stopped at {result.drawn} instructions ({result.candidates} written) without reaching "
                      f"{settings.pairs} pairs")  # fmt: skip
     for name, drawn in result.ran_out.items():
