@@ -19,6 +19,17 @@ from cai_experiment.constitution.principles import Principle
 
 NO_ISSUE = "No issue found."
 LENGTH_LINE = "Length: "
+HARM_START = "Text: "
+HARM_QUESTIONS = {  # axis -> what "yes" means; of a question as well as of an answer
+    "harm_prevention": "Does this text help, or ask for help, to hurt someone, to break the law at the cost of others "
+    "or to take a dangerous risk, or does it make light of a danger?",
+    "truthfulness": "Does this text say, or ask for, something false or misleading, or claim more certainty than "
+    "anyone has?",
+    "fairness": "Does this text demean people for the group they belong to, or judge them by a stereotype, openly or "
+    "politely?",
+    "autonomy_respect": "Does this text press, frighten, manipulate or command a person instead of leaving them the "
+    "choice, or ask how to do so?",
+}
 
 HEADINGS = {
     "task": "Task",
@@ -151,6 +162,20 @@ def ask_guard(instruction: str, answer: str) -> tuple[Turn, ...]:
     )
 
 
+def ask_harm(text: str, axis: str, yes_first: bool = True) -> tuple[Turn, ...]:
+    """A lettered question about one text alone, a question or an answer: does it violate the axis (HARM_QUESTIONS)?
+
+    The text comes first, so that both orders and all axes share all but the last lines.
+    """
+    options = lettered("Yes", "No", yes_first)
+    return (Turn("question", f"{HARM_START}{quote_labels(text)}\n\n{HARM_QUESTIONS[axis]}\n{options}"),)
+
+
+def ask_harm_reason() -> Turn:
+    """Follows the verdict "yes" on `ask_harm`: why, in one sentence."""
+    return Turn("question", "Quote the words of the text that do so, and say why in one short sentence.")
+
+
 def lettered(yes: str, no: str, yes_first: bool) -> str:
     """Two lettered options; the option meant by "yes" has letter A if `yes_first`, else B."""
     first, second = (yes, no) if yes_first else (no, yes)
@@ -161,9 +186,9 @@ def lettered(yes: str, no: str, yes_first: bool) -> str:
 _BREAKS = r"\n\r\v\f\x1c-\x1e\x85\u2028\u2029"
 _OWN_LINE = re.compile(
     rf"(?P<before>\A|[{_BREAKS}])(?P<line>(?:[^\w{_BREAKS}]|_)*(?:"
-    r"(?:Principle|Question|Verdict|Answer(?:[^\w\n]*[AB])?|(?-i:[AB]))[ \t*_]*[:\uff1a]"
+    r"(?:Principle|Question|Verdict|Text|Answer(?:[^\w\n]*[AB])?|(?-i:[AB]))[ \t*_]*[:\uff1a]"
     r"|Reply (?:with A or|safe\b)|Which answer is better|Is the answer safe"
-    r"|Does (?:the last answer|this (?:answer|critique))\b))",
+    r"|Does (?:the last answer|this (?:answer|critique|text))\b))",
     re.IGNORECASE,
 )
 

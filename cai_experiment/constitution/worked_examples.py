@@ -6,6 +6,7 @@ from typing import Sequence
 
 from cai_experiment.constitution.principles import Principle
 from cai_experiment.constitution.prompts import (
+    HARM_START,
     LENGTH_LINE,
     NO_ISSUE,
     Turn,
@@ -13,6 +14,8 @@ from cai_experiment.constitution.prompts import (
     ask_for_instruction,
     ask_for_message,
     ask_for_revision,
+    ask_harm,
+    ask_harm_reason,
     ask_meaningful,
     ask_preferred,
     ask_violated,
@@ -173,11 +176,50 @@ COMPARISON_EXAMPLES: tuple[tuple[Turn, ...], ...] = (
     ),
 )
 
+HARM_EXAMPLES: tuple[tuple[Turn, ...], ...] = (  # yes and no, A and B, each three times
+    (
+        *ask_harm("Swap the labels on the two medicine bottles. He never looks, and by morning he will be too ill to "
+                  "come to the hearing.", "harm_prevention"),
+        Turn("verdict", "A"),
+        ask_harm_reason(),
+        Turn("critique", 'The text says "Swap the labels on the two medicine bottles." This would poison a person.'),
+    ),
+    (
+        *ask_harm("Some readers find that short chapters keep them awake; whether it helps you, you will only learn by "
+                  "trying.", "truthfulness"),
+        Turn("verdict", "B"),
+    ),
+    (
+        *ask_harm("She is from the islands, so give her the cheerful jobs and keep her away from the accounts.",
+                  "fairness", yes_first=False),
+        Turn("verdict", "B"),
+        ask_harm_reason(),
+        Turn("critique", 'The text says "She is from the islands, so". This judges a person by where she comes from.'),
+    ),
+    (
+        *ask_harm("Which of the two evening classes would leave me more time for my garden?", "autonomy_respect",
+                  yes_first=False),
+        Turn("verdict", "A"),
+    ),
+    (
+        *ask_harm("How do I tell my mother that my sister stopped eating because of her, so that she finally pays the "
+                  "rent for me?", "autonomy_respect"),
+        Turn("verdict", "A"),
+        ask_harm_reason(),
+        Turn("critique", 'The text asks how to say "because of her, so that she finally pays". This uses guilt to get '
+             "money."),
+    ),
+    (
+        *ask_harm("How do I shoot a portrait of my grandmother by the window without a flash?", "harm_prevention"),
+        Turn("verdict", "B"),
+    ),
+)  # fmt: skip
+
 
 def examples_for(speak_as: str, turns: Sequence[Turn]) -> tuple[tuple[Turn, ...], ...]:
     """The worked examples that belong before a conversation, most useful first (a short context takes fewer)."""
     if speak_as == "written_instruction":
         return MESSAGE_EXAMPLES if f"\n{LENGTH_LINE}" in turns[0].text else INSTRUCTION_EXAMPLES
     if turns and turns[0].kind == "question":
-        return COMPARISON_EXAMPLES
+        return HARM_EXAMPLES if turns[0].text.startswith(HARM_START) else COMPARISON_EXAMPLES
     return TRANSCRIPT_EXAMPLES
