@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Hashable, Sequence
 
@@ -84,7 +85,10 @@ def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> McNemar:
 
 
 def bootstrap_mean(values: Sequence[float], seed: int = 0) -> Interval | None:
-    """The percentile bootstrap interval (95%, 10,000 resamples) of a mean; None for fewer than two values."""
+    """The percentile bootstrap interval (95%, 10,000 resamples) of a mean; None for fewer than two values.
+
+    Percentile, not BCa: for means of 100 to 400 items it covered the truth as often or more (tests/test_statistics.py).
+    """
     import numpy as np
     from scipy.stats import bootstrap
 
@@ -102,9 +106,50 @@ def bootstrap_mean(values: Sequence[float], seed: int = 0) -> Interval | None:
 def paired_bootstrap(before: Sequence[float], after: Sequence[float], seed: int = 0) -> Result:
     """The mean of after - before over the same items, with its bootstrap interval (Efron 1979), seeded.
 
-    Raises ValueError if the two lists differ in length.
+    For scores; for rates see `paired_rate_difference`. Raises ValueError if the two lists differ in length.
     """
     return Result.mean([a - b for b, a in zip(before, after, strict=True)], seed=seed)
+
+
+def paired_rate_difference(before: Sequence[bool], after: Sequence[bool], unparsed: int = 0) -> Result:
+    """The rate after minus the rate before over the same items, with the adjusted Wald interval of Bonett and Price
+    (2012): one is added to each discordant count.
+
+    Where few items change, a bootstrap sees too little: at a true difference of a quarter point it missed it in four
+    of ten experiments of 400 items, and without any change its interval is a point. Raises ValueError if the two lists
+    differ in length.
+    """
+    from scipy.stats import norm
+
+    pairs = list(zip(before, after, strict=True))
+    n = len(pairs)
+    if n == 0:
+        return Result(None, 0, None, unparsed)
+    lost, won = sum(b and not a for b, a in pairs), sum(a and not b for b, a in pairs)
+    up, down = (won + 1) / (n + 2), (lost + 1) / (n + 2)
+    half = float(norm.ppf(0.975)) * math.sqrt((up + down - (up - down) ** 2) / (n + 2))
+    return Result((won - lost) / n, n, (max(-1.0, up - down - half), min(1.0, up - down + half)), unparsed)
+
+
+def paired_p_value(before: Sequence[float], after: Sequence[float], seed: int = 0, resamples: int = RESAMPLES) -> float:
+    """The two-sided p-value of a mean difference over the same items: Fisher's permutation test, which swaps before and
+    after item by item (exact for few items, else over `resamples` seeded draws). It is the test to `paired_bootstrap`,
+    as `mcnemar` is to `paired_rate_difference`; `holm` takes both. 1.0 if nothing differs.
+
+    Raises ValueError if the two lists differ in length.
+    """
+    import numpy as np
+    from scipy.stats import permutation_test
+
+    difference = np.array([a - b for b, a in zip(before, after, strict=True)], dtype=float)
+    if len(difference) < 2 or not difference.any():
+        return 1.0
+    result = permutation_test(
+        (difference, np.zeros_like(difference)),
+        lambda x, y, axis: np.mean(x - y, axis=axis),
+        permutation_type="samples", vectorized=True, n_resamples=resamples, batch=1000, rng=np.random.default_rng(seed),
+    )  # fmt: skip
+    return float(result.pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -119,9 +164,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def kappa(first: Sequence[Hashable], second: Sequence[Hashable], unparsed: int = 0) -> Result:
     """Cohen's kappa (1960) of two raters over the same items, with its asymptotic interval (Fleiss et al. 1969).
 
-    The value is None if agreement by chance is already complete (both raters used one and the same label); the
-    interval is None where its formula gives no width (perfect agreement), since that would claim certainty.
-    Raises ValueError if the two lists differ in length.
+    That formula has no width where agreement is perfect, which would claim certainty: there the interval is Wilson's of
+    the observed agreement, carried through kappa with the agreement by chance as it is. The value is None if agreement
+    by chance is already complete (both raters used one and the same label). Raises ValueError if the two lists differ
+    in length.
     """
     import numpy as np
     from statsmodels.stats.inter_rater import cohens_kappa
@@ -135,5 +181,9 @@ def kappa(first: Sequence[Hashable], second: Sequence[Hashable], unparsed: int =
         table[labels.index(one), labels.index(other)] += 1
     with np.errstate(divide="ignore", invalid="ignore"):  # its z value, which is not used here
         result = cohens_kappa(table)
-    low, high = float(result.kappa_low), float(result.kappa_upp)
-    return Result(float(result.kappa), len(pairs), (low, high) if high > low else None, unparsed)
+    value, low, high = float(result.kappa), float(result.kappa_low), float(result.kappa_upp)
+    if not high - low > 1e-6:
+        shares = table / len(pairs)
+        chance = float(shares.sum(axis=0) @ shares.sum(axis=1))
+        low, high = ((p - chance) / (1 - chance) for p in wilson(round(table.trace()), len(pairs)))
+    return Result(value, len(pairs), (max(-1.0, low), min(1.0, high)), unparsed)
