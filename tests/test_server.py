@@ -719,7 +719,7 @@ def test_base_layout_goes_as_text_with_quoted_headings_and_a_stop() -> None:
     assert body["stop"] == ["\n\n###"] and (body["n"], body["max_tokens"], body["temperature"]) == (1, 9, 0.7)
     assert body["seed"] == request_seed(3, "k") != request_seed(3, "l") and 0 <= body["seed"] < 2**31
     assert (row.text, row.finish) == ("So.", "stop"), "a stop string that a server leaves is cut"
-    assert "cannot judge" in engine.first_line and not engine.can_weigh
+    assert "cannot be the critic" in engine.first_line and not engine.can_weigh
     assert "its own top_k" in str(engine.describe()["sampling"])
 
 

@@ -58,7 +58,7 @@ class ServerEngine:
     def _first_line(self) -> str:
         owner = f", {self.served.card['owned_by']}" if "owned_by" in self.served.card else ""
         form = f"{FORMS[self.dialect.kind]} ({self.served.why})"
-        mute = "" if self.can_weigh else " | it gives no log-probabilities, so it cannot judge"
+        mute = "" if self.can_weigh else " | it gives no log-probabilities, so it cannot be the critic"
         untold = "" if self.served.tells_cached else f" | {UNTOLD}"
         return f"model {self.dialect.model} | engine server ({self.client.url}{owner}) | {form}{mute}{untold}"
 

@@ -114,7 +114,8 @@ def preferred_kappa(verdicts: Sequence[Verdict], texts: Sequence[tuple[str, str]
     differ in length.
     """
     swapped = {"yes": "no", "no": "yes"}
-    pairs, unparsed = [], 0
+    pairs: list[tuple[str, str]] = []
+    unparsed = 0
     for verdict, (first, second) in zip(verdicts, texts, strict=True):
         more = len(find_flaws(second)) - len(find_flaws(first))
         if more == 0:

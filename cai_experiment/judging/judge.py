@@ -154,7 +154,7 @@ def judge(engine: Engine, questions: Iterable[PromptPair]) -> list[Verdict]:
 
 def tally(verdicts: Iterable[Verdict]) -> dict[str, int]:
     """How many verdicts are "yes", "no", "undecided" and "unparsed"; every one of the four is there."""
-    counts = Counter(verdict.answer for verdict in verdicts)
+    counts: Counter[str] = Counter(verdict.answer for verdict in verdicts)
     return {answer: counts[answer] for answer in ANSWERS}
 
 

@@ -1,0 +1,79 @@
+"""The flags that name a judge, and loading it: a model in this process, or any OpenAI-compatible server."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from typing import TYPE_CHECKING
+
+from cai_experiment.errors import BadInputError, UserError
+from cai_experiment.scripts._common import positive_int, seconds
+
+if TYPE_CHECKING:
+    from cai_experiment.engines.load import LoadSettings
+    from cai_experiment.judging.judge import Judge
+
+OF_SERVER = {"--server": "--judge", "--model": "--judge-model", "--format": "--judge-format",
+             "--server-concurrency": "--judge-concurrency", "--deadline": "--judge-deadline"}  # fmt: skip
+OF_MODEL = {"--model": "--judge", "--format": "--judge-format", "--engine": "--judge-engine"}
+
+
+def add_judge_flags(parser: argparse.ArgumentParser) -> None:
+    """--judge and what goes with it."""
+    group = parser.add_argument_group("judge (default: the base model)")
+    group.add_argument("--judge", metavar="MODEL|URL",
+                       help="preset, hub id, folder, or OpenAI-compatible endpoint (its key: CAI_API_KEY)")  # fmt: skip
+    group.add_argument("--judge-model", metavar="NAME", help="where the endpoint serves several")
+    group.add_argument("--judge-format", choices=("auto", "chat", "base"), default="auto", help="prompt layout")
+    group.add_argument("--judge-engine", choices=("auto", "hf", "vllm", "unsloth", "generate"), default="auto",
+                       help="of a MODEL")  # fmt: skip
+    group.add_argument("--judge-concurrency", type=positive_int, default=64, metavar="N",
+                       help="requests to the endpoint at a time, at most (default: %(default)s)")  # fmt: skip
+    group.add_argument("--judge-deadline", type=seconds, default=600.0, metavar="SECONDS",
+                       help="for one answer of the endpoint, retries and waits included; then it counts as failed "
+                            "(default: %(default)g)")  # fmt: skip
+
+
+def is_url(name: str | None) -> bool:
+    """True if --judge names an endpoint, which needs no memory here."""
+    return name is not None and re.match(r"https?://", name.strip(), re.IGNORECASE) is not None
+
+
+def load_judge(args: argparse.Namespace) -> Judge:
+    """The judge that the flags of `add_judge_flags` name (not None); prints its first line and its method.
+
+    `judge.engine.close()` gives its memory back. Raises BadInputError or EngineError, one line each, in the words of
+    these flags.
+    """
+    from cai_experiment.engines.load import load_engine
+    from cai_experiment.judging.judge import Judge
+
+    if args.judge_model is not None and not is_url(args.judge):
+        raise BadInputError("--judge-model names a model of an endpoint", "give --judge http://HOST:PORT/v1")
+    try:
+        engine = load_engine(judge_settings(args))
+    except UserError as error:
+        raise type(error)(_renamed(str(error), OF_SERVER if is_url(args.judge) else OF_MODEL)) from error
+    judge = Judge(engine, str(engine.describe().get("model") or args.judge))
+    print(f"judge: {engine.first_line} | {judge.method}", flush=True)
+    return judge
+
+
+def judge_settings(args: argparse.Namespace) -> LoadSettings:
+    """How to load it."""
+    from cai_experiment.engines.load import LoadSettings
+
+    if is_url(args.judge):
+        return LoadSettings(
+            args.judge_model, args.judge_format, engine="server", seed=args.seed, trains_after=False,
+            server_url=args.judge, server_concurrency=args.judge_concurrency, deadline=args.judge_deadline,
+        )  # fmt: skip
+    return LoadSettings(
+        args.judge, args.judge_format, engine=args.judge_engine, seed=args.seed, trains_after=False,
+        batch_size=args.batch_size,
+    )  # fmt: skip
+
+
+def _renamed(line: str, names: dict[str, str]) -> str:
+    """An engine's line with this script's flags."""
+    return re.sub(r"--[a-z][a-z-]*", lambda flag: names.get(flag[0], flag[0]), line)
