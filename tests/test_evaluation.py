@@ -23,7 +23,6 @@ from cai_experiment.evaluation.answers import (
     distinct_2,
     text_metrics,
     truth_metrics,
-    win_rate,
 )
 from cai_experiment.evaluation.arms import BareRenderer, BothAnswers, BothArms
 from cai_experiment.evaluation.differences import differences
@@ -46,8 +45,10 @@ from cai_experiment.evaluation.preference import (
 )
 from cai_experiment.evaluation.report import RunFacts, print_report, read_report, write_report
 from cai_experiment.evaluation.screen import print_example
-from cai_experiment.evaluation.shortcuts import bag_of_words_accuracy, length_accuracy, shortcut_metrics
+from cai_experiment.evaluation.shortcuts import by_length, by_words, shortcut_metrics
+from cai_experiment.evaluation.verdicts import win_rate
 from cai_experiment.evaluation.words import PLUMBING, figure, gate_figures
+from cai_experiment.judging.judge import Judge
 from cai_experiment.judging.result import Result
 from cai_experiment.milestones import MILESTONES
 from cai_experiment.observe.progress import Progress
@@ -185,11 +186,11 @@ def test_accuracy_counts_margins_above_zero() -> None:
 
 def test_shortcut_baselines() -> None:
     train = [pair("q", "one two three", "one bad") for _ in range(5)]
-    assert length_accuracy(
-        train, [pair("q", "longer text", "short"), pair("q", "a", "bb"), pair("q", "a", "b")]
-    ).value == (pytest.approx(1 / 3))
+    lengths = [pair("q", "longer text", "short"), pair("q", "a", "bb"), pair("q", "a", "b")]
+    assert by_length(train, lengths) == [True, False, False]
     held_out = [pair("q", "three apples", "bad apples"), pair("q", "bad", "two"), pair("q", "new", "words")]
-    assert bag_of_words_accuracy(train, held_out).value == pytest.approx(1 / 3)
+    assert by_words(train, held_out) == [True, False, False]
+    assert shortcut_metrics(train, held_out)["bag_of_words_accuracy"].value == pytest.approx(1 / 3)
     assert shortcut_metrics(train, []) == {}
 
 
@@ -253,8 +254,16 @@ def test_win_rate_leaves_out_ties_and_undecided() -> None:
         both("a", "x", "good"), both("b", "good", "y"), both("c", "z", "good z"),
         both("d", "same", "same "), both("e", "one", "two"),
     ]  # fmt: skip
-    found = win_rate(prefers("good"), answers)  # type: ignore[arg-type]
-    assert found.value == pytest.approx(2 / 3) and found.n == 3
+    found = win_rate(Judge(prefers("good"), "scripted"), answers, {"a": "no_harm"})
+    result = found.metrics["win_rate"]
+    assert result.value == pytest.approx(2 / 3) and result.n == 3 and result.items == "evaluation/win_rate.jsonl"
+    assert found.metrics["win_rate_undecided"].value == pytest.approx(1 / 4)
+    assert [row["preferred"] for row in found.items["win_rate"]] == ["yes", "no", "yes", "tie", "undecided"]
+    assert [case.kind for case in found.cases] == [
+        "trained against base: the base's answer is preferred", "trained against base: undecided",
+    ]  # fmt: skip
+    (table,) = found.tables
+    assert [row[0] for row in table.rows] == ["all", "none broken", "no_harm"] and table.rows[0][3] == "1"
 
 
 def test_both_arms_speak_with_the_adapter_off_and_on(loaded: Loaded) -> None:
@@ -470,7 +479,7 @@ def test_mvp_gates_of_the_shipped_model_see_a_collapse() -> None:
 def test_evaluate_generation_asks_the_judge_for_revisions() -> None:
     accepted = [world_example(i, number=i) for i in (1, 2)]
     judge = Scripted(lambda p: Completion(p.id, "", "stop", logprobs=_better(p, accepted)))
-    found = evaluate_generation(EvaluationSettings("batch", truth=True), accepted, [], 2, judge)  # type: ignore[arg-type]
+    found = evaluate_generation(EvaluationSettings("batch", truth=True), accepted, [], 2, Judge(judge, "scripted"))
     assert found.metrics["revision_preferred"].value == 1.0
     assert all(gate.passed for gate in found.gates)
 

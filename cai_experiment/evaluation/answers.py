@@ -1,13 +1,12 @@
-"""What held-out answers of the base model and the trained one say: text, the judge's preference, the world's truth."""
+"""What held-out answers of the base model and the trained one say: text, sums, the world's truth."""
 
 from __future__ import annotations
 
 from itertools import pairwise
 from typing import Callable, Sequence
 
-from cai_experiment.engines.base import Completion, Engine
+from cai_experiment.engines.base import Completion
 from cai_experiment.evaluation.arms import BothAnswers
-from cai_experiment.judging.judge import Verdict, judge, preferred_prompts
 from cai_experiment.judging.result import McNemar, Result, mcnemar, paired_bootstrap
 from cai_experiment.nano.truth import arithmetic_right, is_flawed, on_topic, sentences
 
@@ -59,26 +58,6 @@ def paired_rate(
         f"{name}_trained": Result.rate(sum(after), len(read), failed),
     }
     return metrics, {name: mcnemar(before, after)}
-
-
-def win_rate(engine: Engine, answers: Sequence[BothAnswers]) -> Result:
-    """How often the judge prefers the trained model's answer, of all it decides; `engine` judges in both orders.
-
-    Equal answers are ties and are not asked. Ties and undecided comparisons stand outside `n`.
-    """
-    differ = [a for a in answers if not a.failed and a.base.text.strip() != a.trained.text.strip()]
-    verdicts = judge(
-        engine,
-        [preferred_prompts(f"{a.base.id}/preferred", a.instruction, a.trained.text, a.base.text) for a in differ],
-    )
-    return decided(verdicts)
-
-
-def decided(verdicts: Sequence[Verdict]) -> Result:
-    """The share of "yes" among "yes" and "no"."""
-    spoken = [verdict.answer for verdict in verdicts]
-    yes, no = spoken.count("yes"), spoken.count("no")
-    return Result.rate(yes, yes + no, spoken.count("unparsed"))
 
 
 # ---------------------------------------------------------------- the shipped model's truth

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Callable, Sequence
 
 from cai_experiment.constitution.prompts import Turn, ask_for_answer
@@ -10,6 +12,7 @@ from cai_experiment.engines.base import Completion, Engine, Prompt, Sampling
 from cai_experiment.engines.render import Renderer
 from cai_experiment.milestones import MAX_TOKENS_ANSWER, TEMPERATURE_ANSWER
 from cai_experiment.observe.progress import Progress
+from cai_experiment.records.store import Journal
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +29,39 @@ class BothAnswers:
         return "error" in (self.base.finish, self.trained.finish)
 
 
+class Remembered:
+    """Completions of earlier calls, so that a killed evaluation goes on where it was: one line each, append-only.
+
+    `whose` names the weights of both arms (the base's identity, the adapter's hash): those of others are not used.
+    """
+
+    def __init__(self, path: Path, whose: str) -> None:
+        """Read what `path` holds. Raises BadInputError or DiskError if it cannot be read or written."""
+        self.journal, self.whose = Journal(path), whose
+        rows = self.journal.rows() if path.exists() else []
+        self.found = {row["key"]: Completion(**row["completion"]) for row in rows if row["whose"] == whose}
+
+    def key(self, arm: str, prompt: Prompt) -> str:
+        """What a completion depends on beside the weights: arm, conversation, sampling."""
+        said = repr((arm, prompt.turns, prompt.speak_as, prompt.sampling, prompt.id))
+        return hashlib.blake2b(said.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+    def keep(self, key: str, completion: Completion) -> None:
+        """Write a completion down; one that failed is asked again by the next call."""
+        if completion.finish != "error":
+            row = completion.as_dict() | {"logprobs": list(completion.logprobs)}
+            self.journal.append({"key": key, "whose": self.whose, "completion": row})
+
+
 class BothArms:
     """Speaks with the base model and with the trained one."""
 
-    def __init__(self, engine: Engine, model: Any, seed: int, progress: Progress) -> None:
+    def __init__(
+        self, engine: Engine, model: Any, seed: int, progress: Progress, remembered: Remembered | None = None
+    ) -> None:
         """`engine` speaks through the PEFT `model`, whose adapter is switched off for the base."""
         self.engine, self.model, self.seed, self.progress = engine, model, seed, progress
+        self.remembered = remembered
 
     def answer(
         self, name: str, questions: Sequence[str], max_tokens: int = MAX_TOKENS_ANSWER,
@@ -48,16 +78,23 @@ class BothArms:
     def base(self, prompts: Sequence[Prompt]) -> list[Completion]:
         """The base model's completions, in the order of `prompts`; one that never came has finish "error"."""
         with self.model.disable_adapter():
-            return self._speak(prompts)
+            return self._speak("base", prompts)
 
     def trained(self, prompts: Sequence[Prompt]) -> list[Completion]:
         """The trained model's completions, likewise."""
-        return self._speak(prompts)
+        return self._speak("trained", prompts)
 
-    def _speak(self, prompts: Sequence[Prompt]) -> list[Completion]:
+    def _speak(self, arm: str, prompts: Sequence[Prompt]) -> list[Completion]:
         found: dict[str, Completion] = {}
-        for completion in self.engine.stream(prompts):
+        keys: dict[str, str] = {}
+        if self.remembered is not None:
+            keys = {p.id: self.remembered.key(arm, p) for p in prompts}
+            found = {id: self.remembered.found[key] for id, key in keys.items() if key in self.remembered.found}
+            self.progress.update(self.progress.done + len(found), self.progress.tokens)
+        for completion in self.engine.stream([p for p in prompts if p.id not in found]):
             found[completion.id] = completion
+            if self.remembered is not None:
+                self.remembered.keep(keys[completion.id], completion)
             self.progress.update(self.progress.done + 1, self.progress.tokens + completion.completion_tokens)
         return [found.get(p.id, Completion(p.id, "", "error", error="no answer came back")) for p in prompts]
 
@@ -84,6 +121,7 @@ class Speakers:
 
 
 def transformers_engine(model: Any, tokenizer: Any, renderer: Renderer) -> Engine:
+    """The transformers engine over a model in memory."""
     from cai_experiment.engines.hf import HFEngine
 
     return HFEngine.from_model(model, tokenizer, renderer)

@@ -7,6 +7,7 @@ import operator
 from dataclasses import dataclass
 from typing import Any, Mapping, Protocol
 
+from cai_experiment.judging.fitness import FIT
 from cai_experiment.judging.result import Interval, Result
 
 RULES = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt, "=": operator.eq}
@@ -17,6 +18,8 @@ MAY_FORGET = 0.05  # a rate may be this much lower than before training
 ON_TOPIC = 0.95
 MAY_DRIFT = 0.1  # distinct word pairs and sentences of the shipped model's answers: more or fewer by a tenth
 HALF = 0.5
+ENOUGH = 400  # items: a paired difference of rates is then known to within 3 points or so
+PLUMBING_ONLY = ("single", "batch")
 NOT_MEASURED = Result(None, 0, None)
 
 Metrics = Mapping[str, Result]
@@ -112,6 +115,47 @@ def training_gates(milestone: str, metrics: Metrics, trained: Trained, pairs: in
         _kept(metrics, "ends_by_itself", "no forgetting: answers end by themselves"),
         *(_world_gates(metrics) if "on_topic_trained" in metrics else []),
     ]
+
+
+def milestone_gates(milestone: str, metrics: Metrics, differences: Metrics, truth: bool) -> list[Gate]:
+    """The gates of the full evaluation, on separate instructions; they take the place of `training_gates`' own.
+
+    `differences` are trained - base on the same items. A judge's word counts only if the judge is fit: one that is
+    wrong on purpose, or that answers at random, has a kappa near 0 with answers that are known.
+    """
+    if milestone in PLUMBING_ONLY:  # a few steps prove nothing of quality; but nothing may be lost
+        return [_not_lost(differences, "arithmetic"), *_judge_gates(metrics)[:1]]
+    gates = [
+        _on(metrics, "preference_accuracy", "revised preferred in held-out pairs", ">", PREFERRED, "training"),
+        *([_quality_up(metrics)] if truth else []),
+        *_judge_gates(metrics),
+        _not_lost(differences, "arithmetic"),
+        _kept(metrics, "ends_by_itself", "no forgetting: answers end by themselves"),
+    ]
+    return gates + (_world_gates(metrics) if truth else [])
+
+
+def _judge_gates(metrics: Metrics) -> list[Gate]:
+    return [
+        _on(metrics, "judge_fitness", "the judge agrees with known answers (kappa)", ">=", FIT, "training"),
+        _on(metrics, "win_rate", "quality up: trained answers preferred", ">", HALF, "training"),
+    ]
+
+
+def _not_lost(differences: Metrics, name: str) -> Gate:
+    """See `not_lost`."""
+    return not_lost(f"no forgetting: {name}", differences.get(name, NOT_MEASURED))
+
+
+def not_lost(name: str, difference: Result, part: str = "training") -> Gate:
+    """A paired difference (trained - base) of a rate: on ENOUGH items its interval must end above -MAY_FORGET.
+
+    On fewer items, whose interval is wider than that by itself, the point estimate decides, and the report warns.
+    """
+    value = difference.value
+    if difference.interval is not None and difference.n >= ENOUGH:
+        value, name = difference.interval[0], f"{name} (lower end of the difference)"
+    return Gate(name, value, ">", -MAY_FORGET, difference.interval, difference.n, part)
 
 
 def _world_gates(metrics: Metrics) -> list[Gate]:

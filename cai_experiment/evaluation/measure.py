@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Sequence
 
-from cai_experiment.engines.base import Engine
+from cai_experiment.constitution.principles import Principle
 from cai_experiment.engines.render import Renderer
 from cai_experiment.evaluation import answers as held
 from cai_experiment.evaluation.arms import BothArms, EngineOver, Speakers, transformers_engine
@@ -15,7 +16,8 @@ from cai_experiment.evaluation.gates import Trained, generation_gates, training_
 from cai_experiment.evaluation.generation import generation_metrics
 from cai_experiment.evaluation.preference import Pair, preference_metrics, score_pairs
 from cai_experiment.evaluation.shortcuts import shortcut_metrics
-from cai_experiment.judging.judge import judge, preferred_prompts
+from cai_experiment.evaluation.verdicts import critiques_again, revisions_again, win_rate
+from cai_experiment.judging.judge import Judge
 from cai_experiment.judging.result import Result
 from cai_experiment.nano.world import arithmetic_questions, held_out_questions
 from cai_experiment.observe.progress import Progress
@@ -45,28 +47,26 @@ def evaluate_generation(
     accepted: Sequence[Example],
     rejected: Sequence[Example],
     wanted: int,
-    engine: Engine | None = None,
+    judge: Judge | None = None,
+    principles: Sequence[Principle] = (),
 ) -> Evaluation:
-    """The gates of the pipeline's part. `wanted` pairs were to be accepted; `engine` (the critic, without an adapter)
+    """The gates of the pipeline's part. `wanted` pairs were to be accepted; `judge` (the critic, without an adapter)
     compares each revision with its first answer, without it that metric is left out.
 
-    Milestone 0 speaks of its one pair, so only accepted examples count there.
+    With `principles` the judge is another than the critic that sat with the examples, and reads their critiques again:
+    its word then stands in the place of the critic's. Milestone 0 speaks of its one pair, so only accepted examples
+    count there.
     """
     counted: Sequence[Example] = [] if settings.milestone == "single" else rejected
-    metrics = generation_metrics(accepted, counted, settings.truth)
-    metrics["accepted_pairs"] = Result(len(accepted), len(accepted) + len(rejected), None)
-    if engine is not None:
-        metrics["revision_preferred"] = revision_preferred(engine, accepted)
-    return Evaluation(metrics, generation_gates(settings.milestone, metrics, wanted))
-
-
-def revision_preferred(engine: Engine, accepted: Sequence[Example]) -> Result:
-    """How often the judge prefers the revision to the first answer, of the first COMPARED pairs, if it decides."""
-    asked = [
-        preferred_prompts(f"evaluation/{e.id}/preferred", e.instruction, e.revised_answer, e.initial_answer)
-        for e in accepted[:COMPARED]
-    ]
-    return held.decided(judge(engine, asked))
+    found = Evaluation(generation_metrics(accepted, counted, settings.truth))
+    found.metrics["accepted_pairs"] = Result(len(accepted), len(accepted) + len(rejected), None)
+    if judge is not None and principles:
+        by_id = {principle.id: principle for principle in principles}
+        found += critiques_again(judge, list(islice(chain(accepted, counted), COMPARED)), by_id, settings.truth)
+    if judge is not None:
+        found += revisions_again(judge, accepted[:COMPARED], settings.truth)
+    found.gates = generation_gates(settings.milestone, found.metrics, wanted)
+    return found
 
 
 def evaluate_training(
@@ -136,8 +136,7 @@ def _evaluate_answers(settings: EvaluationSettings, speakers: Speakers, question
         found.metrics |= metrics
         found.tests |= tests
     with model.disable_adapter():  # the base judges
-        found.metrics["win_rate"] = held.win_rate(speakers.full(), both)
-    return found
+        return found + win_rate(Judge(speakers.full(), "the base model"), both, {})
 
 
 def warnings(metrics: dict[str, Result]) -> list[str]:

@@ -13,27 +13,30 @@ from cai_experiment.judging.result import Result
 
 def shortcut_metrics(train: Sequence[Pair], held_out: Sequence[Pair]) -> dict[str, Result]:
     """Both baselines, fitted on `train` and measured on `held_out`; empty if either is empty."""
+    right = shortcuts_right(train, held_out)
+    return {f"{name}_accuracy": Result.rate(sum(found), len(found)) for name, found in right.items()}
+
+
+def shortcuts_right(train: Sequence[Pair], held_out: Sequence[Pair]) -> dict[str, list[bool]]:
+    """For each baseline by name, which of `held_out` it gets right; {} if either side has no pairs."""
     if not train or not held_out:
         return {}
-    return {
-        "length_only_accuracy": length_accuracy(train, held_out),
-        "bag_of_words_accuracy": bag_of_words_accuracy(train, held_out),
-    }
+    return {"length_only": by_length(train, held_out), "bag_of_words": by_words(train, held_out)}
 
 
-def length_accuracy(train: Sequence[Pair], held_out: Sequence[Pair]) -> Result:
+def by_length(train: Sequence[Pair], held_out: Sequence[Pair]) -> list[bool]:
     """Prefers the longer completion, or the shorter, whichever is right more often on `train`. A tie is wrong."""
     longer = sum(_extra_length(pair) > 0 for pair in train)
     shorter = sum(_extra_length(pair) < 0 for pair in train)
     sign = 1 if longer >= shorter else -1
-    return Result.rate(sum(sign * _extra_length(pair) > 0 for pair in held_out), len(held_out))
+    return [sign * _extra_length(pair) > 0 for pair in held_out]
 
 
 def _extra_length(pair: Pair) -> int:
     return len(pair.chosen) - len(pair.rejected)
 
 
-def bag_of_words_accuracy(train: Sequence[Pair], held_out: Sequence[Pair]) -> Result:
+def by_words(train: Sequence[Pair], held_out: Sequence[Pair]) -> list[bool]:
     """A logistic regression on the difference of the two completions' word counts, each pair seen from both sides."""
     from scipy.sparse import vstack
     from sklearn.feature_extraction.text import CountVectorizer
@@ -49,4 +52,4 @@ def bag_of_words_accuracy(train: Sequence[Pair], held_out: Sequence[Pair]) -> Re
     x = difference(train)
     model = LogisticRegression(fit_intercept=False)
     model.fit(vstack([x, -x]), [1] * len(train) + [0] * len(train))
-    return Result.rate(int((model.decision_function(difference(held_out)) > 0).sum()), len(held_out))
+    return [bool(value > 0) for value in model.decision_function(difference(held_out))]
