@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cai_experiment.errors import BadInputError, UserError
@@ -54,7 +55,7 @@ def load_judge(args: argparse.Namespace) -> Judge:
         engine = load_engine(judge_settings(args))
     except UserError as error:
         raise type(error)(_renamed(str(error), OF_SERVER if is_url(args.judge) else OF_MODEL)) from error
-    judge = Judge(engine, str(engine.describe().get("model") or args.judge))
+    judge = Judge(engine, shown(str(engine.describe().get("model") or args.judge)))
     print(f"judge: {engine.first_line} | {judge.method}", flush=True)
     return judge
 
@@ -72,6 +73,11 @@ def judge_settings(args: argparse.Namespace) -> LoadSettings:
         args.judge, args.judge_format, engine=args.judge_engine, seed=args.seed, trains_after=False,
         batch_size=args.batch_size,
     )  # fmt: skip
+
+
+def shown(name: str) -> str:
+    """A model's name for a report: of a folder its last part, which says nothing of this machine."""
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 def _renamed(line: str, names: dict[str, str]) -> str:
