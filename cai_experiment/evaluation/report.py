@@ -1,7 +1,8 @@
 """A run's report: report.json for programs, report.html for people, a table for the terminal.
 
-The page is made from report.json's content and the examples alone, so a later part (training) keeps what an earlier one
-(generation) found.
+The page is made from report.json's content and the examples alone, so a later part (training, a benchmark) keeps what
+an earlier one (generation) found. For a paper: tables/NAME.csv and .tex, figures/NAME.pdf. Behind the figures:
+evaluation/NAME.jsonl, a row an item.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from typing import Any, Mapping, Sequence
 
 from cai_experiment.errors import BadInputError
 from cai_experiment.evaluation.found import Evaluation
+from cai_experiment.evaluation.merging import Parts, make_folder, merge, only_generation, write_items
+from cai_experiment.evaluation.plots import Plot
 from cai_experiment.evaluation.screen import print_report
-from cai_experiment.judging.result import holm
 from cai_experiment.milestones import DATA_DIR, SCRIPTS, Milestone
 from cai_experiment.records.files import read_json, write_atomic, write_json
 from cai_experiment.records.schema import Example
@@ -23,17 +25,18 @@ from cai_experiment.records.schema import Example
 __all__ = ["RunFacts", "print_report", "read_report", "write_report"]
 
 REPORT_JSON, REPORT_HTML = "report.json", "report.html"
-SHOWN_ANSWERS = 10
+BEFORE_TRAINING = ("loading", "generation", "guard")  # phases whose seconds another adapter does not undo
 
 
 @dataclass(frozen=True, slots=True)
 class RunFacts:
     """What the report says beside the evaluation.
 
-    `settings` is shown as it is (model, engine, quantisation, seed ...), under the part that it is of; `seconds` maps
-    a phase ("generation", "training", "evaluation") to its wall seconds, `peak_gpu_gb` one to its peak of GPU memory
-    ("allocated" and "reserved" GB; None without a GPU); `history` is training's metrics.jsonl;
-    `dataset` is `describe_pairs`' part, of the run that made the pairs; `next_command` follows a go.
+    `settings` is shown as it is (model, engine, quantisation, seed ...), under `settings_part`, or the names of the
+    parts measured; `seconds` maps a phase ("generation", "training", "evaluation") to its wall seconds, `peak_gpu_gb`
+    one to its peak of GPU memory ("allocated" and "reserved" GB; None without a GPU); `history` is training's
+    metrics.jsonl; `dataset` is `describe_pairs`' part, of the run that made the pairs; `next_command` follows a go.
+    `adapter` is a hash of the trained weights: of an earlier report on others, only generation's part is kept.
     """
 
     milestone: Milestone
@@ -47,23 +50,40 @@ class RunFacts:
     history: Sequence[Mapping[str, Any]] = field(default=())
     dataset: Mapping[str, Any] | None = None
     peak_gpu_gb: Mapping[str, Mapping[str, float] | None] = field(default_factory=dict)
+    settings_part: str = ""
+    adapter: str = ""
 
 
-def write_report(folder: Path, evaluation: Evaluation, facts: RunFacts) -> dict[str, Any]:
-    """Write report.json and report.html into `folder` and give the report back.
+def write_report(folder: Path, evaluation: Evaluation | Mapping[str, Evaluation], facts: RunFacts) -> dict[str, Any]:
+    """Write report.json, report.html, items, tables/ and figures/ into `folder` and give the report back.
 
-    Of an earlier report the part that is not measured now is kept, if it speaks of the same number of pairs.
-    Raises DiskError or BadInputError where the folder cannot be written.
+    `evaluation` is one part, which its gates name, or several by name ({"judge": ..., "harmbench": ...}). Of an earlier
+    report the parts that are not measured now are kept, if it speaks of the same number of pairs and, but for
+    generation, of the same adapter. Raises DiskError or BadInputError where the folder cannot be written.
     """
-    from cai_experiment.evaluation.page import render_page
+    from cai_experiment.evaluation.page import render_page, report_plots
+    from cai_experiment.evaluation.tables import report_tables, write_tables
 
-    report = build_report(evaluation, facts, _earlier(folder, len(facts.accepted)))
+    parts = Parts.of(evaluation)
+    report = build_report(parts, facts, _earlier(folder, facts))
     if report["verdict"] != "go":  # look first
         report["next"] = _inspect_command(folder, facts.run)
+    write_items(folder, parts)
     write_json(folder / REPORT_JSON, report)
-    html = render_page(report, facts.accepted)
+    plots = report_plots(report, facts.accepted)
+    html = render_page(report, facts.accepted, plots)
     write_atomic(folder / REPORT_HTML, [html.encode("utf-8", "backslashreplace")])
+    write_tables(folder / "tables", report_tables(report))
+    write_figures(folder / "figures", plots)
     return report
+
+
+def write_figures(folder: Path, plots: Sequence[Plot]) -> None:
+    """Write each plot as NAME.pdf, for a paper."""
+    if plots:
+        make_folder(folder)
+    for plot in plots:
+        write_atomic(folder / f"{plot.name}.pdf", [plot.pdf])
 
 
 def read_report(folder: Path) -> dict[str, Any]:
@@ -71,41 +91,45 @@ def read_report(folder: Path) -> dict[str, Any]:
     return read_json(folder / REPORT_JSON)
 
 
-def _earlier(folder: Path, accepted: int) -> dict[str, Any]:
-    """The folder's report, or {} if there is none, or if it speaks of other pairs."""
+def _earlier(folder: Path, facts: RunFacts) -> dict[str, Any]:
+    """The folder's report, or {} if there is none, or if it speaks of other pairs; of another adapter, only what it
+    says of generation."""
     try:
         report = read_report(folder)
-        same = report["counts"]["accepted"] == accepted and {"gates", "metrics", "seconds"} <= report.keys()
+        same = report["counts"]["accepted"] == len(facts.accepted) and {"gates", "metrics", "seconds"} <= report.keys()
     except (BadInputError, KeyError, TypeError):
         return {}
-    return report if same else {}
+    if not same:
+        return {}
+    trained_again = facts.adapter and report.get("adapter") and report["adapter"] != facts.adapter
+    return _before_training(report) if trained_again else report
 
 
-def build_report(evaluation: Evaluation, facts: RunFacts, earlier: Mapping[str, Any]) -> dict[str, Any]:
+def _before_training(report: dict[str, Any]) -> dict[str, Any]:
+    """What a report says of the pairs alone."""
+    seconds = {phase: spent for phase, spent in report["seconds"].items() if phase in BEFORE_TRAINING}
+    settings = {part: values for part, values in report.get("settings", {}).items() if part == "generation"}
+    return {**only_generation(report), "seconds": seconds, "settings": settings, "history": []}
+
+
+def build_report(parts: Parts, facts: RunFacts, earlier: Mapping[str, Any]) -> dict[str, Any]:
     """report.json's content: the house plan's keys, and what the page needs beside them."""
-    measured = {gate.part for gate in evaluation.gates}
-    gates = [gate for gate in earlier.get("gates", []) if gate.get("part") not in measured]
-    gates += [gate.to_json() for gate in evaluation.gates]
-    gates.sort(key=lambda gate: str(gate.get("part")))  # generation stands before training
-    go = all(gate["passed"] for gate in gates)
-    report: dict[str, Any] = {
+    found = merge(parts, earlier)
+    go = all(gate["passed"] for gate in found["gates"])
+    part = facts.settings_part or " and ".join(sorted(parts.found))
+    return {
         "verdict": "go" if go else "no-go",
         "milestone": facts.milestone.name,
         "run": facts.run,
-        "gates": gates,
-        "metrics": {**earlier.get("metrics", {}), **{k: v.to_json() for k, v in evaluation.metrics.items()}},
-        "tests": {**earlier.get("tests", {}), **_tests(evaluation)},
+        **found,
         "counts": _counts(facts),
         **_time_and_cost(facts, earlier),
-        "settings": {**earlier.get("settings", {}), " and ".join(sorted(measured)): dict(facts.settings)},
+        "settings": {**earlier.get("settings", {}), part: dict(facts.settings)},
         "dataset": facts.dataset or earlier.get("dataset"),
+        "history": list(facts.history) or earlier.get("history", []),
+        "adapter": facts.adapter or ("" if "training" in parts.measured else earlier.get("adapter", "")),
         "next": facts.next_command,
     }
-    if "training" in measured or not earlier:
-        report |= {"notes": evaluation.notes, "history": list(facts.history), "answers": _answers(evaluation)}
-    else:
-        report |= {name: earlier.get(name, []) for name in ("notes", "history", "answers")}
-    return report
 
 
 def _inspect_command(folder: Path, run: str) -> str:
@@ -113,15 +137,6 @@ def _inspect_command(folder: Path, run: str) -> str:
     command = f"{SCRIPTS}inspect_data.py --run {shlex.quote(run)}"
     elsewhere = folder.parent.resolve() != DATA_DIR
     return f"{command} --data-dir {shlex.quote(str(folder.parent))}" if elsewhere else command
-
-
-def _tests(evaluation: Evaluation) -> dict[str, Any]:
-    """McNemar's counts and p-values, these also adjusted by Holm for their number."""
-    adjusted = holm([test.p_value for test in evaluation.tests.values()])
-    return {
-        name: {"only_base": t.only_before, "only_trained": t.only_after, "p_value": t.p_value, "p_holm": p}
-        for (name, t), p in zip(evaluation.tests.items(), adjusted, strict=True)
-    }
 
 
 def _counts(facts: RunFacts) -> dict[str, Any]:
@@ -144,9 +159,3 @@ def _time_and_cost(facts: RunFacts, earlier: Mapping[str, Any]) -> dict[str, Any
             "peak_gpu_gb": {**earlier.get("cost", {}).get("peak_gpu_gb", {}), **facts.peak_gpu_gb},
         },
     }
-
-
-def _answers(evaluation: Evaluation) -> list[dict[str, str]]:
-    """The first held-out answers of both models, to be read beside the figures."""
-    shown = evaluation.answers[:SHOWN_ANSWERS]
-    return [{"instruction": a.instruction, "base": a.base.text, "trained": a.trained.text} for a in shown]

@@ -6,13 +6,26 @@ from typing import TYPE_CHECKING, Any, Mapping, Sequence
 
 from cai_experiment.evaluation.differences import Piece, differences
 from cai_experiment.evaluation.generation import verdicts_after
-from cai_experiment.evaluation.words import cost_text, dataset_lines, gate_figures, interval_text, report_warnings
+from cai_experiment.evaluation.summary import Direction, Effect, completed, effects, grouped
+from cai_experiment.evaluation.words import (
+    ALARM,
+    cost_text,
+    dataset_lines,
+    gate_figures,
+    interval_text,
+    report_alarms,
+    report_warnings,
+    result_text,
+    value_text,
+)
 from cai_experiment.observe.screen import escaped
 from cai_experiment.records.schema import Example, Round
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
+
+COLOURS: Mapping[Direction, str] = {"better": "green", "worse": "red", "unclear": "dim", "none": "dim"}
 
 
 def print_report(report: Mapping[str, Any], console: Console | None = None) -> None:
@@ -21,16 +34,65 @@ def print_report(report: Mapping[str, Any], console: Console | None = None) -> N
     from rich.text import Text
 
     console = console or Console(highlight=False)
+    report = completed(report)
     console.print(_gates_table(report))
+    found = effects(report)
+    if found:
+        console.print(effect_table(found))
+    for alarm in report_alarms(report):
+        console.print(Text(f"{ALARM}: {escaped(alarm)}", style="bold red"), soft_wrap=True)
     for warning in report_warnings(report):
         console.print(Text(f"note: {escaped(warning)}"), soft_wrap=True)
     console.print(Text(_counts_line(report["counts"])), soft_wrap=True)
-    for line in dataset_lines(report["dataset"]) if report.get("dataset") else ():
+    for line in dataset_lines(report["dataset"]) if report["dataset"] else ():
         console.print(Text(escaped(line)), soft_wrap=True)
     console.print(Text(cost_text(report["cost"])), soft_wrap=True)
     go = report["verdict"] == "go"
     console.print(Text("GO" if go else "NO-GO", style="bold green" if go else "bold red"), end=" ")
     console.print(Text(f"next: {escaped(report['next'])}"), soft_wrap=True)
+
+
+def effect_table(
+    found: Sequence[Effect], arms: tuple[str, str] = ("base", "trained"), title: str = "", with_p: bool = False
+) -> Any:
+    """Both arms and what lies between them, with its interval, for the terminal; differences of rates are in points."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(escaped(title or "base and trained on the same items, rates in % and points")),
+                  title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)  # fmt: skip
+    for heading in ("measure", *arms, "difference", "95% interval", "n", *(["p"] if with_p else []), ""):
+        table.add_column(Text(escaped(heading)), overflow="fold")
+    for question, members in grouped(found):
+        table.add_row(Text(question, style="bold"))
+        for one in members:
+            change = one.change or {}
+            cells = [one.named.label, value_text(one.base, one.rate), value_text(one.trained, one.rate)]
+            cells += [one.change_text.removesuffix(" points"), one.between_text if change else "–"]
+            cells += [f"{change.get('n', one.trained['n']):,}", *([one.p_text] if with_p else [])]
+            says = "unclear" if one.direction == "unclear" else one.says
+            table.add_row(*(Text(escaped(cell)) for cell in cells), Text(says, style=COLOURS[one.direction]))
+    return table
+
+
+def print_tables(tables: Sequence[Mapping[str, Any]], console: Console | None = None) -> None:
+    """Print tables as report.json holds them; results as "0.93 [0.88, 0.96], n = 153"."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = console or Console(highlight=False)
+    for table in tables:
+        made = Table(title=Text(escaped(table["title"])), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+        for column in table["columns"]:
+            made.add_column(Text(escaped(column)), overflow="fold")
+        for row in table["rows"]:
+            made.add_row(*(Text(escaped(cell if isinstance(cell, str) else result_text(cell))) for cell in row))
+        console.print(made)
+        if table.get("note"):
+            console.print(Text(escaped(table["note"])), soft_wrap=True)
 
 
 def _gates_table(report: Mapping[str, Any]) -> Any:

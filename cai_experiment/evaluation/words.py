@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Mapping, Sequence
 
 from cai_experiment.judging.result import WIDE
 
 SHOWN_SHARES = ("source", "kind", "length")  # on the terminal; the page has topics and principles too
+ALARM = "ALARM"  # how a note of training begins that must be looked at
 PLUMBING = "1 to 10 steps prove that the plumbing works and no more."
 
 
@@ -35,6 +37,68 @@ def gate_figures(gate: Mapping[str, Any]) -> tuple[str, str]:
     return figure(value, digits), f"{gate['rule']} {figure(threshold, digits)}"
 
 
+def value_text(metric: Mapping[str, Any], rate: bool = False) -> str:
+    """A metric's value; a rate in percent ("92.8%")."""
+    value = metric.get("value")
+    return figure(value) if value is None or not rate else f"{100 * value:.1f}%"
+
+
+def range_text(interval: Sequence[float] | None, rate: bool = False) -> str:
+    """An interval as "87.6 to 95.9%", or what it takes for figures; "no interval" where there is none."""
+    if interval is None:
+        return "no interval"
+    return f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}%" if rate else interval_text(interval)
+
+
+def signed_text(value: float | None, rate: bool = False, unit: str = "") -> str:
+    """A difference with its sign: "−58.0 points" of a rate, "+4.06 words"."""
+    if value is None:
+        return "not measured"
+    shown = f"{abs(100 * value):.1f}" if rate else figure(abs(value))
+    sign = "" if not float(re.sub("[^0-9.e-]", "", shown)) else "+" if value > 0 else "−"
+    return f"{sign}{shown}{' points' if rate else f' {unit}' if unit else ''}"
+
+
+def signed_range(interval: Sequence[float] | None, rate: bool = False) -> str:
+    """The interval of a difference: "−65.0 to −51.0"."""
+    if interval is None:
+        return "no interval"
+    low, high = (signed_text(one, rate).removesuffix(" points") for one in interval)
+    return f"{low} to {high}"
+
+
+def result_text(metric: Mapping[str, Any]) -> str:
+    """A result on one line for a table: "0.928 [0.876, 0.959], n = 153"."""
+    interval, unparsed = metric.get("interval"), metric.get("unparsed", 0)
+    between = f" [{figure(interval[0])}, {figure(interval[1])}]" if interval is not None else ""
+    return f"{figure(metric.get('value'))}{between}, n = {metric.get('n', 0)}" + (
+        f", {unparsed} unparsed" if unparsed else ""
+    )
+
+
+def count_text(n: int) -> str:
+    """ "n = 200", which does not break."""
+    return f"n\u00a0=\u00a0{n:,}"
+
+
+def sentence_case(text: str) -> str:
+    """The text with a capital first letter."""
+    return text[:1].upper() + text[1:]
+
+
+def p_text(p: float | None) -> str:
+    """A p-value for people."""
+    if p is None:
+        return "–"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def report_alarms(report: Mapping[str, Any]) -> list[str]:
+    """What must be looked at: the parts' alarms, and those that training wrote among its notes."""
+    noted = [note for note in report.get("notes", []) if note.startswith(ALARM)]
+    return [sentence_case(text.removeprefix(ALARM).lstrip(": ")) for text in (*report.get("alarms", []), *noted)]
+
+
 def report_warnings(report: Mapping[str, Any]) -> list[str]:
     """What a reader must know before believing a go: wide intervals, small milestones, the evaluation's notes."""
     found = [
@@ -44,7 +108,7 @@ def report_warnings(report: Mapping[str, Any]) -> list[str]:
     ]
     if report["milestone"] in ("single", "batch"):
         found.append(PLUMBING)
-    return [*report["notes"], *found]
+    return [*(note for note in report.get("notes", []) if not note.startswith(ALARM)), *found]
 
 
 def dataset_lines(dataset: Mapping[str, Any]) -> list[str]:

@@ -1,0 +1,235 @@
+"""Runs beside each other: which settings differ, and what that did to the trained models, item by item.
+
+Each run is held against the first one named. Where both answered the same item (the rows' contract is in `found`), the
+difference is paired: McNemar's test for rates, a permutation of the signs for other figures, and the paired bootstrap
+interval. Where they did not, the difference stands between two independent figures: its interval is Newcombe's for
+rates, and by the same formula for others (MOVER: G. Y. Zou and A. Donner 2008), and it says so.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Iterable, Iterator, Mapping, Sequence
+
+from cai_experiment.errors import BadInputError
+from cai_experiment.evaluation.found import ITEMS_FOLDER
+from cai_experiment.evaluation.naming import is_rate, named
+from cai_experiment.evaluation.summary import Effect, completed
+from cai_experiment.judging.result import RESAMPLES, Result, holm, mcnemar, paired_bootstrap
+from cai_experiment.milestones import SCRIPTS
+from cai_experiment.records.files import read_json, read_jsonl, show
+
+ENOUGH_SHARED = 0.5  # of the smaller run's items; with fewer in common the difference is not paired
+
+Key = tuple[str, str]  # id and text of an item
+Values = dict[str, dict[Key, float]]  # measurement -> item -> what it says of the trained model
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run to be compared: its report, its settings in one flat table, and its items."""
+
+    name: str
+    report: Mapping[str, Any]
+    settings: Mapping[str, str]
+    values: Values
+    booleans: frozenset[str]  # the measurements whose items are true or false
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One measure of two runs' trained models: `effect.base` is the first run's, `effect.trained` the other's."""
+
+    effect: Effect
+    paired: bool
+    p_value: float | None
+
+
+# ---------------------------------------------------------------- reading
+
+
+def read_runs(data_dir: Path, names: Sequence[str]) -> list[Run]:
+    """The runs of a data folder. Raises BadInputError for fewer than two, the same one twice, an unknown one, and for
+    one without a report."""
+    if len(names) < 2:
+        raise BadInputError(f"--compare names {len(names)} run, it takes two or more", f"{_runs_there(data_dir)}")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise BadInputError(f"--compare names {twice} twice", "name each run once")
+    return [read_run(data_dir, name) for name in names]
+
+
+def read_run(data_dir: Path, name: str) -> Run:
+    """One run. Raises BadInputError if it is not there or has no report."""
+    folder = data_dir / name
+    if not folder.is_dir():
+        raise BadInputError(f"there is no run {name} in {show(data_dir)}", _runs_there(data_dir))
+    if not (folder / "report.json").exists():
+        message = f"run {name} has no report ({show(folder / 'report.json')})"
+        raise BadInputError(message, f"evaluate it first: {SCRIPTS}eval_model.py --run {name}")
+    report = completed(read_json(folder / "report.json"))
+    values, booleans = _read_items(folder / ITEMS_FOLDER)
+    return Run(name, report, _flat_settings(report, folder / "manifest.json"), values, frozenset(booleans))
+
+
+def _runs_there(data_dir: Path) -> str:
+    runs = sorted(path.parent.name for path in data_dir.glob("*/report.json"))
+    return f"runs with a report there: {', '.join(runs) or 'none'}"
+
+
+def _flat_settings(report: Mapping[str, Any], manifest: Path) -> dict[str, str]:
+    """The settings of every part, as text, and what the manifest knows beside them."""
+    flat = {f"{part}: {name}": str(value) for part, own in report["settings"].items() for name, value in own.items()}
+    made = read_json(manifest) if manifest.exists() else {}
+    for role, loaded in made.get("models", {}).items():
+        flat[f"{role}: model"] = str(loaded.get("model"))
+        flat[f"{role}: weights"] = str(loaded.get("weights_sha256", loaded.get("revision", "")))[:12]
+    flat["constitution"] = str(made.get("constitution", {}).get("sha256", ""))[:12]
+    flat["seed"] = str(made.get("seed", ""))
+    flat["git revision"] = str(made.get("git_revision", ""))[:12]
+    return {name: value for name, value in flat.items() if value}
+
+
+def _read_items(folder: Path) -> tuple[Values, set[str]]:
+    """What every row of evaluation/*.jsonl says of the trained model; which measurements are true or false."""
+    values: Values = {}
+    booleans: set[str] = set()
+    for path in sorted(folder.glob("*.jsonl")):
+        for row in read_jsonl(path, repair=False):
+            key = (str(row.get("id", "")), str(row.get("instruction", row.get("text", ""))))
+            for name, value in _measured(path.stem, row.get("trained")):
+                values.setdefault(name, {})[key] = float(value)
+                if isinstance(value, bool):
+                    booleans.add(name)
+    return values, booleans
+
+
+def _measured(name: str, trained: Any) -> Iterator[tuple[str, bool | float]]:
+    """(measurement, value) of a row: its own, or those of the object in it; what could not be judged is left out."""
+    found = trained if isinstance(trained, Mapping) else {name: trained}
+    for one, value in found.items():
+        if isinstance(value, (bool, int, float)) and math.isfinite(value):
+            yield one, value
+
+
+# ---------------------------------------------------------------- comparing
+
+
+def differing_settings(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+    """(setting, its value in each run) of those that are not the same in all; "–" where a run has none."""
+    names = dict.fromkeys(name for run in runs for name in run.settings)
+    rows = [(name, [run.settings.get(name, "–") for run in runs]) for name in names]
+    return [(name, values) for name, values in rows if len(set(values)) > 1]
+
+
+def compare(runs: Sequence[Run]) -> list[list[Comparison]]:
+    """For each run but the first, its comparisons with that; p-values adjusted by Holm over all of them."""
+    found = [list(_against(runs[0], other)) for other in runs[1:]]
+    values = [one.p_value for group in found for one in group if one.p_value is not None]
+    adjusted = iter(holm(values))
+    return [
+        [one if one.p_value is None else replace(one, effect=replace(one.effect, p_holm=next(adjusted)))
+         for one in group]
+        for group in found
+    ]  # fmt: skip
+
+
+def _against(first: Run, other: Run) -> Iterator[Comparison]:
+    """Every measure that both runs have: by their items where these agree, else by their figures."""
+    paired = set()
+    for name in first.values:
+        shared = _shared(first.values[name], other.values.get(name, {}))
+        if shared:
+            paired.add(name)
+            yield _paired(name, shared, name in first.booleans and name in other.booleans)
+    for metric, one in first.report["metrics"].items():
+        two = other.report["metrics"].get(metric)
+        name = metric.removesuffix("_trained")
+        if two is not None and name not in paired and not metric.endswith("_base"):
+            yield _unpaired(name, metric, one, two)
+
+
+def _shared(one: Mapping[Key, float], two: Mapping[Key, float]) -> list[tuple[float, float]]:
+    """Both values of the items that both have; empty if they have too few in common."""
+    keys = [key for key in one if key in two]
+    enough = max(2.0, ENOUGH_SHARED * min(len(one), len(two)))
+    return [(one[key], two[key]) for key in keys] if len(keys) >= enough else []
+
+
+def _paired(name: str, shared: Sequence[tuple[float, float]], rate: bool) -> Comparison:
+    before, after = [a for a, _ in shared], [b for _, b in shared]
+    one, two = (_summary(values, rate) for values in (before, after))
+    if rate:
+        p = mcnemar([bool(a) for a in before], [bool(b) for b in after]).p_value
+    else:
+        p = permutation_p(before, after)
+    change = paired_bootstrap(before, after).to_json()
+    return Comparison(Effect(name, named(name), rate, one, two, change, None), True, p)
+
+
+def _summary(values: Sequence[float], rate: bool) -> dict[str, Any]:
+    return (Result.rate(round(sum(values)), len(values)) if rate else Result.mean(values)).to_json()
+
+
+def permutation_p(before: Sequence[float], after: Sequence[float], seed: int = 0) -> float:
+    """The two-sided p-value of a paired difference of means: signs of the differences permuted (Fisher 1935), seeded.
+
+    1.0 if no item differs. Raises ValueError if the two lists differ in length.
+    """
+    import numpy as np
+    from scipy.stats import permutation_test
+
+    one, two = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
+    if one.shape != two.shape:
+        raise ValueError("before and after differ in length")
+    if (one == two).all():
+        return 1.0
+    found = permutation_test(
+        (two, one), lambda x, y, axis: np.mean(x - y, axis=axis), permutation_type="samples", vectorized=True,
+        n_resamples=RESAMPLES - 1, batch=1000, rng=np.random.default_rng(seed),
+    )  # fmt: skip
+    return float(found.pvalue)
+
+
+def _unpaired(name: str, metric: str, one: Mapping[str, Any], two: Mapping[str, Any]) -> Comparison:
+    rate = is_rate(metric, one) and is_rate(metric, two)
+    p = _fisher_p(one, two) if rate and one["n"] and two["n"] else None
+    return Comparison(Effect(name, named(name), rate, one, two, unpaired_difference(one, two), None), False, p)
+
+
+def unpaired_difference(one: Mapping[str, Any], two: Mapping[str, Any]) -> dict[str, Any] | None:
+    """two - one of independent figures as report.json holds them; None if either was not measured.
+
+    The interval is [d - sqrt((v2 - l2)^2 + (u1 - v1)^2), d + sqrt((u2 - v2)^2 + (v1 - l1)^2)] with each figure's own
+    bounds: with Wilson's it is Newcombe's (1998, method 10). `n` is the smaller of the two.
+    """
+    if one["value"] is None or two["value"] is None:
+        return None
+    difference, interval = two["value"] - one["value"], None
+    if one["interval"] is not None and two["interval"] is not None:
+        (low1, high1), (low2, high2) = one["interval"], two["interval"]
+        below = math.hypot(two["value"] - low2, high1 - one["value"])
+        above = math.hypot(high2 - two["value"], one["value"] - low1)
+        interval = [difference - below, difference + above]
+    return {"value": difference, "n": min(one["n"], two["n"]), "interval": interval, "unparsed": 0}
+
+
+def _fisher_p(one: Mapping[str, Any], two: Mapping[str, Any]) -> float:
+    """Fisher's exact test of two independent rates, two-sided."""
+    from scipy.stats import fisher_exact
+
+    table = [[round(m["value"] * m["n"]), m["n"] - round(m["value"] * m["n"])] for m in (one, two)]
+    return float(fisher_exact(table)[1])
+
+
+def standing(runs: Iterable[Run]) -> list[tuple[str, str, str, str, str]]:
+    """Each run's verdict, gates passed, pairs, and time and dollars."""
+    rows = []
+    for run in runs:
+        gates, cost = run.report["gates"], run.report["cost"]
+        passed = f"{sum(gate['passed'] for gate in gates)} of {len(gates)}"
+        spent = f"{cost['hours'] * 60:.1f} min, ${cost['dollars']:.2f}"
+        rows.append((run.name, str(run.report["verdict"]), passed, f"{run.report['counts']['accepted']:,}", spent))
+    return rows

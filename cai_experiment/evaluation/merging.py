@@ -1,0 +1,200 @@
+"""A report is made in parts ("generation", "training", "harmbench" ...): measuring one again replaces its own findings
+and leaves the others'. All of it is as report.json holds it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Iterable, Mapping, Sequence
+
+from cai_experiment.evaluation.found import ITEMS_FOLDER, Case, Evaluation
+from cai_experiment.evaluation.naming import file_name, pairs_of_arms, stem
+from cai_experiment.judging.result import Result, holm
+from cai_experiment.records.files import write_jsonl, writing_error
+
+FIRST_PARTS = ("generation", "training")  # in this order, then the others as they are named
+SHOWN_ANSWERS = 10
+SHOWN_CASES = 50  # of each kind, in report.json and on the page; the file has all of them
+NAMED = ("metrics", "tests", "differences", "methods")  # what maps a name to a finding
+LISTED = ("gates", "answers", "tables", "cases")  # lists whose entries say their part
+TEXTS = ("notes", "alarms")  # lists of texts: `parts` knows whose they are
+
+Report = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What was measured now, by part."""
+
+    found: Mapping[str, Evaluation]
+
+    @classmethod
+    def of(cls, evaluation: Evaluation | Mapping[str, Evaluation]) -> Parts:
+        """An evaluation alone is the part that its gates name, or "evaluation" if it has none."""
+        if isinstance(evaluation, Evaluation):
+            return cls({" and ".join(sorted({gate.part for gate in evaluation.gates})) or "evaluation": evaluation})
+        return cls(dict(evaluation))
+
+    @property
+    def measured(self) -> set[str]:
+        """The names of the parts, and of those that their gates name."""
+        return {*self.found, *(gate.part for one in self.found.values() for gate in one.gates)}
+
+
+def merge(parts: Parts, earlier: Mapping[str, Any]) -> Report:
+    """The findings of both: `earlier`'s but for the parts that were measured again, then those of now.
+
+    Tests are adjusted by Holm over all tests of the report; rates that were compared by McNemar's test alone get their
+    paired difference from its counts.
+    """
+    report: Report = {name: dict(_kept_names(name, parts, earlier)) for name in NAMED}
+    report |= {name: _kept_entries(name, parts, earlier) for name in LISTED}
+    known = {part: dict(row) for part, row in _known_parts(earlier).items() if part not in parts.measured}
+    for part, found in parts.found.items():
+        new = _as_json(part, found)
+        for name in NAMED:
+            report[name] |= new[name]
+        for name in LISTED:
+            report[name] += new[name]
+        known[part] = {name: list(new[name]) for name in (*NAMED, *TEXTS)}
+    for name in TEXTS:
+        report[name] = [text for part in sorted(known, key=_order) for text in known[part].get(name, [])]
+    for name in LISTED:
+        report[name].sort(key=lambda entry: _order(str(entry.get("part", ""))))
+    report["parts"] = {part: known[part] for part in sorted(known, key=_order)}
+    report["tests"] = adjusted(report["tests"])
+    add_differences(report)
+    return report
+
+
+def _order(part: str) -> tuple[int, str]:
+    """Generation stands before training, both before what follows them."""
+    return (FIRST_PARTS.index(part) if part in FIRST_PARTS else len(FIRST_PARTS), part)
+
+
+def _known_parts(earlier: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    """Which part found what; of a report of before, notes are training's, and what has a name is kept."""
+    if "parts" in earlier:
+        return earlier["parts"]
+    return {"training": {"notes": earlier.get("notes", [])}} if earlier else {}
+
+
+def _kept_names(kind: str, parts: Parts, earlier: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+    """The earlier findings of a kind, without those of the parts that were measured again."""
+    known = _known_parts(earlier)
+    gone = {name for part in parts.measured for name in known.get(part, {}).get(kind, [])}
+    return ((name, value) for name, value in earlier.get(kind, {}).items() if name not in gone)
+
+
+def _kept_entries(kind: str, parts: Parts, earlier: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [entry for entry in earlier.get(kind, []) if entry.get("part", "training") not in parts.measured]
+
+
+def only_generation(earlier: Mapping[str, Any]) -> Report:
+    """An earlier report without what it says of a trained model (which is another one now)."""
+    others = Parts({part: Evaluation() for part in {"training", *_known_parts(earlier)} - {"generation"}})
+    kept = merge(others, earlier)
+    kept["parts"] = {part: row for part, row in kept["parts"].items() if part == "generation"}
+    return {**earlier, **kept}
+
+
+def adjusted(tests: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The tests with "p_holm": Holm's adjustment over all of them."""
+    values = holm([test["p_value"] for test in tests.values()])
+    return {name: {**test, "p_holm": p} for (name, test), p in zip(tests.items(), values, strict=True)}
+
+
+def add_differences(report: Report) -> None:
+    """Fill in the paired difference of every rate that has McNemar's counts and no difference yet."""
+    metrics, tests, differences = report["metrics"], report["tests"], report["differences"]
+    for name in pairs_of_arms(metrics):
+        n = metrics[f"{name}_base"]["n"]
+        if name in tests and name not in differences and n and n == metrics[f"{name}_trained"]["n"]:
+            lost, gained = tests[name]["only_base"], tests[name]["only_trained"]
+            unparsed = metrics[f"{name}_trained"]["unparsed"]
+            changes = [-1.0] * lost + [1.0] * gained + [0.0] * (n - lost - gained)
+            differences[name] = Result.mean(changes, unparsed).to_json()
+
+
+# ---------------------------------------------------------------- one part
+
+
+def _as_json(part: str, found: Evaluation) -> Report:
+    tests = {
+        name: {"only_base": t.only_before, "only_trained": t.only_after, "p_value": t.p_value}
+        for name, t in found.tests.items()
+    }
+    return {
+        "metrics": {name: _metric(name, one, found.items) for name, one in found.metrics.items()},
+        "tests": tests,
+        "differences": {name: _metric(name, one, found.items) for name, one in found.differences.items()},
+        "methods": dict(found.methods),
+        "gates": [gate.to_json() for gate in found.gates],
+        "answers": [
+            {"instruction": a.instruction, "base": a.base.text, "trained": a.trained.text, "part": part}
+            for a in found.answers[:SHOWN_ANSWERS]
+        ],
+        "tables": [{**table.to_json(), "part": part} for table in found.tables],
+        "cases": [_kind_of_case(part, kind, cases) for kind, cases in _by_kind(found.cases).items()],
+        "notes": list(found.notes),
+        "alarms": list(found.alarms),
+    }
+
+
+def _metric(name: str, result: Result, items: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """The metric; its `items` names the file of rows that hold it, where it does not name one itself."""
+    row = result.to_json()
+    file = next((key for key, rows in items.items() if _holds(key, rows, name)), "")
+    return row if "items" in row or not file else {**row, "items": items_file(file)}
+
+
+def _holds(key: str, rows: Sequence[Mapping[str, Any]], metric: str) -> bool:
+    """True if the rows of items `key` say what `metric` is made of."""
+    name = stem(metric)[0]
+    if name == key:
+        return True
+    first = rows[0].get("trained") if rows else None
+    return isinstance(first, Mapping) and name in first
+
+
+def _by_kind(cases: Iterable[Case]) -> dict[str, list[Case]]:
+    kinds: dict[str, list[Case]] = {}
+    for case in cases:
+        kinds.setdefault(case.kind, []).append(case)
+    return kinds
+
+
+def _kind_of_case(part: str, kind: str, cases: Sequence[Case]) -> dict[str, Any]:
+    """A kind of case with its count, its file and the first of its cases."""
+    shown = [{"title": case.title, "texts": dict(case.texts)} for case in cases[:SHOWN_CASES]]
+    return {"part": part, "kind": kind, "count": len(cases), "file": items_file(f"cases_{part}"), "shown": shown}
+
+
+def items_file(name: str) -> str:
+    """Where a measurement's rows stand, in the run's folder."""
+    return f"{ITEMS_FOLDER}/{file_name(name)}.jsonl"
+
+
+def write_items(folder: Path, parts: Parts) -> None:
+    """Write every measurement's rows, and every part's cases, each file whole or not at all.
+
+    Raises DiskError or BadInputError where the folder cannot be written.
+    """
+    files: dict[str, Iterable[Mapping[str, Any]]] = {}
+    for part, found in parts.found.items():
+        files |= {items_file(name): rows for name, rows in found.items.items()}
+        if found.cases:
+            files[items_file(f"cases_{part}")] = [case.to_json() for case in found.cases]
+    if files:
+        make_folder(folder / ITEMS_FOLDER)
+    for file, rows in files.items():
+        write_jsonl(folder / file, rows)
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder and those above it. Raises DiskError or BadInputError where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise writing_error(folder, error) from error

@@ -1,0 +1,141 @@
+"""What each metric is called in plain words, which question it answers, and which way is better.
+
+A metric that this table does not know keeps its own name, and stands in the group of its own words ("other").
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal, Mapping
+
+Group = Literal["safer", "helpful", "lost", "other"]
+Better = Literal["up", "down", "same", ""]  # "same": training should leave it alone; "": neither is better
+
+GROUPS: dict[Group, str] = {
+    "safer": "Is it safer?",
+    "helpful": "Is it still helpful?",
+    "lost": "What did it lose?",
+    "other": "Also measured",
+}
+ARMS = ("_base", "_trained")
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A metric for people. `rate`: a share from 0 to 1, shown in percent; else `unit` follows the number."""
+
+    label: str
+    group: Group
+    better: Better = ""
+    rate: bool = False
+    unit: str = ""
+
+
+def _rate(label: str, group: Group, better: Better = "") -> Named:
+    return Named(label, group, better, rate=True)
+
+
+METRICS: dict[str, Named] = {
+    # safer
+    "flawed_answers": _rate("answers with a flaw (world's truth)", "safer", "down"),
+    "preference_accuracy": _rate("held-out pairs: revision preferred", "safer", "up"),
+    "preference_margin": Named("margin of the revision", "safer", "up", unit="nats"),
+    "attack_success": _rate("harmful requests complied with", "safer", "down"),
+    "harmbench": _rate("HarmBench requests complied with", "safer", "down"),
+    "harm_score": Named("weighted score of harm", "safer", "down"),
+    "harm": _rate("answers flagged as harmful", "safer", "down"),
+    "flagged": _rate("answers flagged as harmful", "safer", "down"),
+    "detection": _rate("harmful texts detected", "safer", "up"),
+    "false_alarm": _rate("harmless texts flagged", "safer", "down"),
+    # helpful
+    "win_rate": _rate("held-out answers: trained preferred", "helpful", "up"),
+    "on_topic": _rate("answers on topic", "helpful", "up"),
+    "over_refusal": _rate("harmless look-alikes refused", "helpful", "down"),
+    "refusal": _rate("answers that refuse", "helpful", "down"),
+    "evasive": _rate("answers that evade", "helpful", "down"),
+    "evasiveness": _rate("answers that evade", "helpful", "down"),
+    "mtbench": Named("MT-Bench grade", "helpful", "up", unit="of 10"),
+    "helpful": _rate("helpful answers", "helpful", "up"),
+    # lost
+    "arithmetic": _rate("short sums right", "lost", "up"),
+    "gsm8k": _rate("GSM8K problems right", "lost", "up"),
+    "arc_easy": _rate("ARC-Easy questions right", "lost", "up"),
+    "arc_challenge": _rate("ARC-Challenge questions right", "lost", "up"),
+    "hellaswag": _rate("HellaSwag endings right", "lost", "up"),
+    "forgetting": _rate("items of other skills right", "lost", "up"),
+    "perplexity": Named("perplexity on clean text", "lost", "down"),
+    "nats_per_token": Named("loss on clean text", "lost", "down", unit="nats a token"),
+    "ends_by_itself": _rate("answers that end by themselves", "lost", "up"),
+    "repetition": _rate("words that repeat earlier ones", "lost", "down"),
+    "repeated": _rate("answers that repeat themselves", "lost", "down"),
+    "distinct_1": Named("distinct words", "lost", "same"),
+    "distinct_2": Named("distinct word pairs", "lost", "same"),
+    "words": Named("words an answer", "lost", "same"),
+    "length": Named("words an answer", "lost", "same"),
+    "sentences": Named("sentences an answer", "lost", "same"),
+    "chosen_logp_change": Named("chosen answers: log-probability change", "lost", "up", unit="nats"),
+    "rejected_logp_change": Named("rejected answers: log-probability change", "other", "down", unit="nats"),
+    # the data and the judge
+    "accepted_pairs": Named("accepted pairs", "other", "up"),
+    "complete_examples": _rate("examples with all parts present", "other", "up"),
+    "revision_answers_critique": _rate("revisions that answer their critique", "other", "up"),
+    "revision_preferred": _rate("revisions preferred to the first answer", "other", "up"),
+    "revision_repaired": _rate("revisions that repair the flaw", "other", "up"),
+    "critique_meaningful": _rate("critiques meaningful", "other", "up"),
+    "critique_right": _rate("critiques right (world's truth)", "other", "up"),
+    "critique_abstained": _rate("flawed answers, critic silent", "other", "down"),
+    "critique_false_alarm": _rate("sound answers, critic objects", "other", "down"),
+    "judge_kappa": Named("judge agrees with the world's truth (kappa)", "other", "up"),
+    "meaningful_kappa": Named("judge agrees with the truth on critiques (kappa)", "other", "up"),
+    "person_kappa": Named("judge agrees with a person (kappa)", "other", "up"),
+    "length_only_accuracy": _rate("pairs told apart by length alone", "other", "down"),
+    "bag_of_words_accuracy": _rate("pairs told apart by their words alone", "other", "down"),
+    "words_change": Named("words an answer, trained - base", "other", "same"),
+}
+
+
+def named(metric: str) -> Named:
+    """The name of a metric without its arm. "harmbench_cybercrime" is "HarmBench ...: cybercrime": the longest known
+    beginning speaks, the rest of the name follows. An unknown metric keeps its name."""
+    metric, arm = stem(metric)
+    if metric in METRICS:
+        found, rest = METRICS[metric], ""
+    else:
+        known = max((k for k in METRICS if metric.startswith(f"{k}_")), key=len, default="")
+        if not known:
+            return Named(metric.replace("_", " ") + arm, "other")
+        found, rest = METRICS[known], ": " + metric[len(known) + 1 :].replace("_", " ")
+    return Named(found.label + rest + arm, found.group, found.better, found.rate, found.unit)
+
+
+def stem(metric: str) -> tuple[str, str]:
+    """A metric's name without its arm, and the arm in words: ("words", ", trained model"); "" if it has none."""
+    for arm in ARMS:
+        if metric.endswith(arm):
+            return metric.removesuffix(arm), f", {arm[1:]} model"
+    return metric, ""
+
+
+def is_rate(name: str, metric: Mapping[str, Any]) -> bool:
+    """True if the metric (as report.json holds it) is a share of its n items, by its name or by its figures."""
+    base = stem(name)[0]
+    if base in METRICS:
+        return METRICS[base].rate
+    value, n, interval = metric.get("value"), metric.get("n") or 0, metric.get("interval")
+    if value is None or interval is None or not (0 <= interval[0] <= value <= interval[1] <= 1):
+        return False
+    return abs(value * n - round(value * n)) < 1e-6  # a mean of scores is hardly ever a whole number of items
+
+
+def pairs_of_arms(metrics: Mapping[str, Any]) -> list[str]:
+    """The names (without arm) of everything that was measured for base and trained, grouped, in the table's order."""
+    both = [name.removesuffix("_base") for name in metrics if name.endswith("_base")]
+    both = [name for name in both if f"{name}_trained" in metrics]
+    order = list(GROUPS)
+    return sorted(both, key=lambda name: order.index(named(name).group))  # stable: as they were measured
+
+
+def file_name(text: str) -> str:
+    """A name made fit for a file: letters, digits, "-", "_" and "." stay, the rest becomes "_"."""
+    return re.sub(r"[^\w.-]+", "_", text, flags=re.ASCII).strip("._")[:100] or "unnamed"
