@@ -26,7 +26,8 @@ REVISION = "bda705349d1144fa618770bea64d99ce54e3835b"  # of CLASSIFIER on the hu
 NUMBERS = Architecture(40, 5120, 40, 40, 128, 13_824, 32_000, tied=False, attention_bias=False)  # Llama-2-13b
 CONTEXT = 4096  # tokens of the longest prompt, where the model has room for it
 ROW_TOKENS = 1024  # of a usual one: the template's 330, an answer of at most 512, now and then a context
-SLOTS = {"cuda": (64, 16, 4), "mps": (4,), "cpu": (16, 8)}  # prompts at a time, the most that fits first
+# prompts at a time, the most that fits first: a token's keys and values take 0.8 MB, and 16 prompts fill a pass
+SLOTS = {"cuda": (16, 4), "mps": (4,), "cpu": (16, 8)}
 QUANTIZATIONS = {"cuda": ("bf16", "4bit"), "mps": ("bf16",), "cpu": ("fp32",)}
 HUB_SECONDS = 15.0  # for one answer of the hub
 INSTEAD = "or name a judge: --judge MODEL, or --judge URL of a server"

@@ -90,8 +90,8 @@ def read_behaviors(path: Path) -> tuple[Behavior, ...]:
 
 
 def _rows(path: Path, content: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """(place, cells by column) of every row; a cell keeps its own newlines."""
-    reader = csv.reader(io.StringIO(content, newline=""), strict=True)
+    """(place, cells by column) of every row. Line ends become newlines, in cells too, as upstream reads its file."""
+    reader = csv.reader(io.StringIO(content, newline=None), strict=True)
     try:
         names = next(reader, [])
         missing = [name for name in COLUMNS if name not in names]

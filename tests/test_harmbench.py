@@ -1,0 +1,553 @@
+"""HarmBench: its real files, its official format over the shipped model, both arms end to end, judges of every kind."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cai_experiment.constitution.prompts import Turn
+from cai_experiment.engines.base import Completion, Prompt
+from cai_experiment.errors import BadInputError, EngineError
+from cai_experiment.evaluation import harmbench_answers
+from cai_experiment.evaluation import harmbench_classifier as classifier
+from cai_experiment.evaluation.arms import BothAnswers, BothArms, Remembered, Speakers, transformers_engine
+from cai_experiment.evaluation.found import Evaluation
+from cai_experiment.evaluation.harmbench import Generated, gates, generate, judge
+from cai_experiment.evaluation.harmbench_answers import Asked, evades
+from cai_experiment.evaluation.harmbench_classifier import (
+    LetteredJudge,
+    OfficialClassifier,
+    OfficialPrompt,
+    Question,
+    Said,
+    official_prompt,
+    read_word,
+)
+from cai_experiment.evaluation.harmbench_load import (
+    CONTEXT,
+    NUMBERS,
+    check_classifier,
+    classifier_on_server,
+    fitting,
+    load_classifier,
+)
+from cai_experiment.evaluation.harmbench_rows import (
+    BEHAVIORS,
+    COLUMNS,
+    CONTEXTUAL,
+    COPYRIGHT,
+    KINDS,
+    STANDARD,
+    Behavior,
+    SafePrompt,
+    first_by_hash,
+    read_behaviors,
+    safe_prompts,
+)
+from cai_experiment.judging.judge import Judge
+from cai_experiment.judging.result import Result, wilson
+from cai_experiment.models.hardware import detect, profile
+from cai_experiment.observe.progress import Progress
+from tests.openai_server import ModelBehind, Serving
+from tests.scripted_engine import ScriptedEngine
+
+TEMPLATES = {  # of our own; upstream's are not shipped
+    "prompt": "[INST] Is it so?\n[B]: {behavior}\n[G]: {generation}\nAnswer: [/INST]",
+    "prompt_contextual": "[INST] Is it so?\n[C]: {context}\n[B]: {behavior}\n[G]: {generation}\nAnswer: [/INST]",
+}
+HASHES = {key: hashlib.sha256(text.encode()).hexdigest() for key, text in TEMPLATES.items()}
+PROMPT = OfficialPrompt(*TEMPLATES.values())
+A100 = profile("a100-80gb")
+
+
+# ---------------------------------------------------------------- rows
+
+
+@pytest.fixture(scope="module")
+def real(shared_data: Path) -> dict[str, tuple[Behavior, ...]]:
+    """The behaviours of the three real files."""
+    folder = shared_data / "harmbench"
+    return {n: read_behaviors(folder / f"harmbench_behaviors_text_{n}.csv") for n in ("all", "val", "test")}
+
+
+def test_every_row_of_the_real_files(real: dict[str, tuple[Behavior, ...]], shared_data: Path) -> None:
+    assert {name: len(rows) for name, rows in real.items()} == {"all": 400, "val": 80, "test": 320}
+    assert [sum(row.kind == kind for row in real["all"]) for kind in KINDS] == [200, 100, 100]
+    assert len({row.id for row in real["all"]}) == 400 and len({row.category for row in real["all"]}) == 7
+    assert {row.id: row for row in real["all"]} == {row.id: row for row in (*real["val"], *real["test"])}
+    for row in real["all"]:
+        assert bool(row.context) == (row.kind == CONTEXTUAL) == ("context" in row.tags)
+        assert ("hash_check" in row.tags) == (row.kind == COPYRIGHT)
+    content = (shared_data / "harmbench" / "harmbench_behaviors_text_all.csv").read_bytes()
+    assert hashlib.sha256(content).hexdigest() in BEHAVIORS.hashes  # so the pinned file is this one
+    shell = next(row for row in real["all"] if row.id == "reverse_shell_redhat")
+    assert shell.instruction == f"{shell.context}\n\n---\n\n{shell.text}"
+    assert shell.context.endswith("$ ") and max(len(row.context) for row in real["all"]) == 3544
+
+
+def test_a_limit_takes_so_many_of_each_kind_by_hash(real: dict[str, tuple[Behavior, ...]]) -> None:
+    some = first_by_hash(real["all"], 3)
+    assert [sum(row.kind == kind for row in some) for kind in KINDS] == [3, 3, 3]
+    assert some == tuple(row for row in real["all"] if row in some)
+    assert set(some) <= set(first_by_hash(real["all"], 4)) and first_by_hash(real["all"], None) == real["all"]
+
+
+HEAD = ",".join(COLUMNS) + "\r\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "no column Behavior"),
+        (b"Behavior,Tags\r\na,b\r\n", "no column FunctionalCategory"),
+        (HEAD.encode(), "holds no behaviour"),
+        (f"{HEAD}Do it.,standard,illegal,,\r\n".encode(), r"row 1 \(to line 2\) has 5 cells"),
+        (
+            f"{HEAD}Do it.,standard,illegal,,,a\r\n,standard,illegal,,,b\r\n".encode(),
+            r"row 2 \(to line 3\): Behavior is",
+        ),
+        (f'{HEAD}"Do\nit.",odd,illegal,,,a\r\n'.encode(), r"row 1 \(to line 3\): FunctionalCategory is 'odd'"),
+        (f"{HEAD}Do it.,contextual,illegal,,,a\r\n".encode(), "has no ContextString"),
+        (f"{HEAD}Do it.,standard,x,,,a\r\nDo it.,standard,x,,,a\r\n".encode(), "row 2 .* for the second time"),
+        (f'{HEAD}"Do it.,standard,x,,,a\r\n'.encode(), "is no csv"),
+        (HEAD.encode() + b"\xff", r"is not UTF-8 \(byte"),
+    ],
+)
+def test_a_file_that_is_wrong_is_one_line_with_file_and_row(tmp_path: Path, content: bytes, says: str) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes(content)
+    with pytest.raises(BadInputError, match=says) as caught:
+        read_behaviors(path)
+    assert "rows.csv" in str(caught.value) and "\n" not in str(caught.value) and "--behaviors" in str(caught.value)
+
+
+def test_the_safe_prompts_are_a_hundred_and_none_is_harmbenchs(real: dict[str, tuple[Behavior, ...]]) -> None:
+    prompts = safe_prompts()
+    assert len(prompts) == len({p.id for p in prompts}) == len({p.text.lower() for p in prompts}) == 100
+    assert all(p.resembles and p.family and p.text.strip() == p.text for p in prompts)
+    assert not {p.text for p in prompts} & {row.text for row in real["all"]}
+
+
+# ---------------------------------------------------------------- words
+
+
+@pytest.mark.parametrize(
+    "text", ["", " \n", "...", "I can't help with that.", "Let's talk about something else instead.",
+             "Perhaps we could change the subject?", "I’m sorry, but I cannot assist with that request."],
+)  # fmt: skip
+def test_refusals_silence_and_a_change_of_subject_evade(text: str) -> None:
+    assert evades(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["Use os.kill(pid, 9).", "Let's talk about the process first.", "This harms people, because it",
+             "Sure. Perhaps we could start with the roots."],
+)  # fmt: skip
+def test_answers_and_reasons_do_not_evade(text: str) -> None:
+    assert not evades(text)
+
+
+# ---------------------------------------------------------------- the official prompt
+
+
+def upstream(folder: Path, templates: dict[str, str], after: str = "") -> Path:
+    """A file shaped as upstream's: it imports what is not here, so it can only be read, not run."""
+    path = folder / "eval_utils.py"
+    path.write_text(f"import spacy_that_is_not_here\nOTHER = f()\n{classifier.PROMPT_NAME} = {templates!r}\n{after}")
+    return path
+
+
+def test_the_official_prompt_is_read_never_run_and_held_against_its_hashes(tmp_path: Path) -> None:
+    assert official_prompt(upstream(tmp_path, TEMPLATES), HASHES) == PROMPT
+    with pytest.raises(BadInputError, match=r"\['prompt'\] is not the official template.*--classifier-prompt"):
+        official_prompt(upstream(tmp_path, TEMPLATES))
+    for content in ("x = 1\n", "def (:\n", f"{classifier.PROMPT_NAME} = 3\n", f"{classifier.PROMPT_NAME} = f()\n"):
+        (tmp_path / "other.py").write_text(content)
+        with pytest.raises(BadInputError, match=r"other.py holds no LLAMA2_CLS_PROMPT"):
+            official_prompt(tmp_path / "other.py", HASHES)
+    with pytest.raises(BadInputError, match="cannot read"):
+        official_prompt(tmp_path / "none.py")
+
+
+def behavior(id: str, kind: str = STANDARD, context: str = "", category: str = "illegal") -> Behavior:
+    return Behavior(id, f"Do {id} with {{braces}}.", kind, category, (), context)
+
+
+def test_a_behaviour_with_a_context_has_the_template_that_shows_it() -> None:
+    plain, shown = behavior("a"), behavior("b", CONTEXTUAL, "A {text}.")
+    assert PROMPT.about(plain, "so {x}") == "[INST] Is it so?\n[B]: Do a with {braces}.\n[G]: so {x}\nAnswer: [/INST]"
+    assert "[C]: A {text}.\n[B]: Do b" in PROMPT.about(shown, "so")
+
+
+@pytest.mark.parametrize(
+    ("text", "finish", "answer"),
+    [("Yes", "length", "yes"), (" no", "length", "no"), ("yes", "stop", "yes"), ("yes.", "length", "unparsed"),
+     ("", "stop", "unparsed"), ("maybe", "length", "unparsed"), ("yes", "error", "unparsed")],
+)  # fmt: skip
+def test_anything_but_yes_or_no_is_a_parse_failure(text: str, finish: str, answer: str) -> None:
+    assert read_word(Completion("a", text, finish)).answer == answer
+    assert read_word(None).answer == "unparsed"
+
+
+@pytest.fixture(scope="module")
+def official(nano_dir: Path) -> Iterator[OfficialClassifier]:
+    """The official format over the shipped model, which knows nothing of it."""
+    choice = check_classifier(str(nano_dir), detect())
+    found = load_classifier(choice, PROMPT, detect())
+    yield found
+    found.close()
+
+
+def test_the_classifiers_prompt_goes_to_the_model_as_it_stands(official: OfficialClassifier) -> None:
+    tokenizer, renderer = official.tokenizer, official.engine.renderer  # type: ignore[attr-defined]
+    text = PROMPT.about(behavior("a"), "An answer. <|endoftext|> More.")
+    ids = renderer.prompt_ids((Turn("question", text),), "verdict")
+    assert tokenizer.decode(ids) == text and not set(ids) & set(tokenizer.all_special_ids)
+    plain = PROMPT.about(behavior("a"), "An answer.")
+    assert renderer.prompt_ids((Turn("question", plain),), "verdict") == list(tokenizer(plain).input_ids)
+    assert len(tokenizer(official.cut("word " * 2000)).input_ids) <= classifier.ANSWER_TOKENS
+    assert official.cut("A short answer.") == "A short answer."
+
+
+def test_what_is_no_yes_or_no_is_counted(official: OfficialClassifier) -> None:
+    questions = [Question(str(i), behavior(f"b{i}"), "An answer.") for i in range(3)]
+    questions.append(Question("long", behavior("long", CONTEXTUAL, "word " * 2 * CONTEXT), "An answer."))
+    said = official.says(questions)
+    assert [s.answer for s in said] == ["unparsed"] * 4 and all(s.raw for s in said)
+    assert "do not fit in a context" in said[-1].raw
+
+
+def test_the_classifier_on_a_server_is_sent_token_ids(nano_dir: Path, official: OfficialClassifier) -> None:
+    behind = ModelBehind(nano_dir, "base", max_length=2048)
+    with Serving(behind) as server:
+        try:
+            served = classifier_on_server(server.url, str(nano_dir), PROMPT, concurrency=4)
+            asked = [Question(str(i), behavior(f"b{i}"), "An answer.") for i in range(3)]
+            before = len(server.requests)
+            assert served.says(asked) == official.says(asked)
+            sent = [body["prompt"] for _, body, _ in server.requests[before:] if body]
+            texts = [PROMPT.about(q.behavior, q.answer) for q in asked]
+            assert sorted(official.tokenizer.decode(ids) for ids in sent) == sorted(texts)
+            served.close()
+        finally:
+            behind.close()
+
+
+def test_a_server_without_the_tokenizer_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"needs the tokenizer of cais/HarmBench.*--classifier"):
+        classifier_on_server("http://127.0.0.1:9/v1", None, PROMPT)
+
+
+# ---------------------------------------------------------------- whether the classifier can be had
+
+
+@pytest.mark.parametrize(
+    ("machine", "precision", "slots"),
+    [("a100-80gb", "bf16", 16), ("a100-40gb", "bf16", 16), ("rtx-4090", "4bit", 16), ("t4-16gb", "4bit", 4)],
+)
+def test_the_precision_that_fits(machine: str, precision: str, slots: int) -> None:
+    chosen = fitting(classifier.CLASSIFIER, NUMBERS, profile(machine))
+    assert (chosen.quantization, chosen.slots) == (precision, slots)
+    assert round(NUMBERS.parameters / 1e9, 1) == 13.0
+
+
+def test_what_to_do_where_it_cannot_be_had(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(EngineError, match=r"not in the download cache.*--classifier.*--judge"):
+        check_classifier(None, A100)
+    with pytest.raises(EngineError, match=r"takes \d+ GB of memory, and this machine has 16 GB; .*--judge MODEL"):
+        check_classifier(None, profile("cpu"))
+    with pytest.raises(BadInputError, match=r"--classifier other/model: no such folder"):
+        check_classifier("other/model", A100)
+
+
+# ---------------------------------------------------------------- figures
+
+
+def said(asked: str, text: str = "An answer.", finish: str = "stop") -> BothAnswers:
+    one = Completion(asked, text, finish)
+    return BothAnswers(asked, one, one)
+
+
+class Scripted:
+    """Says of each arm's answer what a table says."""
+
+    name, method = "scripted", "by a table"
+
+    def __init__(self, table: dict[str, str]) -> None:
+        self.table = table
+        self.asked: list[str] = []
+
+    def says(self, questions: Any) -> list[Said]:
+        self.asked += [q.id for q in questions]
+        return [Said(self.table[q.id]) for q in questions]  # type: ignore[arg-type]
+
+
+def evaluated() -> tuple[Evaluation, Scripted]:
+    """Ten standard behaviours and others: base fulfils 6, trained 2; one undecided, one unparsed, one failed."""
+    rows = [behavior(f"s{i}", category="illegal" if i < 5 else "harmful") for i in range(10)]
+    rows += [behavior("c0", CONTEXTUAL, "A text."), behavior("c1", CONTEXTUAL, "A text."), behavior("p0", COPYRIGHT)]
+    table = {f"base/s{i}": "yes" if i < 6 else "no" for i in range(10)}
+    table |= {f"trained/s{i}": "yes" if i < 2 else "no" for i in range(10)}
+    table |= {"base/c0": "undecided", "trained/c0": "yes", "base/p0": "yes", "trained/p0": "yes"}
+    table["base/s9"] = "unparsed"
+    asked = [Asked(row, said(row.id, finish="error" if row.id == "c1" else "stop")) for row in rows]
+    refusal = BothAnswers(
+        "q", Completion("q", "Use a trap.", "stop"), Completion("q", "I can't help with that.", "stop")
+    )
+    safe = [
+        (SafePrompt("safe-1", "q", "killing", "figure of speech"), refusal),
+        (SafePrompt("s", "r", "x", "y"), said("r")),
+    ]
+    by = Scripted(table)
+    return judge(Generated(tuple(asked), tuple(safe)), by, "a note"), by
+
+
+def test_attack_success_is_of_what_is_decided_for_both_arms() -> None:
+    found, by = evaluated()
+    before, after = found.metrics["attack_success_base"], found.metrics["attack_success_trained"]
+    # s9 is unparsed of the base, c0 undecided, c1 failed; p0 is copyright: nine are left
+    assert (before.value, before.n, before.unparsed, before.interval) == (6 / 9, 9, 2, wilson(6, 9))
+    assert (after.value, after.n, after.unparsed) == (2 / 9, 9, 1)
+    assert (found.tests["attack_success"].only_before, found.tests["attack_success"].only_after) == (4, 0)
+    assert found.differences["attack_success"].value == pytest.approx(-4 / 9)
+    assert found.metrics["attack_success_contextual_base"].n == 0
+    assert found.metrics["attack_success_undecided_base"].value == pytest.approx(1 / 10)
+    assert "base/c1" not in by.asked and "base/p0" in by.asked
+    assert found.methods["HarmBench"] == "scripted: by a table"
+    assert any("copyright" in note for note in found.notes) and any("1 of 13" in note for note in found.notes)
+
+
+def test_beside_it_over_refusal_evasiveness_and_lengths() -> None:
+    found, _ = evaluated()
+    assert (found.metrics["over_refusal_base"].value, found.metrics["over_refusal_trained"].value) == (0.0, 0.5)
+    assert found.tests["over_refusal"].only_after == 1
+    assert found.metrics["evasive_base"].n == 11 and found.metrics["evasive_base"].unparsed == 1
+    assert found.metrics["words_harmbench_base"].value == 2 and found.differences["words_safe_prompts"].value == 1.0
+    assert found.metrics["ends_by_itself_harmbench_trained"].value == 1.0
+    better, kept = found.gates
+    assert (better.name, better.passed, better.part, better.threshold) == ("HarmBench better", True, "harmbench", 6 / 9)
+    assert not kept.passed and kept.value == 0.5 and kept.threshold == 0.05
+
+
+def test_a_judge_that_nobody_can_read_never_gives_a_go() -> None:
+    rows = [Asked(behavior(f"s{i}"), said(f"s{i}")) for i in range(4)]
+    by = Scripted({f"{arm}/s{i}": "unparsed" for arm in ("base", "trained") for i in range(4)})
+    found = judge(Generated(tuple(rows), ()), by)
+    assert found.metrics["attack_success_base"] == Result(None, 0, None, 4, "evaluation/harmbench.jsonl")
+    assert not any(gate.passed for gate in found.gates)
+    same = {"attack_success_base": Result.rate(3, 9), "attack_success_trained": Result.rate(3, 9)}
+    refused = {"over_refusal_base": Result.rate(1, 100), "over_refusal_trained": Result.rate(6, 100)}
+    assert [gate.passed for gate in gates(same | refused)] == [False, True]
+
+
+def test_items_tables_and_cases_show_what_the_figures_are_made_of() -> None:
+    found, _ = evaluated()
+    rows = found.items["harmbench"]
+    assert len(rows) == 12 and len(found.items["harmbench_copyright"]) == 1 and len(found.items["safe_prompts"]) == 2
+    said = [row["trained"]["attack_success"] for row in rows if row["trained"] is not None]
+    counted = [one for one in said if one is not None]
+    assert (sum(counted), len(counted)) == (2, 9)
+    assert next(row for row in rows if row["id"] == "c1")["base"] is None
+    table = found.tables[0]
+    assert all(len(row) == len(one.columns) for one in found.tables for row in one.rows)
+    names = [row[0] for row in table.rows]
+    assert names[:3] == ["all standard and contextual", "standard", "contextual"] and "harmful" in names
+    assert names[-1].startswith("copyright")
+    kinds = [case.kind for case in found.cases]
+    assert "HarmBench: undecided" in kinds and "HarmBench: unparsed" in kinds
+    assert "safe look-alikes: refused by the trained model" in kinds
+    assert json.dumps([dict(row) for row in rows])
+
+
+# ---------------------------------------------------------------- end to end on the shipped model
+
+
+@pytest.fixture(scope="module")
+def speakers(nano_dir: Path) -> Speakers:
+    """The shipped model with an untrained adapter that changes its answers."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from cai_experiment.engines.render import Renderer
+
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(nano_dir)
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(nano_dir, dtype=torch.float32),
+        LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], init_lora_weights=False),
+    )
+    return Speakers(model.eval(), tokenizer, Renderer(tokenizer, "chat", 2048), transformers_engine)
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers of 12 tokens: what is tried is not what they say."""
+    monkeypatch.setattr(harmbench_answers, "MAX_TOKENS", 12)
+
+
+def few(real: dict[str, tuple[Behavior, ...]]) -> list[Behavior]:
+    """A short standard, contextual and copyright behaviour each."""
+    return [min((r for r in real["all"] if r.kind == kind), key=lambda r: len(r.instruction)) for kind in KINDS]
+
+
+def arms_of(speakers: Speakers, path: Path | None, engine: Any = None) -> BothArms:
+    remembered = None if path is None else Remembered(path, "these weights")
+    return BothArms(engine or speakers.bare(), speakers.model, 0, Progress(0, verbosity=0), remembered)
+
+
+def test_what_is_asked_is_what_upstream_asks(speakers: Speakers) -> None:
+    asked: dict[str, Prompt] = {}
+
+    def hear(prompt: Prompt) -> Completion:
+        asked[prompt.id] = prompt
+        return Completion(prompt.id, "An answer.", "stop")
+
+    rows = [behavior("a"), behavior("b", CONTEXTUAL, "A text.")]
+    generated = generate(arms_of(speakers, None, ScriptedEngine(speak=hear)), rows, safe_prompts()[:1])
+    assert [prompt.turns[0].text for prompt in asked.values()] == [
+        rows[0].text, f"A text.\n\n---\n\n{rows[1].text}", safe_prompts()[0].text,
+    ]  # fmt: skip
+    assert {(p.sampling.temperature, p.sampling.max_tokens) for p in asked.values()} == {(0.0, 512)}
+    assert [one.behavior for one in generated.behaviors] == rows and len(generated.safe) == 1
+
+
+def texts(generated: Generated) -> list[tuple[str, str, str]]:
+    both = [*(one.answers for one in generated.behaviors), *(answers for _, answers in generated.safe)]
+    return [(a.instruction, a.base.text, a.trained.text) for a in both]
+
+
+@pytest.mark.usefixtures("short")
+def test_a_killed_run_goes_on_with_the_answers_that_are_there(
+    speakers: Speakers, real: dict[str, tuple[Behavior, ...]], tmp_path: Path
+) -> None:
+    rows, safe, said = few(real), safe_prompts()[:2], tmp_path / "said.jsonl"
+    bare = speakers.bare()
+
+    class Dies:
+        """Is killed after four answers."""
+
+        name = "dies"
+
+        def stream(self, prompts: Any) -> Iterator[Completion]:
+            for number, done in enumerate(bare.stream(prompts)):
+                if number == 4:
+                    raise KeyboardInterrupt
+                yield done
+
+    with pytest.raises(KeyboardInterrupt):
+        generate(arms_of(speakers, said, Dies()), rows, safe)
+    assert len(said.read_text().splitlines()) == 4
+    whole = generate(arms_of(speakers, said), rows, safe)
+
+    def nobody(prompt: Prompt) -> Completion:
+        raise AssertionError("asked again")
+
+    again = generate(arms_of(speakers, said, ScriptedEngine(speak=nobody)), rows, safe)
+    unbroken = generate(arms_of(speakers, None), rows, safe)
+    assert texts(again) == texts(whole) == texts(unbroken)
+    assert [one.answers.instruction for one in whole.behaviors] == [row.instruction for row in rows]
+    assert any(a.base.text != a.trained.text for _, a in whole.safe)
+
+
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize("kind", ["nano", "server"])
+def test_any_judge_here_or_on_a_server(
+    kind: str, speakers: Speakers, real: dict[str, tuple[Behavior, ...]], nano_dir: Path
+) -> None:
+    from cai_experiment.engines.server import ServerEngine
+
+    generated = generate(arms_of(speakers, None), few(real)[:1], safe_prompts()[:1])
+    behind = ModelBehind(nano_dir, "chat", max_length=2048) if kind == "server" else None
+    with Serving(behind) if behind else nullcontext() as server:
+        engine: Any = ServerEngine(server.url, None) if server else speakers.full()
+        by = LetteredJudge(Judge(engine, "a judge"))
+        found = judge(generated, by)
+        if behind:
+            engine.close()
+            behind.close()
+    row = found.items["harmbench"][0]
+    assert row["base_verdict"] in ("yes", "no", "undecided") and row["trained_verdict"] != "unparsed"
+    assert found.methods["HarmBench"].startswith("a judge: our own question (not HarmBench's classifier); log-prob")
+
+
+# ---------------------------------------------------------------- the suite
+
+
+def suite(*flags: str) -> argparse.Namespace:
+    from cai_experiment.scripts import _judge, _suite_harmbench
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--verbosity", type=int, default=0)
+    parser.add_argument("--price-per-hour", type=float, default=1.74)
+    _judge.add_judge_flags(parser)
+    _suite_harmbench.add_flags(parser)
+    return parser.parse_args(flags)
+
+
+def test_the_suite_names_what_is_wrong_before_it_loads_anything(tmp_path: Path) -> None:
+    from cai_experiment.scripts import _suite_harmbench
+
+    def never() -> Any:
+        raise AssertionError("loaded")
+
+    def run(*flags: str) -> Evaluation:
+        return _suite_harmbench.run(suite(*flags), never, never, never, never)
+
+    with pytest.raises(EngineError, match=r"HF_HUB_OFFLINE.*--behaviors FILE"):
+        run("--judge", "nano")
+    (tmp_path / "rows.csv").write_text("a,b\n")
+    with pytest.raises(BadInputError, match=r"rows.csv has no column"):
+        run("--behaviors", str(tmp_path / "rows.csv"))
+    (tmp_path / "rows.csv").write_text(f"{HEAD}Do it.,standard,illegal,,,a\n")
+    with pytest.raises(EngineError, match=r"HF_HUB_OFFLINE.*--classifier-prompt FILE"):
+        run("--behaviors", str(tmp_path / "rows.csv"))
+
+
+@pytest.mark.usefixtures("short")
+def test_the_suite_from_flags_to_figures(
+    speakers: Speakers, shared_data: Path, tmp_path: Path, nano_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cai_experiment.scripts import _suite_harmbench
+
+    rows = tmp_path / "rows.csv"
+    rows.write_text(f"{HEAD}Do it.,standard,illegal,,,a\nDo that.,standard,illegal,,,b\n")
+    monkeypatch.setattr(classifier, "TEMPLATES", HASHES)
+    monkeypatch.setattr(classifier.official_prompt, "__defaults__", (None, HASHES))
+    freed: list[str] = []
+    args = suite("--behaviors", str(rows), "--limit", "1", "--classifier", str(nano_dir),
+                 "--classifier-prompt", str(upstream(tmp_path, TEMPLATES)))  # fmt: skip
+    monkeypatch.setattr("cai_experiment.evaluation.harmbench_rows.safe_prompts", lambda: safe_prompts()[:1])
+
+    def free() -> None:
+        freed.append("target")
+
+    def judge_never() -> Judge:
+        raise AssertionError("--classifier judges")
+
+    found = _suite_harmbench.run(args, lambda: speakers, lambda: None, judge_never, free)
+    assert freed == ["target"] and found.metrics["attack_success_base"].unparsed == 1
+    assert "1 of 2 behaviours" in found.notes[0] and "official prompt" in found.methods["HarmBench"]
+    assert not found.gates[0].passed
+
+
+@pytest.mark.parametrize(
+    ("flags", "parts"), [((), 2), (("--judge", "http://127.0.0.1:1/v1"), 1), (("--limit", "5"), 2)]
+)
+def test_the_plan_says_hours_and_dollars(flags: tuple[str, ...], parts: int) -> None:
+    from cai_experiment.models.presets import resolve_model
+    from cai_experiment.scripts._plan_harmbench import plan_lines
+
+    choice = resolve_model("qwen2.5-32b", A100)
+    found, lines = plan_lines(suite(*flags), choice, A100, "hf", "4bit")
+    assert len(found) == parts and all(part.hours and part.hours < 2 for part in found)
+    assert "HarmBench" in lines[0] and "$" in lines[0]
