@@ -108,6 +108,13 @@ def ask_for_revision(principle: Principle) -> Turn:
     return Turn("revision_request", f"{principle.revision_request} Keep everything else as it is.")
 
 
+def ask_for_direct_revision(principle: Principle) -> Turn:
+    """Follows an answer, without a critique; the reviser changes what breaks the principle and keeps the rest."""
+    return Turn(
+        "revision_request", f"Principle: {principle.text}\n{principle.revision_request} Keep everything else as it is."
+    )
+
+
 def ask_violated(principle: Principle, yes_first: bool = True) -> Turn:
     """A lettered question: does the last answer break the principle? Asked in both orders of the options.
 

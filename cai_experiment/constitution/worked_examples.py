@@ -11,6 +11,7 @@ from cai_experiment.constitution.prompts import (
     NO_ISSUE,
     Turn,
     ask_for_critique,
+    ask_for_direct_revision,
     ask_for_instruction,
     ask_for_message,
     ask_for_revision,
@@ -75,6 +76,15 @@ TRANSCRIPT_EXAMPLES: tuple[tuple[Turn, ...], ...] = (
         ask_meaningful(),
         Turn("verdict", "B"),
     ),
+)
+
+DIRECT_EXAMPLES: tuple[tuple[Turn, ...], ...] = (  # the same, where a revision follows the answer without a critique
+    (
+        *TRANSCRIPT_EXAMPLES[0][:4],
+        ask_for_direct_revision(_PRIVACY),
+        *TRANSCRIPT_EXAMPLES[0][-3:],
+    ),
+    TRANSCRIPT_EXAMPLES[1][:4],
 )
 
 INSTRUCTION_EXAMPLES: tuple[tuple[Turn, ...], ...] = (
@@ -222,4 +232,6 @@ def examples_for(speak_as: str, turns: Sequence[Turn]) -> tuple[tuple[Turn, ...]
         return MESSAGE_EXAMPLES if f"\n{LENGTH_LINE}" in turns[0].text else INSTRUCTION_EXAMPLES
     if turns and turns[0].kind == "question":
         return HARM_EXAMPLES if turns[0].text.startswith(HARM_START) else COMPARISON_EXAMPLES
-    return TRANSCRIPT_EXAMPLES
+    kinds = {turn.kind for turn in turns}
+    direct = "revision_request" in kinds and "critique" not in kinds
+    return DIRECT_EXAMPLES if direct else TRANSCRIPT_EXAMPLES

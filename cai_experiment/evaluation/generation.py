@@ -16,12 +16,16 @@ from cai_experiment.nano.flaws import BREACHES
 from cai_experiment.nano.truth import critique_right, find_flaws, is_flawed, repaired
 from cai_experiment.records.schema import Example, Round
 
+DIRECT = "direct_revisions"  # rounds that revised without a critique, of so many: there only in a run without them
+NO_CRITIQUE = "--no-critique: answers were revised directly from the principle, so no gate speaks of critiques"
+
 
 @dataclass(frozen=True, slots=True)
 class Critique:
     """What is counted of one critique; its texts are let go, so that 50,000 examples can be counted.
 
     `meaningful` is the judge's word, `before` and `after` its verdicts on the answers ("" if it was not asked).
+    `direct`: a round of a run without critiques, which has none.
     """
 
     abstained: bool
@@ -29,6 +33,7 @@ class Critique:
     before: str
     after: str
     truth: Truth | None
+    direct: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +50,18 @@ class Truth:
 
 
 def critiques_of(example: Example, truth: bool) -> Iterator[Critique]:
-    """Every critique that was written, round by round; rounds that ended before their critique are left out."""
+    """Every critique that was written, round by round; rounds that ended before their critique are left out.
+
+    Of a run without critiques every round.
+    """
+    direct = is_direct(example)
     before = example.initial_answer
     judged = list(example.meta.get("meaningful", []))
     for number, one in enumerate(example.rounds):
-        if one.critique:
+        if one.critique or direct:
             said = judged[number] if number < len(judged) else ""
             known = _truth(one, before) if truth else None
-            yield Critique(abstains(one.critique), said, one.verdict_before, one.verdict_after, known)
+            yield Critique(abstains(one.critique), said, one.verdict_before, one.verdict_after, known, direct)
         before = one.revised_answer or before
 
 
@@ -65,7 +74,17 @@ def generation_metrics(accepted: Collection[Example], rejected: Collection[Examp
         "revision_answers_critique": Result.rate(sum(map(answers_critique, accepted)), len(accepted)),
         **critique_metrics(critiques),
     }
+    rounds = [example.rounds for example in chain(accepted, rejected) if is_direct(example)]
+    if rounds:
+        del metrics["complete_examples"]
+        revised = sum(bool(one.revised_answer) for each in rounds for one in each)
+        metrics[DIRECT] = Result(revised, sum(map(len, rounds)), None)
     return metrics | (truth_metrics(critiques) if truth else {})
+
+
+def is_direct(example: Example) -> bool:
+    """True if the run that made it revises without critiques (--no-critique), as far as the example came to that."""
+    return bool(example.meta.get("direct"))
 
 
 def _share(examples: Collection[Example], holds: Callable[[Example], bool]) -> Result:
@@ -108,8 +127,10 @@ def verdicts_after(example: Example) -> list[str]:
 
 def critique_metrics(critiques: Sequence[Critique]) -> dict[str, Result]:
     """`critique_meaningful`: the judge's yes over all critiques of flawed answers that did not abstain; undecided is
-    not yes. `critique_abstained`: the abstentions over all critiques of flawed answers.
+    not yes. `critique_abstained`: the abstentions over all critiques of flawed answers. Neither without critiques.
     """
+    if any(c.direct for c in critiques):
+        return {}
     met = [c for c in critiques if (c.truth.flawed if c.truth else c.before == "yes")]
     spoken = [c for c in met if not c.abstained]
     read = [c for c in spoken if c.meaningful in ("yes", "no", "undecided")]
@@ -134,12 +155,14 @@ def truth_metrics(critiques: Sequence[Critique]) -> dict[str, Result]:
     revised = [true for _, true in known if true.revised and true.broken_before]
     judged = [(c.before, true.broken_before) for c, true in known]
     judged += [(c.after, true.broken_after) for c, true in known if c.after]
-    return {
+    of_critiques = {
         "critique_right": Result.rate(sum(true.right for true in spoken), len(spoken)),
         "critique_false_alarm": Result.rate(sum(not c.abstained for c in clean), len(clean)),
+        "meaningful_kappa": _kappa([(c.meaningful, t.right) for c, t in known if c.meaningful and not c.abstained]),
+    }
+    return (of_critiques if not any(c.direct for c in critiques) else {}) | {
         "revision_repaired": Result.rate(sum(true.mended for true in revised), len(revised)),
         "judge_kappa": _kappa(judged),
-        "meaningful_kappa": _kappa([(c.meaningful, t.right) for c, t in known if c.meaningful and not c.abstained]),
     }
 
 

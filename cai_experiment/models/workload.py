@@ -29,13 +29,15 @@ class Workload:
     """The size of a generation: pairs made, critique rounds each.
 
     `weighed`: the principles that the critic weighs before the first critique, 15 when they are targeted, 1 at random.
-    `drawn`: the instructions, where it is known how many there are (a file's).
+    `drawn`: the instructions, where it is known how many there are (a file's). `critique`: False in a run that revises
+    directly from the principle.
     """
 
     pairs: int
     rounds: int
     weighed: int = 15
     drawn: int | None = None
+    critique: bool = True
 
     @property
     def rows(self) -> int:
@@ -64,16 +66,18 @@ class Tokens:
         """Count them for `work` with the chosen model; two rounds mean two critiques and two revisions."""
         answer, critique = answer_tokens(choice), NANO_CRITIQUE_TOKENS if _is_nano(choice) else CRITIQUE_TOKENS
         rounds, rows = work.rounds, work.rows
-        written = answer + rounds * (critique + answer)
+        critiques = rounds if work.critique else 0
+        written = answer + critiques * critique + rounds * answer
         weighed = [max(work.weighed - r, 1) for r in range(rounds)]
         finally_ = 2 * (rounds - 1)  # the last answer by each earlier principle, in both orders
         questions = finally_ + sum(w + min(w, SHORTLIST) + 2 for w in weighed)  # 2: better? likewise
-        asked = (rounds + 1) * VERDICT_STEMS + questions * VERDICT_OWN + rounds * MEANINGFUL
-        verdicts = questions + 2 * rounds
+        asked = (rounds + 1) * VERDICT_STEMS + questions * VERDICT_OWN + critiques * MEANINGFUL
+        verdicts = questions + 2 * critiques
         groups = sum(-(-w // BATCH) + 4 for w in weighed)  # one of 15 lies in two batches of 16
-        turns = INSTRUCTION_PROMPT + rounds * (CRITIQUE_REQUEST + REVISION_REQUEST)
+        requests = REVISION_REQUEST + (CRITIQUE_REQUEST if work.critique else VERDICT_OWN)  # which holds the principle
+        turns = INSTRUCTION_PROMPT + rounds * requests
         before = (0 if choice.kind == "chat" else WORKED_EXAMPLES) + (written + turns) // 2  # tokens before a prompt
-        spoken = 1 + 2 * rounds
+        spoken = 1 + rounds + critiques
         return cls(
             rows * written, rows * (turns + asked), rows * spoken * before,
             rows * (verdicts * (before + VERDICT_QUESTION) - asked), rows * groups * before, rows * (spoken + verdicts),

@@ -43,7 +43,7 @@ def to_example(draft: Draft, settings: GateSettings, origin: Origin) -> Example:
 
     `meta` also holds `meaningful` (one verdict a round, "" where the critic abstained), `final_verdicts` (one a round:
     does the last revision break its principle? "" where nothing was revised) and, after an engine's failure, its
-    `error`.
+    `error`. `direct` stands there, true, where the answer was to be revised without a critique.
     """
     instruction = draft.instruction
     revised = draft.answer if draft.revisions else ""
@@ -119,4 +119,5 @@ def _meta(draft: Draft, revised: str, origin: Origin) -> dict[str, Any]:
         "meaningful": [r.meaningful.answer if r.meaningful else "" for r in draft.rounds],
         "final_verdicts": [r.final_verdict.answer if r.final_verdict else "" for r in draft.rounds],
     }
-    return meta | ({"error": draft.error} if draft.error else {})
+    direct = {"direct": True} if any(r.direct for r in draft.rounds) else {}
+    return meta | direct | ({"error": draft.error} if draft.error else {})

@@ -19,7 +19,7 @@ REASONS: dict[str, str] = {
     "too_long": "a text hit its token limit, so it does not end by itself",
     "prompt_too_long": "a prompt did not fit the context, even as a separate stage prompt",
     "engine_error": "the engine failed three times on one prompt, or refused it (its words in meta.error)",
-    "no_violation_found": "the critic abstained in every round, so nothing was revised",
+    "no_violation_found": "the critic abstained in every round (without critiques: the judge found nothing broken)",
     "identical": "the revision is the first answer",
     "near_identical": "the revision hardly differs from the first answer",
     "meta_prefix": "the revision talks about itself or an earlier answer (\"Here is the revised answer\")",

@@ -56,6 +56,8 @@ class RunSettings:
         """What the manifest holds and a resumed run must not change."""
         stages = asdict(self.stages)
         stages.pop("seed")
+        if self.stages.critique:
+            stages.pop("critique")  # as in runs before there was a choice
         gate = {f"gate_{name}": value for name, value in asdict(self.gate).items()}
         source: dict[str, object] = {
             "instructions": self.instructions_name, "mix": self.mix_name, "grid": self.grid,

@@ -2,6 +2,8 @@
 
     answer -> (verdicts -> critique -> meaningful? + revision -> verdict) x rounds -> final verdicts
 
+Without critiques (an ablation) the revision follows the verdicts, where they do not say "no".
+
 All stages are one growing conversation, so each prompt continues the one before. A verdict is a branch of it. Of many
 principles each is weighed in one order first, and in the other only where a "yes" is still possible: that needs both
 orders, so no violation is lost, and nearly half of the verdict prompts are saved. A later revision may bring back what
@@ -17,7 +19,14 @@ from dataclasses import dataclass, field
 from typing import Generator, Literal, Sequence
 
 from cai_experiment.constitution.principles import Principle
-from cai_experiment.constitution.prompts import Turn, abstains, ask_for_answer, ask_for_critique, ask_for_revision
+from cai_experiment.constitution.prompts import (
+    Turn,
+    abstains,
+    ask_for_answer,
+    ask_for_critique,
+    ask_for_direct_revision,
+    ask_for_revision,
+)
 from cai_experiment.engines.base import Completion, Prompt, Sampling
 from cai_experiment.judging.judge import Verdict, log_odds, meaningful_prompts, read_verdict, verdict_prompts
 from cai_experiment.milestones import (
@@ -33,6 +42,7 @@ PROMPT_TOO_LONG = "do not fit in a context"  # the words of engines.render.Promp
 CRITIC_SPEAKS = frozenset({"critique", "verdict"})
 
 Steps = Generator[list[Prompt], dict[str, Completion], None]
+Revising = Generator[list[Prompt], dict[str, Completion], Completion | None]
 Asking = Generator[list[Prompt], dict[str, Completion], list[Completion]]
 
 
@@ -43,7 +53,10 @@ def role_of(prompt: Prompt) -> Literal["generator", "critic"]:
 
 @dataclass(frozen=True, slots=True)
 class StageSettings:
-    """What one example goes through. Temperatures and lengths are the spec's."""
+    """What one example goes through. Temperatures and lengths are the spec's.
+
+    Without `critique` the answer is revised directly from the principle (the comparison of Bai et al. 2022, 3.5).
+    """
 
     rounds: int = 1
     principles: Literal["targeted", "random"] = "targeted"
@@ -52,6 +65,7 @@ class StageSettings:
     temperature_critique: float = TEMPERATURE_CRITIQUE
     max_tokens_answer: int = MAX_TOKENS_ANSWER
     max_tokens_critique: int = MAX_TOKENS_CRITIQUE
+    critique: bool = True
 
 
 @dataclass(slots=True)
@@ -62,6 +76,7 @@ class RoundDraft:
     verdict_before: Verdict
     judged_before: dict[str, Verdict]  # by principle id: those asked about in both orders, `principle` among them
     weighed_before: int = 0  # principles asked about in one order at least
+    direct: bool = False  # no critique was asked for
     critique: str = ""
     abstained: bool = False
     meaningful: Verdict | None = None
@@ -131,26 +146,45 @@ class ExampleStages:
     def _round(self, number: int, last: bool) -> Steps:
         principle = yield from self._choose_principle()
         this = RoundDraft(principle, self._verdicts[principle.id], dict(self._verdicts), len(self._first_orders))
+        this.direct = not self._settings.critique
         self.draft.rounds.append(this)
+        if this.direct:
+            revision = yield from self._revise_directly(this, number)
+        else:
+            revision = yield from self._criticise_and_revise(this, number)
+        if revision is None:
+            return  # the answer stays as it is
+        this.revised_answer = self.draft.answer = revision.text.strip()
+        self._turns += (Turn("revision", _whole(revision)),)
+        self._verdicts, self._first_orders, self._revised = {}, {}, number + 1
+        # all that are due after a last revision in one list: an engine that reads a stem once a list saves one
+        yield from self._weigh(self._revised_for() if last else [principle])
+        this.verdict_after = self._verdicts[principle.id]
 
+    def _revise_directly(self, this: RoundDraft, number: int) -> Revising:
+        """The revision without a critique; None where the judge says that the principle is not broken."""
+        if this.verdict_before.answer == "no":
+            return None
+        self._turns += (ask_for_direct_revision(this.principle),)
+        (revision,) = yield from self._ask([self._spoken("revision", number)])
+        return revision
+
+    def _criticise_and_revise(self, this: RoundDraft, number: int) -> Revising:
+        """The critique, what the judge says of it, and the revision; None where the critic abstains."""
+        principle = this.principle
         self._turns += (ask_for_critique(principle),)
         (completion,) = yield from self._ask([self._spoken("critique", number)])
         this.critique = completion.text.strip()
         self._turns += (Turn("critique", _whole(completion)),)
         if abstains(this.critique):
-            this.abstained = True  # the answer stays as it is
-            return
+            this.abstained = True
+            return None
 
         first, second = meaningful_prompts(f"{self.draft.instruction.id}/meaningful/{number}", self._turns)
         self._turns += (ask_for_revision(principle),)
         asked = yield from self._ask([first, second, self._spoken("revision", number)])
         this.meaningful = read_verdict(asked[0], asked[1])
-        this.revised_answer = self.draft.answer = asked[2].text.strip()
-        self._turns += (Turn("revision", _whole(asked[2])),)
-        self._verdicts, self._first_orders, self._revised = {}, {}, number + 1
-        # all that are due after a last revision in one list: an engine that reads a stem once a list saves one
-        yield from self._weigh(self._revised_for() if last else [principle])
-        this.verdict_after = self._verdicts[principle.id]
+        return asked[2]
 
     def _weigh_finally(self) -> Steps:
         """Hold the final answer against every principle that it was revised for; what is known is not asked again."""

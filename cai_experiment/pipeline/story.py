@@ -101,16 +101,24 @@ def _tell_round(
     example: Example,
 ) -> None:  # fmt: skip
     """Log one round from its critique on, as far as it came."""
+    principle = {} if not draft.direct else {"principle": draft.principle.id}
+    if not draft.direct:
+        _tell_critique(logger, draft, about, example)
+    if draft.revised_answer:
+        logger.log_stage("REVISION-GENERATION", draft.revised_answer, {**about, **principle})
+    if draft.verdict_after is not None:
+        logger.log_stage("REVISION-EVALUATION", _after(principles, draft)[0], about)
+
+
+def _tell_critique(
+    logger: ContentLogger, draft: RoundDraft, about: Mapping[str, object], example: Example
+) -> None:  # fmt: skip
     critique = f"Principle: {draft.principle.text}\nCritique by {example.meta['critic']}:\n{draft.critique}"
     meaningful = draft.meaningful.answer if draft.meaningful else "not asked"
     logger.log_stage(
         "CRITIQUE-GENERATION", critique,
         {**about, "principle": draft.principle.id, "abstained": draft.abstained, "meaningful": meaningful},
     )  # fmt: skip
-    if draft.revised_answer:
-        logger.log_stage("REVISION-GENERATION", draft.revised_answer, about)
-    if draft.verdict_after is not None:
-        logger.log_stage("REVISION-EVALUATION", _after(principles, draft)[0], about)
 
 
 def _before(principles: Sequence[Principle], draft: RoundDraft) -> tuple[str, float]:

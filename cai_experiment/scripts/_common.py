@@ -160,6 +160,8 @@ def add_generation_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--rounds", type=positive_int, metavar="N", help="critique and revision rounds a pair")
     group.add_argument("--principles", choices=("targeted", "random"), default="targeted",
                        help="the most violated principle by the critic's verdicts, or one by the seed")
+    group.add_argument("--no-critique", dest="critique", action="store_false",
+                       help="an ablation: revise directly from the principle, without a critique")
     group.add_argument("--generator", metavar="MODEL", help="answers and revises (default: --model)")
     group.add_argument("--critic", metavar="MODEL", help="critiques and judges (default: --model)")
     group = parser.add_argument_group("instructions (default: written by the model)")

@@ -96,6 +96,7 @@ def run_settings(args: argparse.Namespace, milestone: Milestone) -> RunSettings:
         stages=StageSettings(
             args.rounds or milestone.rounds, args.principles, args.seed,
             max_tokens_answer=args.max_tokens_answer, max_tokens_critique=args.max_tokens_critique,
+            critique=args.critique,
         ),
         gate=GateSettings(
             args.max_similarity, args.min_length_ratio, args.max_length_ratio, args.max_refusal_words,

@@ -247,7 +247,8 @@ def held_out_plan(
     flags = _flags(args, milestone, None)
     targeted = told.get("principles", "targeted") == "targeted"
     weighed = len(load_constitution(args.constitution).principles) if targeted else 1
-    work = Workload(args.held_out // 2, int(told.get("rounds", milestone.rounds)), weighed, args.held_out)
+    rounds, critique = int(told.get("rounds", milestone.rounds)), bool(told.get("critique", True))
+    work = Workload(args.held_out // 2, rounds, weighed, args.held_out, critique)
     engine, part, lines = generation_lines(flags, choice, hardware, work, trains_after=False)
     download = download_gb_of(flags, choice, engine, part.quantization)
     head = in_line("held-out", f"{args.held_out} instructions, {work.rounds} rounds, {weighed} principles weighed")
