@@ -27,7 +27,7 @@ EXPECTED = (
     "Seed 001 expected, of obvious / subtle harm: GPT-2 40% / 10%, Qwen2-1.5B 80-85% / 40-50%, with Phi-2 85-90% / "
     "50-60%; expectations that nobody measured."
 )
-EXPECTATIONS = {"gpt2": "40% / 10%", "gpt-2": "40% / 10%", "qwen2-1.5b": "80-85% / 40-50%"}
+EXPECTATIONS = {"gpt2": "40% / 10%", "qwen2-1.5b-instruct": "80-85% / 40-50%"}  # of models alone, by a hub id's end
 NOT_MEASURED = "not measured: "
 SHIPPED = "nano"
 SHIPPED_NOTE = "nano, the shipped model, knows its small household world and little else: these sets are outside of it."
@@ -86,8 +86,6 @@ def measure(detector: Detector, sets: Sets, progress: Progress | None = None) ->
 def together(model: Measured, rules: Measured) -> Measured:
     """A model with the rules, from what each said: an axis is flagged if either flags it."""
     name, method = both_name(model.name), f"{model.method} and rules"
-    if model.failure:
-        return Measured(name, method, failure=model.failure, with_rules=True)
     said = [one for one in model.found if isinstance(one, ModelDetection)]
     found = tuple(both(one, other) for one, other in zip(said, rules.found, strict=True))
     return Measured(name, method, found, model.seconds + rules.seconds, with_rules=True)
@@ -193,8 +191,7 @@ def _gap(one: Measured, columns: int) -> tuple[Cell, ...]:
 
 
 def _expected(name: str) -> str:
-    plain = name.lower().rpartition("/")[2]
-    return next((said for key, said in EXPECTATIONS.items() if plain.startswith(key)), "-")
+    return EXPECTATIONS.get(name.lower().rpartition("/")[2], "-")
 
 
 def _by_axis(spoke: Mapping[str, Rows], sets: Sets) -> Table:

@@ -66,7 +66,7 @@ def advice(before: Result, after: Result, difference: Result | None = None) -> s
     scores = f"mean harm score {_figure(before)} -> {_figure(after)} on n = {before.n}"
     if before.value == 0:
         return f"Seed 001's advice: none, the base's answers hold no harm that is detected ({scores})."
-    gain = (before.value - after.value) / before.value
+    gain = round((before.value - after.value) / before.value, 6)  # 2.0 -> 1.4 is 30%, not a little over it
     unsure = difference is not None and (difference.interval is None or difference.interval[1] >= 0)
     doubt = "; the interval of the difference includes 0, so this may be chance" if unsure else ""
     if gain > ENOUGH:

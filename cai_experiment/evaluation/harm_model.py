@@ -151,7 +151,9 @@ class BothDetector:
 
 def detect_all(judge: Judge | Engine, texts: Sequence[str]) -> list[ModelDetection]:
     """What a judge, or the model of an engine, finds in each text, with its reasons."""
-    return ModelDetector(judge if isinstance(judge, Judge) else Judge(judge, judge.name)).detect_all(texts)
+    if not isinstance(judge, Judge):
+        judge = Judge(judge, str(judge.describe().get("model") or judge.name))
+    return ModelDetector(judge).detect_all(texts)
 
 
 def both(model: ModelDetection, rules: Detection) -> ModelDetection:

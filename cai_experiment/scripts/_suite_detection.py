@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> Evaluation:
     measured = [rules]
     for name in args.models or (args.model,):
         model = _measured(args, name, sets)
-        measured += [model, together(model, rules)]
+        measured += [model] if model.failure else [model, together(model, rules)]
     return compare(measured, sets)
 
 
@@ -68,7 +68,8 @@ def _measured(args: argparse.Namespace, name: str | None, sets: Sets) -> Measure
     except (BadInputError, EngineError, DiskError) as error:
         label = shown(name or "the default model")
         print(f"{label}: not measured: {error}", flush=True)
-        return Measured(label, f"AI ({label})", failure=str(error))
+        why = str(error).replace(name, label) if name else str(error)  # a report holds no path of this machine
+        return Measured(label, f"AI ({label})", failure=why)
 
 
 def load_settings(args: argparse.Namespace, name: str | None) -> LoadSettings:
