@@ -543,6 +543,7 @@ def test_the_shipped_model_answers_two_questions_and_cannot_grade_them(
     )
     assert kept[0].base != kept[0].trained, "the adapter speaks in one arm only"
     assert found.differences["mt_bench"].unparsed == 4 and not any(gate.passed for gate in found.gates)
+    assert any("nano reads 1,024 tokens, and a comparison takes up to 8,192" in note for note in found.notes)
     assert any("8 never came" in note and "2048 new tokens do not fit" in note for note in found.notes)
     silent: Any = Scripted()
     arms = BothArms(silent, model, 0, Progress(0, verbosity=0), Remembered(tmp_path / "said.jsonl", "nano"))

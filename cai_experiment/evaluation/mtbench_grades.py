@@ -24,7 +24,7 @@ from cai_experiment.evaluation.mtbench_rows import TURNS, JudgePrompts, Kind, pr
 from cai_experiment.observe.progress import Progress
 
 MAX_TOKENS = 2048  # FastChat's, at temperature 0
-JUDGE_CONTEXT = 10_240  # tokens: both arms' two answers, two references, the questions, and the judgement
+JUDGE_CONTEXT = 8192  # tokens: the longest comparison of answers of 1,024 tokens and its judgement are 7,902 of Qwen2's
 LOWEST, HIGHEST = 1.0, 10.0
 PLAIN_SYSTEM = "You are a helpful assistant."  # says nothing: left out, as FastChat does
 

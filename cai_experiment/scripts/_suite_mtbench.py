@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 JUDGEMENTS = "mt_bench_judgements.jsonl"  # in ITEMS_FOLDER: what a judge has said, so that it is paid for once
 GATED = "full"  # the milestone that asks for it
+IDENTITY = ("model", "url", "revision", "weights_sha256", "quantization", "layout")  # of a judge, in engine.describe()
 
 # For the plan. Tokens of the real files in Qwen2's vocabulary, means; what is written is assumed.
 QUESTIONS, FIRST, SECOND, REFERENCE, WITH_REFERENCE = 80, 68, 23, 209, 30
@@ -68,15 +70,29 @@ def answer(
 def grade(
     args: argparse.Namespace, answered: list[Answered], prompts: JudgePrompts, judge: TextJudge, folder: Path
 ) -> Evaluation:
-    """The second step: the judge's grades; `folder` is the run's. A local judge needs JUDGE_CONTEXT tokens."""
+    """The second step: the judge's grades; `folder` is the run's. Load a judge with `max_length=JUDGE_CONTEXT`."""
     from cai_experiment.evaluation.arms import Remembered
+    from cai_experiment.evaluation.mtbench_grades import JUDGE_CONTEXT
     from cai_experiment.evaluation.mtbench_results import grade as grade_answers
 
     said = folder / ITEMS_FOLDER / JUDGEMENTS
     said.parent.mkdir(parents=True, exist_ok=True)
-    remembered = Remembered(said, judge.name)
+    remembered = Remembered(said, who(judge))
     gated = args.milestone == GATED
-    return grade_answers(answered, prompts, judge, remembered, args.seed, gated, args.verbosity)
+    found = grade_answers(answered, prompts, judge, remembered, args.seed, gated, args.verbosity)
+    context = getattr(getattr(judge.engine, "renderer", None), "max_length", JUDGE_CONTEXT)
+    if context < JUDGE_CONTEXT:
+        found.notes.append(
+            f"MT-Bench: {judge.name} reads {context:,} tokens, and a comparison takes up to {JUDGE_CONTEXT:,}: what "
+            "did not fit was not graded"
+        )
+    return found
+
+
+def who(judge: TextJudge) -> str:
+    """The judge as exactly as it is known: what another one said is not taken for its word."""
+    facts = judge.engine.describe()
+    return json.dumps([judge.name, *(str(facts.get(name)) for name in IDENTITY)])
 
 
 def run(
