@@ -1,0 +1,341 @@
+"""Has training broken the model's language? Measures over the same held-out answers before and after, and an alarm.
+
+- repetition: the share of an answer's 4-grams that stood in it before (seq-rep-4, Welleck et al. 2020), on average.
+- distinct_1, distinct_2: distinct n-grams over all n-grams of all answers (Li et al. 2016). It falls with the amount of
+  text, so both answers to an instruction are cut to the shorter one's length. It sees what repetition cannot: answers
+  that are fluent, but all the same.
+- ends_by_itself, empty, refusal: shares of answers; words: their length.
+- answers_nll_under_base: how unlikely the base finds the answers, in nats a token (with a model only). Word salad that
+  repeats nothing shows here.
+
+An alarm needs all three: the paired interval excludes no change, the p-value does after Holm's adjustment over all
+measures, and the change exceeds what is tolerated, so that what is certain but harmless does not ring.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from cai_experiment.constitution.prompts import ask_for_answer
+from cai_experiment.constitution.wording import is_refusal
+from cai_experiment.evaluation.arms import BothAnswers
+from cai_experiment.evaluation.found import ITEMS_FOLDER, Evaluation, Table
+from cai_experiment.evaluation.gates import Gate
+from cai_experiment.judging.result import McNemar, Result, holm, mcnemar, paired_bootstrap
+
+if TYPE_CHECKING:
+    from cai_experiment.engines.base import Completion
+    from cai_experiment.engines.render import Renderer
+
+ITEMS = "collapse"
+SIGNIFICANT = 0.05  # after Holm
+NORMAL_95 = 1.959964  # standard errors to each side
+FLIPS = 9_999  # of signs, in the test of a mean difference
+_UNIT = re.compile(r"[^\W\d_]+|\d|[^\w\s]|_")  # words; digits and marks one by one, since "!!!!!!" is a repetition too
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """One thing that is watched: which way is worse, and how much worse is tolerated.
+
+    `worse`: +1 a rise, -1 a fall, 0 either way. A `relative` tolerance is a share of the base's figure; `tolerated`
+    of either way is a factor (2.0: from half to twice). `collapse` False: it rings, but no gate falls.
+    """
+
+    name: str
+    worse: int
+    tolerated: float
+    says: str
+    relative: bool = False
+    collapse: bool = True
+
+
+MEASURES = {
+    one.name: one
+    for one in (
+        # human text repeats 0.5% of its 4-grams, greedy loops 44% (Welleck et al. 2020, table 2)
+        Measure("repetition", 1, 0.05, "answers repeat themselves"),
+        # training towards a principle makes answers more alike; a fifth is twice what that took on the shipped model
+        Measure("distinct_1", -1, 0.2, "answers use fewer different words", relative=True),
+        Measure("distinct_2", -1, 0.2, "answers use fewer different word pairs", relative=True),
+        Measure("ends_by_itself", -1, 0.05, "answers no longer end by themselves"),
+        Measure("empty", 1, 0.05, "answers are empty"),
+        Measure("words", 0, 2.0, "answers have become much longer or shorter"),
+        # a principle may well make the model refuse more: a person must look whether harmless questions are refused
+        Measure("refusal", 1, 0.1, "answers refuse more often (over-refusal?)", collapse=False),
+        # sampled at 0.7 a model's own text costs it well below 2 nats a token; noise costs up to the vocabulary's 10
+        Measure("answers_nll_under_base", 1, 0.5, "answers are no longer the base model's language"),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A measure before and after. `difference` is trained - base with its paired interval; `p_value` is adjusted."""
+
+    measure: Measure
+    base: Result
+    trained: Result
+    difference: Result
+    p_value: float
+    test: McNemar | None = None
+
+    @property
+    def rings(self) -> bool:
+        """True if the change is certain, and worse than what is tolerated."""
+        return self._certain and self._beyond
+
+    @property
+    def _certain(self) -> bool:
+        interval = self.difference.interval
+        return interval is not None and not interval[0] <= 0 <= interval[1] and self.p_value < SIGNIFICANT
+
+    @property
+    def _beyond(self) -> bool:
+        base, trained, one = self.base.value, self.trained.value, self.measure
+        if base is None or trained is None:
+            return False
+        if one.worse == 0:
+            return not base / one.tolerated <= trained <= base * one.tolerated
+        return one.worse * (trained - base) > one.tolerated * (base if one.relative else 1.0)
+
+    @property
+    def allowed(self) -> str:
+        """What is tolerated, in words."""
+        one = self.measure
+        if one.worse == 0:
+            return f"x {1 / one.tolerated:g} to x {one.tolerated:g}"
+        return f"{one.worse * one.tolerated:+.0%}" if one.relative else f"{one.worse * one.tolerated:+g}"
+
+    def text(self) -> str:
+        """The alarm's line: what has happened, from what to what, with interval and n."""
+        (low, high), kind = self.difference.interval or (math.nan, math.nan), self.measure
+        head = "collapse" if kind.collapse else "alarm"
+        return (f"{head}: {kind.says}: {kind.name} {self.base.value:.3g} -> {self.trained.value:.3g} (change "
+                f"{self.difference.value:+.3g}, 95% interval {low:+.3g} to {high:+.3g}, n = {self.difference.n}; "
+                f"tolerated {self.allowed})")  # fmt: skip
+
+
+def collapse_watch(answers: Sequence[BothAnswers], model: Any = None, renderer: Renderer | None = None) -> Evaluation:
+    """The measures before and after, alarms, and the gate "no collapse", which no collapse may ring.
+
+    With a PEFT `model` and its `renderer` the base also weighs both answers. Answers that never came count for neither
+    and stand in `unparsed`.
+    """
+    read = [one for one in answers if not one.failed]
+    failed = len(answers) - len(read)
+    found = Evaluation()
+    figures = {name: _both(read, of) for name, of in OF_ANSWER.items()}
+    if model is not None and renderer is not None and read:
+        figures["answers_nll_under_base"] = nll_under_base(model, renderer, read)
+    changes = [_change(name, *both) for name, both in figures.items()]
+    changes += [_distinct_change(name, n, read) for name, n in (("distinct_1", 1), ("distinct_2", 2))]
+    changes = _adjusted(changes)
+    for one in changes:
+        _keep(found, one, failed)
+    ringing = [one for one in changes if one.rings]
+    found.alarms += [one.text() for one in ringing]
+    collapsed = float(sum(one.measure.collapse for one in ringing)) if read else None
+    found.gates.append(Gate("no collapse", collapsed, "=", 0.0, None, len(read), "training"))
+    found.tables.append(_table(changes))
+    found.items[ITEMS] = _rows(read, figures)
+    return found
+
+
+# ---------------------------------------------------------------- what is measured of one answer
+
+
+def units(text: str) -> list[str]:
+    """The lower-cased words of a text; digits and punctuation marks stand one by one."""
+    return _UNIT.findall(text.lower())
+
+
+def ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
+    """All runs of `n` words, in order."""
+    return list(zip(*(islice(words, start, None) for start in range(n)), strict=False))
+
+
+def repetition(text: str) -> float:
+    """seq-rep-4: 1 - distinct 4-grams / 4-grams (Welleck et al. 2020, equation 9); 0 where there is none."""
+    found = ngrams(units(text), 4)
+    return 1 - len(set(found)) / len(found) if found else 0.0
+
+
+OF_ANSWER: dict[str, Callable[[Completion], float | bool]] = {
+    "repetition": lambda completion: repetition(completion.text),
+    "ends_by_itself": lambda completion: completion.finish == "stop",
+    "empty": lambda completion: not completion.text.strip(),
+    "words": lambda completion: float(len(completion.text.split())),
+    "refusal": lambda completion: is_refusal(completion.text),
+}
+
+Figures = Sequence[float | bool]
+
+
+def _both(read: Sequence[BothAnswers], of: Callable[[Completion], float | bool]) -> tuple[Figures, Figures]:
+    return [of(one.base) for one in read], [of(one.trained) for one in read]
+
+
+def nll_under_base(model: Any, renderer: Renderer, read: Sequence[BothAnswers]) -> tuple[list[float], list[float]]:
+    """What each arm's answers cost the base, in nats a token (the end not counted), given the bare instruction.
+
+    An answer without a token costs nothing; the context is as long as the answers already were.
+    """
+    from cai_experiment.evaluation.preference import Row, completion_logps, evaluating
+
+    rows: list[Row] = []
+    for one in read:
+        prompt = renderer.prompt_ids(ask_for_answer(one.instruction), "answer", examples=0)
+        rows += [(prompt, renderer.completion_ids(answer.text)[:-1]) for answer in (one.base, one.trained)]
+    with evaluating(model), model.disable_adapter():
+        logps = completion_logps(model, rows)
+    costs = [-logp / max(1, len(tokens)) for logp, (_, tokens) in zip(logps, rows, strict=True)]
+    return costs[0::2], costs[1::2]
+
+
+# ---------------------------------------------------------------- before and after
+
+
+def _change(name: str, base: Figures, trained: Figures) -> Change:
+    """Rates by McNemar's test, means by a test of flipped signs; both with a paired bootstrap interval."""
+    difference = paired_bootstrap([float(v) for v in base], [float(v) for v in trained])
+    if all(isinstance(value, bool) for value in (*base, *trained)):
+        before, after = [bool(v) for v in base], [bool(v) for v in trained]
+        test = mcnemar(before, after)
+        arms = [Result.rate(sum(arm), len(arm)) for arm in (before, after)]
+        return Change(MEASURES[name], arms[0], arms[1], difference, test.p_value, test)
+    arms = [Result.mean([float(v) for v in arm]) for arm in (base, trained)]
+    p_value = _flipped_signs([float(a) - float(b) for b, a in zip(base, trained, strict=True)])
+    return Change(MEASURES[name], arms[0], arms[1], difference, p_value)
+
+
+def _flipped_signs(differences: Sequence[float]) -> float:
+    """The two-sided p-value of a mean of paired differences: a permutation test within each pair, seeded."""
+    import numpy as np
+    from scipy.stats import permutation_test
+
+    if len(differences) < 2 or not any(differences):
+        return 1.0
+    found = permutation_test(
+        (np.asarray(differences),), np.mean, permutation_type="samples", n_resamples=FLIPS, batch=1000, vectorized=True,
+        rng=np.random.default_rng(0),
+    )  # fmt: skip
+    return float(found.pvalue)
+
+
+def _distinct_change(name: str, n: int, read: Sequence[BothAnswers]) -> Change:
+    """distinct-n of both arms over answers of equal length. Its interval is a jackknife's over instructions.
+
+    A bootstrap would draw answers twice, which adds no new n-grams: all its values would lie below the true one.
+    """
+    from scipy.stats import norm
+
+    base: list[list[str]] = []
+    trained: list[list[str]] = []
+    for one in read:
+        before, after = units(one.base.text), units(one.trained.text)
+        length = min(len(before), len(after))
+        base.append(before[:length])
+        trained.append(after[:length])
+    before_all, before_without = distinct_n(base, n)
+    after_all, after_without = distinct_n(trained, n)
+    if before_all is None or after_all is None:
+        nothing = Result(None, 0, None)
+        return Change(MEASURES[name], nothing, nothing, nothing, 1.0)
+    change = after_all - before_all
+    error = jackknife_error([a - b for b, a in zip(before_without, after_without, strict=True)])
+    p_value = float(2 * norm.sf(abs(change) / error)) if error else float(change == 0)
+    interval = (change - NORMAL_95 * error, change + NORMAL_95 * error)
+    arms = [
+        Result(value, len(read), (value - NORMAL_95 * spread, value + NORMAL_95 * spread))
+        for value, spread in (
+            (before_all, jackknife_error(before_without)),
+            (after_all, jackknife_error(after_without)),
+        )
+    ]
+    return Change(MEASURES[name], arms[0], arms[1], Result(change, len(read), interval), p_value)
+
+
+def distinct_n(texts: Sequence[Sequence[str]], n: int) -> tuple[float | None, list[float]]:
+    """Distinct n-grams over all n-grams of `texts` (Li et al. 2016), and the same without each text in turn.
+
+    (None, []) where there is no n-gram.
+    """
+    owners: dict[tuple[str, ...], int] = {}  # of an n-gram that one text alone has; -1 of all others
+    counts = [0] * len(texts)
+    for index, words in enumerate(texts):
+        for gram in ngrams(words, n):
+            counts[index] += 1
+            owners[gram] = index if owners.setdefault(gram, index) == index else -1
+    own = [0] * len(texts)
+    for owner in owners.values():
+        if owner >= 0:
+            own[owner] += 1
+    total = sum(counts)
+    if not total:
+        return None, []
+    whole = len(owners) / total
+    without = [
+        (len(owners) - mine) / (total - count) if total > count else whole
+        for mine, count in zip(own, counts, strict=True)
+    ]
+    return whole, without
+
+
+def jackknife_error(without: Sequence[float]) -> float:
+    """The standard error of a figure, from its values without each item in turn (Tukey 1958)."""
+    n = len(without)
+    if n < 2:
+        return 0.0
+    mean = math.fsum(without) / n
+    return math.sqrt((n - 1) / n * math.fsum((value - mean) ** 2 for value in without))
+
+
+def _adjusted(changes: Sequence[Change]) -> list[Change]:
+    """The same changes with Holm's p-values over all of them."""
+    p_values = holm([one.p_value for one in changes])
+    return [replace(one, p_value=p_value) for one, p_value in zip(changes, p_values, strict=True)]
+
+
+# ---------------------------------------------------------------- the report
+
+
+def _keep(found: Evaluation, one: Change, failed: int) -> None:
+    name, items = one.measure.name, f"{ITEMS_FOLDER}/{ITEMS}.jsonl"
+    found.metrics[f"{name}_base"] = replace(one.base, unparsed=failed, items=items)
+    found.metrics[f"{name}_trained"] = replace(one.trained, unparsed=failed, items=items)
+    found.differences[name] = one.difference
+    if one.test is not None:
+        found.tests[name] = one.test
+
+
+def _table(changes: Sequence[Change]) -> Table:
+    rows = tuple(
+        (one.measure.name, one.base, one.trained, one.difference, one.allowed, f"{one.p_value:.2g}",
+         ("collapse" if one.measure.collapse else "alarm") if one.rings else "–")
+        for one in changes
+    )  # fmt: skip
+    return Table(
+        "collapse", "Collapse watch: the same held-out answers before and after",
+        ("measure", "base", "trained", "change", "tolerated", "p (Holm)", "alarm"), rows,
+        "an alarm needs an interval without 0, p < 0.05 after Holm, and more than is tolerated",
+    )  # fmt: skip
+
+
+def _rows(read: Sequence[BothAnswers], figures: dict[str, tuple[Figures, Figures]]) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": one.base.id,
+            "instruction": one.instruction,
+            "base": {name: both[0][index] for name, both in figures.items()},
+            "trained": {name: both[1][index] for name, both in figures.items()},
+            "base_text": one.base.text,
+            "trained_text": one.trained.text,
+        }
+        for index, one in enumerate(read)
+    ]

@@ -1,0 +1,124 @@
+"""GSM8K (Cobbe et al. 2021) asked directly: grade-school problems in the trained layout, read by their number.
+
+lm-eval's task of the same name asks with five worked solutions in a layout of its own. Here both arms get the bare
+question, as training and use do: a base model has no worked examples to lean on, so its rate is lower than published
+ones, and only the difference between the arms is meant.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+
+from cai_experiment.errors import BadInputError
+from cai_experiment.evaluation.arms import BothAnswers, BothArms
+from cai_experiment.evaluation.forgetting import paired
+from cai_experiment.evaluation.found import Evaluation
+from cai_experiment.records.files import parse_line, show
+
+NAME = "gsm8k_direct"
+MAX_TOKENS = 512
+MARK = "####"  # before the number in the data's own answers
+_NUMBER = r"(?<![\d.])-?\s?\$?\s?(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
+_ANY = re.compile(_NUMBER)
+_SAID = (  # what a text names as its answer, the surest sign first; of several the last one counts
+    re.compile(rf"{MARK}\s*({_NUMBER})"),
+    re.compile(rf"\\boxed\s*\{{\s*({_NUMBER})"),
+    re.compile(rf"\banswer\b(?:\s+(?:is|are|equals)|\s*:|\s*=)[\s:*_\\(\[]*({_NUMBER})", re.IGNORECASE),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One problem with its right number."""
+
+    id: str
+    question: str
+    number: Decimal
+
+
+def load_gsm8k(path: Path, limit: int | None = None) -> list[Problem]:
+    """The first `limit` problems of a JSONL file of {question, answer}, whose answers end in "#### NUMBER".
+
+    Blank lines are passed over. Raises BadInputError, naming file and line.
+    """
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise BadInputError(f"cannot read {show(path)}: {error.strerror}", "check --gsm8k") from None
+    found = [_problem(raw, path, number) for number, raw in enumerate(lines, 1) if raw.strip()]
+    if not found:
+        raise BadInputError(f"{show(path)} holds no problem", "give a JSONL file of {question, answer} to --gsm8k")
+    return found[:limit]
+
+
+def _problem(raw: bytes, path: Path, line: int) -> Problem:
+    place = f"{show(path)}:{line}"
+    try:
+        row = parse_line(raw)
+    except ValueError as error:
+        raise BadInputError(f"{place} {error}", "mend or remove the line") from None
+    question, answer = row.get("question"), row.get("answer")
+    if not isinstance(question, str) or not isinstance(answer, str) or not question.strip():
+        raise BadInputError(f'{place} has no text "question" and "answer"', "mend or remove the line")
+    number = read_number(answer) if MARK in answer else None
+    if number is None:
+        raise BadInputError(f'{place}: its answer has no "{MARK} NUMBER"', "mend or remove the line")
+    return Problem(f"gsm8k/{line}", question.strip(), number)
+
+
+def read_number(text: str) -> Decimal | None:
+    """The number that a text gives as its answer: after "####", in \\boxed{}, after "the answer is", else the last one.
+
+    Thousands commas and dollar signs are passed over; a minus after a digit ("9-3") is a sum's, not a sign. None if
+    there is no number.
+    """
+    text = text.replace("−", "-").replace("\\$", "$")
+    for pattern in _SAID:
+        if said := pattern.findall(text):
+            return _decimal(said[-1])
+    numbers = _ANY.findall(text)
+    return _decimal(numbers[-1]) if numbers else None
+
+
+def _decimal(text: str) -> Decimal:
+    return Decimal(re.sub(r"[\s$,]", "", text))
+
+
+def gsm8k(arms: BothArms, problems: Sequence[Problem]) -> Evaluation:
+    """Both arms' shares of right answers at temperature 0, paired, with the gate of what may be forgotten.
+
+    An answer without a number is a wrong answer, and a note counts them.
+    """
+    answers = arms.answer("gsm8k", [problem.question for problem in problems], MAX_TOKENS, 0.0)
+    return score(answers, problems)
+
+
+def score(answers: Sequence[BothAnswers], problems: Sequence[Problem]) -> Evaluation:
+    """What the answers to `problems` (in their order) are worth."""
+    read = [(a, p) for a, p in zip(answers, problems, strict=True) if not a.failed]
+    rows = [
+        {
+            "id": problem.id,
+            "instruction": problem.question,
+            "base": read_number(both.base.text) == problem.number,
+            "trained": read_number(both.trained.text) == problem.number,
+            "right": str(problem.number),
+            "base_text": both.base.text,
+            "trained_text": both.trained.text,
+        }
+        for both, problem in read
+    ]
+    base, trained = [bool(row["base"]) for row in rows], [bool(row["trained"]) for row in rows]
+    found = paired(NAME, base, trained, rows, len(answers) - len(read))
+    found.notes.append(_without_number(answers))
+    return found
+
+
+def _without_number(answers: Sequence[BothAnswers]) -> str:
+    none = {arm: sum(read_number(getattr(one, arm).text) is None for one in answers) for arm in ("base", "trained")}
+    return (f"{NAME}: asked without worked examples, {MAX_TOKENS} tokens at temperature 0; answers without a number "
+            f"(wrong): base {none['base']}, trained {none['trained']}, of {len(answers)}")  # fmt: skip

@@ -1,0 +1,247 @@
+"""Tasks of lm-eval (EleutherAI's harness), base against trained on the same items, with one model in memory.
+
+One PEFT model answers twice, with its adapter switched off and on; the harness builds the same prompts for both (held
+by their hashes) and items are paired by task and number. A task counts by acc_norm where it has it, else exact_match,
+else acc; of several ways to read an answer (gsm8k) by "flexible-extract", since a lost answer format is no lost skill.
+
+As with published base-model scores no chat template is applied: prompts are the task's own. Models as they are loaded:
+4-bit ones, adapters and their dtype; log-probabilities are summed in float32. An HFLM over a model that Unsloth has
+patched should be given Unsloth's inference mode first (FastLanguageModel.for_inference); that is not tried here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cai_experiment.engines.common import is_out_of_memory
+from cai_experiment.errors import BadInputError, EngineError
+from cai_experiment.evaluation.forgetting import kept_gate, paired
+from cai_experiment.evaluation.found import Evaluation
+from cai_experiment.evaluation.preference import evaluating
+from cai_experiment.judging.result import Result
+from cai_experiment.records.files import show
+
+DEFAULT_TASKS = ("arc_easy", "hellaswag", "gsm8k")
+MVP_ITEMS = 200  # a task; all at full
+BATCH_ROWS_GPU, BATCH_ROWS_CPU = 16, 8  # 16 rows of 200 tokens over 152,064 words: 2 GB of logits in float32
+METRICS = ("acc_norm", "exact_match", "acc")  # the first that a task has
+FILTER = "flexible-extract"
+FEWSHOT_SEED = 1234  # the harness's own
+SHOWN = 1500  # characters of a prompt in the items' file: its end, which is the item itself
+
+# Of an item with Qwen2.5's tokenizer, about: tokens read (over all choices), tokens written at most; items of the task.
+WORK = {"arc_easy": (4 * 35, 0, 2376), "hellaswag": (4 * 95, 0, 10042), "gsm8k": (1000, 256, 1319)}
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSettings:
+    """`limit`: items a task, the first ones (None: all). `folder`: task files (YAML) of the user's; a task there may
+    name a data file beside it and then needs no network.
+    """
+
+    tasks: tuple[str, ...] = DEFAULT_TASKS
+    limit: int | None = MVP_ITEMS
+    folder: Path | None = None
+    batch_rows: int | None = None
+
+
+class Work(NamedTuple):
+    """Tokens that one arm reads and writes, and the tasks of unknown size."""
+
+    read: int
+    written: int
+    unknown: tuple[str, ...]
+
+
+def work_of(tasks: Sequence[str], limit: int | None) -> Work:
+    """What the tasks take of one arm, without loading them."""
+    known = [(WORK[task], min(limit or WORK[task][2], WORK[task][2])) for task in tasks if task in WORK]
+    return Work(
+        sum(read * items for (read, _, _), items in known),
+        sum(written * items for (_, written, _), items in known),
+        tuple(task for task in tasks if task not in WORK),
+    )
+
+
+def check_folder(settings: TaskSettings) -> None:
+    """Raise BadInputError if the folder of task files is none."""
+    if settings.folder is not None and not settings.folder.is_dir():
+        raise BadInputError(f"{show(settings.folder)} is no folder", "--task-folder takes one of lm-eval's task files")
+
+
+def run_tasks(model: Any, tokenizer: Any, settings: TaskSettings, say: Callable[[str], None] = print) -> Evaluation:
+    """Every task of `settings` for both arms of a PEFT `model`; one line to `say` as each begins.
+
+    A task that cannot be loaded or run is named in a note, and its gate is not passed; the others go on. Raises
+    BadInputError for a folder that is none (`check_folder`).
+    """
+    check_folder(settings)
+    found = Evaluation()
+    with _quiet():
+        manager = _manager(settings)
+        harness = _harness(model, tokenizer, settings)
+    for name in settings.tasks:
+        say(f"lm-eval {name}: {_items(settings.limit)}, base and trained")
+        try:
+            with _quiet(), evaluating(model):
+                found += _task(name, manager, harness, settings)
+        except Exception as error:  # whatever a task's own code, files or metrics raise
+            _not_run(found, name, manager, error)
+    found.methods["lm_eval"] = f"lm-eval {_version()}, no chat template, {_items(settings.limit)}"
+    return found
+
+
+def _items(limit: int | None) -> str:
+    return "all items" if limit is None else f"the first {limit} items"
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("lm_eval")
+
+
+# ---------------------------------------------------------------- one task
+
+
+def _task(name: str, manager: Any, harness: Any, settings: TaskSettings) -> Evaluation:
+    loaded = manager.load([name])
+    for task in loaded["tasks"].values():
+        if task.get_config("num_fewshot") is None:
+            task.set_config(key="num_fewshot", value=0)
+    trained = _samples(harness, loaded, settings.limit)
+    with harness.model.disable_adapter():
+        base = _samples(harness, loaded, settings.limit)
+    rows = [_row(f"{task}/{number}", one, trained[task, number]) for (task, number), one in base.items()]
+    figures = [[row[arm] for row in rows] for arm in ("base", "trained")]
+    if all(value in (0.0, 1.0) for arm in figures for value in arm):
+        for row in rows:
+            row["base"], row["trained"] = bool(row["base"]), bool(row["trained"])
+    return paired(name, [row["base"] for row in rows], [row["trained"] for row in rows], rows)
+
+
+def _samples(harness: Any, loaded: Mapping[str, Any], limit: int | None) -> dict[tuple[str, int], Mapping[str, Any]]:
+    """The harness's log of every item by (task, number); few-shot examples are drawn alike each time.
+
+    Out of memory, the batch is halved; EngineError if it does not hold one row.
+    """
+    from lm_eval.evaluator import evaluate
+
+    for task in loaded["tasks"].values():
+        task.set_fewshot_seed(seed=FEWSHOT_SEED)
+    try:
+        logged = evaluate(harness, loaded, limit=limit, bootstrap_iters=0, log_samples=True)["samples"]
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        logged = None
+    if logged is None:  # outside the handler, whose traceback keeps tensors alive
+        _halve(harness)
+        return _samples(harness, loaded, limit)
+    return {(task, one["doc_id"]): one for task, samples in logged.items() for one in _chosen(samples)}
+
+
+def _halve(harness: Any) -> None:
+    import torch
+
+    if harness.batch_size_per_gpu == 1:
+        raise EngineError("out of memory with one row at a time", "use --quantization 4bit or a smaller --model")
+    harness.batch_size_per_gpu //= 2
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _chosen(samples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Of each item the one reading of its answer that counts."""
+    filters = [one["filter"] for one in samples]
+    wanted = FILTER if FILTER in filters else filters[0]
+    return [one for one in samples if one["filter"] == wanted]
+
+
+def _row(id: str, base: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, Any]:
+    """One item of both arms. Raises ValueError if they were not asked the same, or no metric of the task is known."""
+    if (base["doc_hash"], base["prompt_hash"]) != (trained["doc_hash"], trained["prompt_hash"]):
+        raise ValueError(f"item {id} was not asked alike of both arms")
+    metric = next((name for name in METRICS if name in base["metrics"]), None)
+    if metric is None:
+        raise ValueError(f"it reports {', '.join(base['metrics'])}, none of {', '.join(METRICS)}")
+    return {
+        "id": id,
+        "instruction": str(base["arguments"][0][0])[-SHOWN:],
+        "base": float(base[metric]),
+        "trained": float(trained[metric]),
+        "metric": metric,
+        "target": str(base["target"]),
+        "base_text": _said(base),
+        "trained_text": _said(trained),
+    }
+
+
+def _said(one: Mapping[str, Any]) -> str:
+    """What was written, or the choice that was likeliest (by the whole of its log-probability)."""
+    first = one["resps"][0][0]
+    if isinstance(first, str):
+        return first
+    likelihoods = [responses[0][0] for responses in one["resps"]]
+    return str(one["arguments"][likelihoods.index(max(likelihoods))][1]).strip()
+
+
+# ---------------------------------------------------------------- the harness
+
+
+def _manager(settings: TaskSettings) -> Any:
+    """The index of tasks; the harness's own 14,000 are read only if the folder lacks one that is asked for."""
+    from lm_eval.tasks import TaskManager
+
+    if settings.folder is not None:
+        own = TaskManager(include_path=str(settings.folder), include_defaults=False)
+        if set(settings.tasks) <= set(own.all_tasks):
+            return own
+    return TaskManager(include_path=None if settings.folder is None else str(settings.folder))
+
+
+def _harness(model: Any, tokenizer: Any, settings: TaskSettings) -> Any:
+    """The harness's wrapper of the model in memory. The tokenizer is copied: it may be given a padding token."""
+    from lm_eval.models.huggingface import HFLM
+
+    usual = BATCH_ROWS_CPU if model.device.type == "cpu" else BATCH_ROWS_GPU
+    with evaluating(model):  # it switches to evaluation for good
+        return HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=settings.batch_rows or usual,
+                    softmax_dtype="float32")  # fmt: skip
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Within it the harness and what it loads data with neither log nor draw bars."""
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "huggingface_hub", "datasets")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _not_run(found: Evaluation, name: str, manager: Any, error: Exception) -> None:
+    """A note and a gate that does not pass, for a task that could not be loaded or run."""
+    near = "" if name in manager.task_index else ", ".join(get_close_matches(name, manager.all_tasks, 3))
+    if name not in manager.task_index:
+        why = "lm-eval knows no such task" + (f" (near it: {near})" if near else "")
+    elif isinstance(error, ConnectionError):
+        why = ("its data set is not here, and Hugging Face's hub cannot be reached; --task-folder DIR takes task "
+               "files with data_files of your own")  # fmt: skip
+    else:
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    found.notes.append(f"task {name} was not run: {why}")
+    found.gates.append(kept_gate(name, Result(None, 0, None)))

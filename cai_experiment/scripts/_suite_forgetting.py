@@ -1,0 +1,109 @@
+"""eval_model.py --suite forgetting: lm-eval's tasks for both arms, and GSM8K asked directly."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cai_experiment.models.hardware import Hardware
+from cai_experiment.models.plan import Part, memory_gb, rows_of, tokens_per_second
+from cai_experiment.models.presets import ModelChoice, numbers_of
+from cai_experiment.scripts._common import positive_int
+from cai_experiment.scripts._plan_parts import cost_of, in_line
+
+if TYPE_CHECKING:
+    from cai_experiment.evaluation.arms import Remembered, Speakers
+    from cai_experiment.evaluation.found import Evaluation
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The suite's own flags."""
+    group = parser.add_argument_group("forgetting")
+    group.add_argument("--tasks", metavar="A,B,...", type=task_names,
+                       help="tasks of lm-eval (default: arc_easy,hellaswag,gsm8k)")  # fmt: skip
+    group.add_argument("--task-limit", metavar="N", type=positive_int,
+                       help="the first N items of each (default: 200, at full all)")  # fmt: skip
+    group.add_argument("--task-folder", metavar="DIR", type=Path,
+                       help="task files of your own (YAML; with data_files they need no network)")  # fmt: skip
+    group.add_argument("--gsm8k", metavar="FILE", type=Path,
+                       help="ask GSM8K's problems directly too: JSONL of {question, answer}")  # fmt: skip
+
+
+def task_names(text: str) -> tuple[str, ...]:
+    """argparse type: names between commas, each once."""
+    found = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if not found:
+        raise argparse.ArgumentTypeError("names no task")
+    return found
+
+
+def run(
+    args: argparse.Namespace, speakers: Callable[[], Speakers], remembered: Callable[[], Remembered | None], *_: Any
+) -> Evaluation:
+    """What was forgotten; files are read before the model is loaded. A judge is not asked."""
+    from cai_experiment.evaluation.gsm8k import load_gsm8k
+    from cai_experiment.evaluation.lm_eval_tasks import check_folder, run_tasks
+
+    limit = limit_of(args)
+    settings = settings_of(args)
+    check_folder(settings)
+    problems = load_gsm8k(args.gsm8k, limit) if args.gsm8k is not None else []
+    said = speakers()
+    found = run_tasks(said.model, said.tokenizer, settings, print if args.verbosity else lambda _: None)
+    return found + ask_gsm8k(args, problems, said, remembered()) if problems else found
+
+
+def ask_gsm8k(args: argparse.Namespace, problems: list[Any], said: Speakers, kept: Remembered | None) -> Evaluation:
+    """Both arms' answers to the problems, with a bar."""
+    from cai_experiment.evaluation.arms import BothArms
+    from cai_experiment.evaluation.gsm8k import gsm8k
+    from cai_experiment.observe.progress import Progress
+
+    with Progress(2 * len(problems), "GSM8K answers", args.verbosity) as progress:
+        return gsm8k(BothArms(said.bare(), said.model, args.seed, progress, kept), problems)
+
+
+def limit_of(args: argparse.Namespace) -> int | None:
+    """Items a task: --task-limit, else all at full and MVP_ITEMS elsewhere."""
+    from cai_experiment.evaluation.lm_eval_tasks import MVP_ITEMS
+
+    if args.task_limit is not None:
+        return int(args.task_limit)
+    return None if args.milestone == "full" else MVP_ITEMS
+
+
+def settings_of(args: argparse.Namespace) -> Any:
+    """lm-eval's part of the flags."""
+    from cai_experiment.evaluation.lm_eval_tasks import DEFAULT_TASKS, TaskSettings
+
+    return TaskSettings(args.tasks or DEFAULT_TASKS, limit_of(args), args.task_folder)
+
+
+def plan_lines(
+    args: argparse.Namespace, choice: ModelChoice, hardware: Hardware, engine: str, quantization: str
+) -> tuple[list[Part], list[str]]:
+    """(part, line): both arms' reading and writing, for the tasks whose size is known."""
+    from cai_experiment.evaluation.lm_eval_tasks import work_of
+
+    settings = settings_of(args)
+    work = work_of(settings.tasks, settings.limit)
+    part = _part(choice, hardware, engine, quantization, 2 * work.read, 2 * work.written)
+    said = f"lm-eval {', '.join(settings.tasks)}, base and trained, {part.read:,} tokens read and {part.written:,} "
+    said += f"written: {cost_of(part, args.price_per_hour)}"
+    unknown = f"; not counted: {', '.join(work.unknown)}" if work.unknown else ""
+    return [part], [in_line("forgetting", said + unknown)]
+
+
+def _part(
+    choice: ModelChoice, hardware: Hardware, engine: str, quantization: str, read: int, written: int
+) -> Part:  # fmt: skip
+    """lm-eval generates with transformers' `generate`, whatever engine the weights are in."""
+    from cai_experiment.evaluation.lm_eval_tasks import BATCH_ROWS_GPU
+
+    numbers = numbers_of(choice)
+    rows = min(rows_of(engine, numbers, hardware, quantization), BATCH_ROWS_GPU)
+    speeds = tokens_per_second(numbers, hardware, rows, quantization, "generate")
+    hours = None if speeds is None else (written / speeds[0] + read / speeds[1]) / 3600
+    return Part(engine, quantization, 0.0, 0.0, memory_gb(numbers, hardware, ""), rows, written, read, hours)
