@@ -140,6 +140,22 @@ def test_a_judge_that_is_cut_while_it_thinks_is_asked_again_with_room() -> None:
     assert {id.partition("/")[0]: count for id, count in asked.items()} == {"open": 2, "hidden": 2, "long": 1}
 
 
+def test_a_model_that_thinks_first_is_asked_for_letters() -> None:
+    """Its next token is a thought's beginning, so that neither letter is among the likeliest."""
+
+    def speak(prompt: Prompt) -> Completion:
+        text = "" if prompt.options else f"<think>hm</think>{right_letter(prompt.turns[-1].text)}"
+        return Completion(prompt.id, text, "stop")
+
+    judge = Judge(ScriptedEngine(speak=speak), "thinker")
+    assert [v.answer for v in judge.verdicts([comparison("1"), comparison("2")])] == ["yes", "yes"]
+    assert judge.method.endswith("thinker never has A or B among its likeliest next tokens")
+    assert [v.answer for v in judge.verdicts([])] == []
+    failing = Judge(ScriptedEngine(speak=lambda p: Completion(p.id, "", "error", error="boom")), "it")
+    (verdict,) = failing.verdicts([comparison("1")])
+    assert (verdict.answer, verdict.why, failing.method) == ("unparsed", "boom", BY_LOG_PROBABILITY)
+
+
 # ---------------------------------------------------------------- a judge on a server
 
 

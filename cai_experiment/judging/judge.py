@@ -113,16 +113,21 @@ def log_odds(completion: Completion) -> float | None:
 
 
 class Judge:
-    """A model that gives verdicts: `engine` speaks for it, `name` is shown beside what it says."""
+    """A model that gives verdicts: `engine` speaks for it, `name` is shown beside what it says.
+
+    It answers by letters where its server gives no log-probabilities, or where neither letter is ever among the
+    likeliest next tokens, as of a model that thinks first; `method`, read after the verdicts, says which it was.
+    """
 
     def __init__(self, engine: Engine, name: str) -> None:
-        """`engine` may be any engine; a server that gives no log-probabilities is asked for letters."""
+        """`engine` may be any engine."""
         self.engine, self.name = engine, name
+        self.speaks_first = False  # found when asked
 
     @property
     def weighs(self) -> bool:
-        """True if the engine gives log-probabilities."""
-        return bool(getattr(self.engine, "can_weigh", True))
+        """True if its verdicts come from log-probabilities."""
+        return bool(getattr(self.engine, "can_weigh", True)) and not self.speaks_first
 
     @property
     def method(self) -> str:
@@ -130,7 +135,10 @@ class Judge:
         if self.weighs:
             return BY_LOG_PROBABILITY
         where = getattr(getattr(self.engine, "client", None), "url", self.name)
-        return f"{BY_LETTER}: {where} gives no log-probabilities"
+        reason = (
+            "never has A or B among its likeliest next tokens" if self.speaks_first else "gives no log-probabilities"
+        )
+        return f"{BY_LETTER}: {where} {reason}"
 
     def verdicts(self, pairs: Iterable[PromptPair]) -> list[Verdict]:
         """Put every question in both orders; one verdict for each, in their order.
@@ -141,9 +149,12 @@ class Judge:
         asked = list(pairs)
         prompts = [prompt for pair in asked for prompt in pair]
         if self.weighs:
-            answers, read = {done.id: done for done in self.engine.stream(prompts)}, read_verdict
-        else:
-            answers, read = ask_letters(self.engine, prompts), read_letters
+            answers = {done.id: done for done in self.engine.stream(prompts)}
+            came = [done for done in answers.values() if done.finish != "error"]
+            self.speaks_first = bool(came) and not any(done.logprobs for done in came)
+        if not self.weighs:
+            answers = ask_letters(self.engine, prompts)
+        read = read_verdict if self.weighs else read_letters
         return [read(*(answers.get(p.id, _missing(p.id)) for p in pair)) for pair in asked]
 
 
