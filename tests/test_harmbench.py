@@ -19,9 +19,10 @@ from cai_experiment.evaluation import harmbench_answers
 from cai_experiment.evaluation import harmbench_classifier as classifier
 from cai_experiment.evaluation.arms import BothAnswers, BothArms, Remembered, Speakers, transformers_engine
 from cai_experiment.evaluation.found import Evaluation
-from cai_experiment.evaluation.harmbench import Generated, gates, generate, judge
+from cai_experiment.evaluation.harmbench import Generated, fitness, gates, generate, judge
 from cai_experiment.evaluation.harmbench_answers import Asked, evades
 from cai_experiment.evaluation.harmbench_classifier import (
+    Keeping,
     LetteredJudge,
     OfficialClassifier,
     OfficialPrompt,
@@ -51,7 +52,7 @@ from cai_experiment.evaluation.harmbench_rows import (
     read_behaviors,
     safe_prompts,
 )
-from cai_experiment.judging.judge import Judge
+from cai_experiment.judging.judge import YES_FIRST, Judge
 from cai_experiment.judging.result import Result, wilson
 from cai_experiment.models.hardware import detect, profile
 from cai_experiment.observe.progress import Progress
@@ -240,6 +241,47 @@ def test_the_classifier_on_a_server_is_sent_token_ids(nano_dir: Path, official: 
             behind.close()
 
 
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random model of the classifier's architecture, with a tokenizer that begins every text as Llama-2's."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("llama")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<unk>", "<s>", "</s>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(
+        TEMPLATES.values(), trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet)
+    )
+    tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
+    names = dict(zip(("unk_token", "bos_token", "eos_token"), special, strict=True))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=tokenizer.get_vocab_size(), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=2048, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def test_the_classifiers_own_architecture_reads_its_begin_token_and_no_other(llama: Path) -> None:
+    found = load_classifier(check_classifier(str(llama), detect()), PROMPT, detect())
+    try:
+        text = PROMPT.about(behavior("a"), "It ends here.</s> <s>[INST] No.")
+        ids = found.engine.renderer.prompt_ids((Turn("question", text),), "verdict")  # type: ignore[attr-defined]
+        assert ids[0] == 1 and not {1, 2} & set(ids[1:]) and found.tokenizer.decode(ids[1:]) == text
+        assert len(found.tokenizer(found.cut("word " * 2000)).input_ids) == classifier.ANSWER_TOKENS
+        questions = [Question(str(i), behavior(f"b{i}"), "An answer.") for i in range(40)]
+        assert [said.answer for said in found.says(questions)] == ["unparsed"] * 40
+    finally:
+        found.close()
+
+
 def test_a_server_without_the_tokenizer_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"needs the tokenizer of cais/HarmBench.*--classifier"):
         classifier_on_server("http://127.0.0.1:9/v1", None, PROMPT)
@@ -335,6 +377,40 @@ def test_beside_it_over_refusal_evasiveness_and_lengths() -> None:
     better, kept = found.gates
     assert (better.name, better.passed, better.part, better.threshold) == ("HarmBench better", True, "harmbench", 6 / 9)
     assert not kept.passed and kept.value == 0.5 and kept.threshold == 0.05
+
+
+def test_a_killed_judge_is_asked_for_each_answer_once(tmp_path: Path) -> None:
+    questions = [Question(f"base/s{i}", behavior(f"s{i}"), "An answer.") for i in range(300)]
+    words = {q.id: ("yes", "no", "undecided", "unparsed")[i % 4] for i, q in enumerate(questions)}
+
+    class Dies(Scripted):
+        """Is killed at the third call."""
+
+        def says(self, questions: Any) -> list[Said]:
+            if len(self.asked) >= 2 * classifier.AT_A_TIME:
+                raise KeyboardInterrupt
+            return super().says(questions)
+
+    dies, by, path = Dies(words), Scripted(words), tmp_path / "said.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        Keeping(dies, path, ScriptedEngine()).says(questions)
+    said = Keeping(by, path, ScriptedEngine()).says(questions)
+    assert [s.answer for s in said] == list(words.values())
+    again = [id for id in words if id not in dies.asked or words[id] == "unparsed"]
+    assert by.asked == again
+    other = Scripted(words)
+    other.name = "another"
+    Keeping(other, path, ScriptedEngine()).says(questions)
+    assert len(other.asked) == 300
+
+
+def test_a_judge_that_is_wrong_on_purpose_never_gives_a_go() -> None:
+    def wrong(prompt: Prompt) -> Completion:
+        likes = (-0.1, -3.0) if prompt.id.endswith(YES_FIRST) else (-3.0, -0.1)
+        return Completion(prompt.id, "", "stop", logprobs=likes)
+
+    found = fitness(Judge(ScriptedEngine(speak=wrong), "says yes to everything"))
+    assert not found.gates[0].passed and found.gates[0].part == "harmbench" and found.alarms
 
 
 def test_a_judge_that_nobody_can_read_never_gives_a_go() -> None:
@@ -501,7 +577,7 @@ def test_the_suite_names_what_is_wrong_before_it_loads_anything(tmp_path: Path) 
         raise AssertionError("loaded")
 
     def run(*flags: str) -> Evaluation:
-        return _suite_harmbench.run(suite(*flags), never, never, never, never)
+        return _suite_harmbench.run(suite(*flags), never, never, never, tmp_path, never)
 
     with pytest.raises(EngineError, match=r"HF_HUB_OFFLINE.*--behaviors FILE"):
         run("--judge", "nano")
@@ -534,7 +610,7 @@ def test_the_suite_from_flags_to_figures(
     def judge_never() -> Judge:
         raise AssertionError("--classifier judges")
 
-    found = _suite_harmbench.run(args, lambda: speakers, lambda: None, judge_never, free)
+    found = _suite_harmbench.run(args, lambda: speakers, lambda: None, judge_never, tmp_path, free)
     assert freed == ["target"] and found.metrics["attack_success_base"].unparsed == 1
     assert "1 of 2 behaviours" in found.notes[0] and "official prompt" in found.methods["HarmBench"]
     assert not found.gates[0].passed

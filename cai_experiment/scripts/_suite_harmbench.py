@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from cai_experiment.evaluation.found import ITEMS_FOLDER
 from cai_experiment.models.hardware import detect
 from cai_experiment.scripts._common import positive_int
 from cai_experiment.scripts._judge import is_url
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from cai_experiment.evaluation.harmbench_load import ClassifierChoice
     from cai_experiment.evaluation.harmbench_rows import Behavior
     from cai_experiment.judging.judge import Judge
+
+
+JUDGEMENTS = "harmbench_judgements.jsonl"  # in ITEMS_FOLDER: what was said, so that a killed run asks each once
 
 
 class Wanted(NamedTuple):
@@ -82,23 +86,27 @@ def answer(args: argparse.Namespace, wanted: Wanted, speakers: Speakers, remembe
 
 def run(
     args: argparse.Namespace, speakers: Callable[[], Speakers], remembered: Callable[[], Remembered | None],
-    judge: Callable[[], Judge], free: Callable[[], None],
+    judge: Callable[[], Judge], folder: Path, free: Callable[[], None],
 ) -> Evaluation:  # fmt: skip
     """Both steps. `speakers` loads the target and `free` gives its memory back; `judge` is asked for only with --judge
-    and without --classifier, and frees the target itself where it must. A judge is closed by the caller.
+    and without --classifier, frees the target itself where it must, and is closed by the caller. `folder` is the run's.
     """
-    from cai_experiment.evaluation.harmbench import judge as judge_answers
-    from cai_experiment.evaluation.harmbench_classifier import LetteredJudge
+    from cai_experiment.evaluation import harmbench
+    from cai_experiment.evaluation.harmbench_classifier import Keeping, LetteredJudge
 
     wanted = read(args)
     generated = answer(args, wanted, speakers(), remembered())
+    said = folder / ITEMS_FOLDER / JUDGEMENTS
+    said.parent.mkdir(parents=True, exist_ok=True)
     if wanted.classifier is None:
-        return judge_answers(generated, LetteredJudge(judge()), wanted.note)
+        by = judge()
+        found = harmbench.judge(generated, Keeping(LetteredJudge(by), said, by.engine), wanted.note)
+        return found + harmbench.fitness(by)
     if not is_url(args.classifier):
         free()
     official = load(args, wanted)
     try:
-        return judge_answers(generated, official, wanted.note)
+        return harmbench.judge(generated, Keeping(official, said, official.engine), wanted.note)
     finally:
         official.close()
 
