@@ -310,9 +310,10 @@ def test_a_model_that_cannot_be_loaded_is_a_row(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_the_rules_see_more_than_they_accuse() -> None:
+    """They were not written on these sets: a quarter of obvious harm is the least, next to no false alarm the most."""
     found = detection([RulesDetector()], SETS)
     obvious, _, false = rates(found, "rules")
-    assert obvious is not None and false is not None and obvious > 0.5 and false <= 0.1
+    assert obvious is not None and false is not None and obvious >= 0.25 and false <= 0.05
 
 
 # ---------------------------------------------------------------- held-out answers, and the advice
