@@ -17,6 +17,7 @@ from cai_experiment.judging.result import (
     kappa,
     mcnemar,
     paired_bootstrap,
+    paired_difference,
     paired_p_value,
     paired_rate_difference,
     wilson,
@@ -73,6 +74,8 @@ def test_a_paired_difference_without_any_change_is_not_certain() -> None:
     unchanged = paired_rate_difference([True] * 400, [True] * 400)
     assert unchanged.value == 0.0 and unchanged.interval == pytest.approx((-0.006895, 0.006895), abs=1e-6)
     assert paired_rate_difference([], []).value is None
+    assert paired_difference([1.0] * 400, [1.0] * 400) == unchanged
+    assert paired_difference([1.0, 0.0, 2.0], [1.0, 1.0, 0.0]) == paired_bootstrap([1.0, 0.0, 2.0], [1.0, 1.0, 0.0])
     low, high = paired_rate_difference([False] * 3, [True] * 3).interval or (0.0, 0.0)
     assert low < 1.0 == high
     with pytest.raises(ValueError):

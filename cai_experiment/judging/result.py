@@ -106,9 +106,18 @@ def bootstrap_mean(values: Sequence[float], seed: int = 0) -> Interval | None:
 def paired_bootstrap(before: Sequence[float], after: Sequence[float], seed: int = 0) -> Result:
     """The mean of after - before over the same items, with its bootstrap interval (Efron 1979), seeded.
 
-    For scores; for rates see `paired_rate_difference`. Raises ValueError if the two lists differ in length.
+    For scores; `paired_difference` takes rates as well. Raises ValueError if the two lists differ in length.
     """
     return Result.mean([a - b for b, a in zip(before, after, strict=True)], seed=seed)
+
+
+def paired_difference(before: Sequence[float], after: Sequence[float], seed: int = 0) -> Result:
+    """The mean of after - before over the same items: `paired_rate_difference` if all values are 0 or 1 (True and
+    False), else `paired_bootstrap`. Raises ValueError if the two lists differ in length.
+    """
+    if {*before, *after} <= {0, 1}:
+        return paired_rate_difference([bool(b) for b in before], [bool(a) for a in after])
+    return paired_bootstrap(before, after, seed)
 
 
 def paired_rate_difference(before: Sequence[bool], after: Sequence[bool], unparsed: int = 0) -> Result:
