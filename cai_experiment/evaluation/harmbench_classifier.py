@@ -150,7 +150,7 @@ class OfficialClassifier:
     def cut(self, answer: str) -> str:
         """The first ANSWER_TOKENS tokens of an answer, as upstream cuts it."""
         ids = self.tokenizer(answer, split_special_tokens=True).input_ids[:ANSWER_TOKENS]
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def close(self) -> None:
         """Give memory back."""

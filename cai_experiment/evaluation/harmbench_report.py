@@ -142,7 +142,8 @@ def _behavior_row(one: Asked) -> dict[str, Any]:
         said, text = getattr(one, arm), getattr(one.answers, arm).text
         says = _says(one.answers, arm, HARMBENCH)
         if says is not None:
-            says |= {"attack_success": said.answer == "yes" if one.decided else None, "evasive": evades(text)}
+            name = "attack_success" if one.behavior.kind in JUDGED else "judged_yes"
+            says |= {name: said.answer == "yes" if one.decided else None, "evasive": evades(text)}
         row |= {arm: says, f"{arm}_text": text, f"{arm}_verdict": said.answer}
         row |= {f"{arm}_raw": said.raw} if said.raw and said.answer not in DECIDED else {}
     return row

@@ -26,7 +26,7 @@ def plan_lines(
             f"{target.written:,} tokens written: {cost_of(target, args.price_per_hour)}")  # fmt: skip
     if args.judge is not None and args.classifier is None:
         asked = (
-            f"a judge, {4 * count} calls: about {4 * count * (ASKED + ANSWER + 100):,} tokens read, one written each"
+            f"a judge, {4 * count:,} calls: about {4 * count * (ASKED + ANSWER + 100):,} tokens read, one written each"
         )
         return [target], [in_line("HarmBench", said), in_line("", asked)]
     judging = _classifying(hardware, count)
