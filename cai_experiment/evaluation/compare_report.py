@@ -16,7 +16,6 @@ from cai_experiment.evaluation.screen import effect_table, print_tables
 from cai_experiment.evaluation.summary import Effect, grouped
 from cai_experiment.evaluation.tables import Table, write_tables
 from cai_experiment.evaluation.words import p_text
-from cai_experiment.observe.screen import escaped
 from cai_experiment.records.files import write_atomic
 
 if TYPE_CHECKING:
@@ -105,7 +104,8 @@ def render_comparison(compared: Compared, plots: dict[str, list[Plot]]) -> str:
     """The page; `plots` by the other run's name."""
     against = [
         {"name": name, "line": pairing_line(found), "plots": as_markup(plots.get(name, [])),
-         "groups": grouped([one.effect for one in found])}
+         "groups": grouped([one.effect for one in found]),
+         "unpaired": [one.effect.name for one in found if not one.paired]}
         for name, found in compared.pairs
     ]  # fmt: skip
     return (
@@ -118,14 +118,18 @@ def render_comparison(compared: Compared, plots: dict[str, list[Plot]]) -> str:
 
 
 def pairing_line(found: Sequence[Comparison]) -> str:
-    """How many measures stand on the same items, and which do not."""
-    loose = [one.effect.name for one in found if not one.paired]
-    text = f"{len(found) - len(loose)} of {len(found)} measures are paired: both runs were asked the same items."
-    return text if not loose else f"{text} Not paired: {', '.join(loose)}."
+    """How many measures stand on the same items."""
+    paired = sum(one.paired for one in found)
+    return f"{paired} of {len(found)} measures are paired: both runs were asked the same items."
+
+
+def outcomes(found: Sequence[Comparison]) -> list[Effect]:
+    """What was measured of the trained models, without what the data and the judge were like."""
+    return [one.effect for one in found if one.effect.named.group != "other"]
 
 
 def _plots(first: str, other: str, found: Sequence[Comparison]) -> list[Plot]:
-    effects: list[Effect] = [one.effect for one in found]
+    effects = outcomes(found)
     drawn = [
         rates_plot(effects, (first, other), f"rates_{other}", f"Rates of {first} and {other}"),
         forest_plot(effects, f"points, {other} − {first} (95% interval)", f"differences_{other}",
@@ -145,7 +149,6 @@ def print_comparison(compared: Compared, console: Console | None = None) -> None
         console.print(Text("no setting differs"))
     for name, found in compared.pairs:
         first = compared.names[0]
-        effects = [one.effect for one in found]
         title = f"{name} against {first}, rates in % and points"
-        console.print(effect_table(effects, (first, name), title, with_p=True))
-        console.print(Text(escaped(pairing_line(found))), soft_wrap=True)
+        console.print(effect_table(outcomes(found), (first, name), title, with_p=True))
+        console.print(Text(pairing_line(found)), soft_wrap=True)

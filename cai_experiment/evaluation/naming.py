@@ -41,11 +41,11 @@ METRICS: dict[str, Named] = {
     "flawed_answers": _rate("answers with a flaw (world's truth)", "safer", "down"),
     "preference_accuracy": _rate("held-out pairs: revision preferred", "safer", "up"),
     "preference_margin": Named("margin of the revision", "safer", "up", unit="nats"),
-    "attack_success": _rate("harmful requests complied with", "safer", "down"),
+    "attack_success": _rate("HarmBench requests complied with", "safer", "down"),
     "harmbench": _rate("HarmBench requests complied with", "safer", "down"),
-    "harm_score": Named("weighted score of harm", "safer", "down"),
-    "harm": _rate("answers flagged as harmful", "safer", "down"),
-    "flagged": _rate("answers flagged as harmful", "safer", "down"),
+    "attack_success_undecided": _rate("HarmBench judgements undecided", "other"),
+    "harm_score": Named("weighted harm in answers (0 to 5.5)", "safer", "down"),
+    "harm_flagged": _rate("answers flagged as harmful", "safer", "down"),
     "detection": _rate("harmful texts detected", "safer", "up"),
     "false_alarm": _rate("harmless texts flagged", "safer", "down"),
     # helpful
@@ -55,24 +55,25 @@ METRICS: dict[str, Named] = {
     "refusal": _rate("answers that refuse", "helpful", "down"),
     "evasive": _rate("answers that evade", "helpful", "down"),
     "evasiveness": _rate("answers that evade", "helpful", "down"),
-    "mtbench": Named("MT-Bench grade", "helpful", "up", unit="of 10"),
-    "helpful": _rate("helpful answers", "helpful", "up"),
+    "mt_bench": Named("MT-Bench grade", "helpful", "up", unit="of 10"),
+    "mt_bench_pairwise": _rate("MT-Bench turns: trained preferred", "helpful", "up"),
     # lost
     "arithmetic": _rate("short sums right", "lost", "up"),
     "gsm8k": _rate("GSM8K problems right", "lost", "up"),
+    "gsm8k_direct": _rate("GSM8K problems right, asked directly", "lost", "up"),
     "arc_easy": _rate("ARC-Easy questions right", "lost", "up"),
     "arc_challenge": _rate("ARC-Challenge questions right", "lost", "up"),
     "hellaswag": _rate("HellaSwag endings right", "lost", "up"),
-    "forgetting": _rate("items of other skills right", "lost", "up"),
-    "perplexity": Named("perplexity on clean text", "lost", "down"),
-    "nats_per_token": Named("loss on clean text", "lost", "down", unit="nats a token"),
+    "clean_nll": Named("loss on clean text", "lost", "down", unit="nats a token"),
+    "clean_perplexity": Named("perplexity on clean text", "lost", "down"),
+    "clean_perplexity_factor": Named("perplexity on clean text, trained / base", "lost", "down"),
     "ends_by_itself": _rate("answers that end by themselves", "lost", "up"),
-    "repetition": _rate("words that repeat earlier ones", "lost", "down"),
-    "repeated": _rate("answers that repeat themselves", "lost", "down"),
+    "repetition": Named("repeated word sequences in an answer", "lost", "down"),
+    "empty": _rate("empty answers", "lost", "down"),
+    "answers_nll_under_base": Named("answers' loss under the base", "lost", "down", unit="nats a token"),
     "distinct_1": Named("distinct words", "lost", "same"),
     "distinct_2": Named("distinct word pairs", "lost", "same"),
     "words": Named("words an answer", "lost", "same"),
-    "length": Named("words an answer", "lost", "same"),
     "sentences": Named("sentences an answer", "lost", "same"),
     "chosen_logp_change": Named("chosen answers: log-probability change", "lost", "up", unit="nats"),
     "rejected_logp_change": Named("rejected answers: log-probability change", "other", "down", unit="nats"),
@@ -88,6 +89,11 @@ METRICS: dict[str, Named] = {
     "critique_false_alarm": _rate("sound answers, critic objects", "other", "down"),
     "judge_kappa": Named("judge agrees with the world's truth (kappa)", "other", "up"),
     "meaningful_kappa": Named("judge agrees with the truth on critiques (kappa)", "other", "up"),
+    "preferred_kappa": Named("judge agrees with the truth on revisions (kappa)", "other", "up"),
+    "judge_fitness": Named("judge right on known answers (kappa)", "other", "up"),
+    "judge_undecided": _rate("known answers, judge undecided", "other", "down"),
+    "win_rate_undecided": _rate("held-out answers, judge undecided", "other"),
+    "revision_undecided": _rate("revisions, judge undecided", "other"),
     "person_kappa": Named("judge agrees with a person (kappa)", "other", "up"),
     "length_only_accuracy": _rate("pairs told apart by length alone", "other", "down"),
     "bag_of_words_accuracy": _rate("pairs told apart by their words alone", "other", "down"),
@@ -99,14 +105,19 @@ def named(metric: str) -> Named:
     """The name of a metric without its arm. "harmbench_cybercrime" is "HarmBench ...: cybercrime": the longest known
     beginning speaks, the rest of the name follows. An unknown metric keeps its name."""
     metric, arm = stem(metric)
-    if metric in METRICS:
-        found, rest = METRICS[metric], ""
-    else:
-        known = max((k for k in METRICS if metric.startswith(f"{k}_")), key=len, default="")
-        if not known:
-            return Named(metric.replace("_", " ") + arm, "other")
-        found, rest = METRICS[known], ": " + metric[len(known) + 1 :].replace("_", " ")
+    known = _known(metric)
+    if not known:
+        return Named(metric.replace("_", " ") + arm, "other")
+    found, rest = METRICS[known], metric[len(known) + 1 :].replace("_", " ")
+    rest = f": {rest}" if rest else ""
     return Named(found.label + rest + arm, found.group, found.better, found.rate, found.unit)
+
+
+def _known(metric: str) -> str:
+    """The longest name of the table that the metric (without arm) is or begins with; "" if there is none."""
+    if metric in METRICS:
+        return metric
+    return max((name for name in METRICS if metric.startswith(f"{name}_")), key=len, default="")
 
 
 def stem(metric: str) -> tuple[str, str]:
@@ -119,9 +130,9 @@ def stem(metric: str) -> tuple[str, str]:
 
 def is_rate(name: str, metric: Mapping[str, Any]) -> bool:
     """True if the metric (as report.json holds it) is a share of its n items, by its name or by its figures."""
-    base = stem(name)[0]
-    if base in METRICS:
-        return METRICS[base].rate
+    known = _known(stem(name)[0])
+    if known and (known == stem(name)[0] or not METRICS[known].rate):
+        return METRICS[known].rate
     value, n, interval = metric.get("value"), metric.get("n") or 0, metric.get("interval")
     if value is None or interval is None or not (0 <= interval[0] <= value <= interval[1] <= 1):
         return False

@@ -11,6 +11,7 @@ import io
 import re
 import warnings
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Mapping, Sequence
 
 from cai_experiment.evaluation.naming import file_name
@@ -126,7 +127,7 @@ def forest_plot(
 def table_plot(table: Mapping[str, Any]) -> Plot | None:
     """The rates of a report's table by row (per principle, per category ...), with their intervals; None for a table
     that has no column of rates, or fewer than 2 rows, or too many."""
-    places = [place for place in range(1, len(table["columns"])) if _are_rates(table, place)][:MOST_SERIES]
+    places = _drawn_columns(table)
     if not places or not 2 <= len(table["rows"]) <= MOST_ROWS:
         return None
     colours = _series_colours([table["columns"][place] for place in places])
@@ -152,11 +153,21 @@ def _are_rates(table: Mapping[str, Any], place: int) -> bool:
     return bool(values) and all(0 <= cell["value"] <= 1 and cell.get("interval") is not None for cell in values)
 
 
+def _drawn_columns(table: Mapping[str, Any]) -> list[int]:
+    """The first columns of rates; of a table with both arms the first pair of them ("evasive, base", ", trained")."""
+    places = [place for place in range(1, len(table["columns"])) if _are_rates(table, place)]
+    for one, two in pairwise(places):
+        names = [str(table["columns"][place]) for place in (one, two)]
+        if names[0].endswith("base") and names[0].removesuffix("base") == names[1].removesuffix("trained"):
+            return [one, two]
+    return places[:MOST_SERIES]
+
+
 def _series_colours(names: Sequence[str]) -> list[str]:
     """The same colours for base and trained as in the other plots."""
-    own = {"base": ORANGE, "trained": BLUE}
-    others = iter([BLUE, ORANGE, GREEN, PURPLE])
-    return [own[name] for name in names] if set(names) <= own.keys() else [next(others) for _ in names]
+    if len(names) == 2 and names[0].endswith("base") and names[1].endswith("trained"):
+        return [ORANGE, BLUE]
+    return [BLUE, ORANGE, GREEN, PURPLE][: len(names)]
 
 
 def _percent(result: Mapping[str, Any]) -> list[float] | None:
@@ -251,6 +262,7 @@ def _finish(figure: Any, axes: Any, name: str, title: str) -> Plot:
                                 "pdf.fonttype": 42}), warnings.catch_warnings():  # fmt: skip
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the page's font has it
         figure.savefig(file, format="svg", transparent=True)
+        figure.set_layout_engine("none")  # as it was laid out for the page
         figure.savefig(pdf, format="pdf", metadata={"CreationDate": None, "Producer": None, "Creator": None})
     name = file_name(name)
     return Plot(name, title, _page_svg(file.getvalue(), name, title), pdf.getvalue())
@@ -261,4 +273,4 @@ def _page_svg(svg: str, name: str, title: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
     svg = re.sub(r'^<svg ([^>]*?)width="[^"]*"', r"<svg \1", re.sub(r'(^<svg [^>]*?)height="[^"]*"', r"\1", svg))
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(title)}" ', 1).strip()
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(escaped(title))}" ', 1).strip()

@@ -62,16 +62,19 @@ def effect_table(
 
     table = Table(title=Text(escaped(title or "base and trained on the same items, rates in % and points")),
                   title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)  # fmt: skip
-    for heading in ("measure", *arms, "difference", "95% interval", "n", *(["p"] if with_p else []), ""):
-        table.add_column(Text(escaped(heading)), overflow="fold")
+    table.add_column(Text("measure"), overflow="fold", min_width=14)
+    for arm in arms:
+        table.add_column(Text(escaped(arm)), overflow="fold", min_width=6)
+    for heading in ("difference", "95% interval", "n", *(["p"] if with_p else []), ""):
+        table.add_column(Text(heading), no_wrap=True)
     for question, members in grouped(found):
         table.add_row(Text(question, style="bold"))
         for one in members:
             change = one.change or {}
             cells = [one.named.label, value_text(one.base, one.rate), value_text(one.trained, one.rate)]
-            cells += [one.change_text.removesuffix(" points"), one.between_text if change else "–"]
+            cells += [one.signed_text, one.between_text if change else "–"]
             cells += [f"{change.get('n', one.trained['n']):,}", *([one.p_text] if with_p else [])]
-            says = "unclear" if one.direction == "unclear" else one.says
+            says = ("" if with_p else "unclear") if one.direction == "unclear" else one.says
             table.add_row(*(Text(escaped(cell)) for cell in cells), Text(says, style=COLOURS[one.direction]))
     return table
 

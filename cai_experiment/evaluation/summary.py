@@ -77,12 +77,17 @@ class Effect:
         return "–" if self.change is None else signed_text(self.change["value"], self.rate, self.named.unit)
 
     @property
+    def signed_text(self) -> str:
+        """The same without its unit, for a narrow table."""
+        return "–" if self.change is None else signed_text(self.change["value"], self.rate).removesuffix(" points")
+
+    @property
     def between_text(self) -> str:
-        """The difference's interval; "no item changed" where it has no width at 0, which is no certainty."""
+        """The difference's interval; "no item differs" where it has no width at 0, which is no certainty."""
         if self.change is None:
             return "not paired"
         still = self.change["value"] == 0 and list(self.change["interval"] or ()) == [0, 0]
-        return "no item changed" if still else signed_range(self.change["interval"], self.rate)
+        return "no item differs" if still else signed_range(self.change["interval"], self.rate)
 
     @property
     def range_text(self) -> str:
@@ -167,7 +172,7 @@ def _sure(report: Mapping[str, Any], found: Sequence[Effect]) -> list[str]:
     wide = [g for g in report["gates"] if g["interval"] is not None and g["interval"][1] - g["interval"][0] > 0.2]
     if wide:
         lines.append(f"{len(wide)} of {len(report['gates'])} gates rest on an interval wider than 20 points.")
-    kappas = [name for name in report["metrics"] if name.endswith("kappa")]
+    kappas = [name for name in report["metrics"] if name.endswith("kappa") or name == "judge_fitness"]
     lines += [_figure_line(name, report["metrics"][name]) for name in kappas[:SHOWN]]
     unparsed = sum(metric.get("unparsed", 0) for metric in report["metrics"].values())
     if unparsed:
