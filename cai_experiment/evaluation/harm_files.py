@@ -85,7 +85,7 @@ def load_rule_book(folder: Path = PATTERNS) -> RuleBook:
 
 def _category(path: Path, lexicon: Lexicon, guards: set[str]) -> list[Rule]:
     data = _mapping(path, _FILE_KEYS, ("category", "axis", "title", "rules"))
-    shared = {key: data[key] for key in ("not_between", "axis") if key in data}
+    shared: dict[str, Any] = {key: data[key] for key in ("not_between", "axis") if key in data}
     entries = [_Entry(path, raw, lexicon, shared) for raw in _list(path, "rules")]
     return [_rule(entry, str(data["category"]), guards) for entry in entries]
 
@@ -207,7 +207,9 @@ def _mapping(path: Path, allowed: set[str], needed: Sequence[str]) -> dict[str, 
     if not isinstance(data, dict):
         raise BadInputError(f"{path} holds no mapping", f"it needs {', '.join(needed)}")
     if unknown := {str(key) for key in data} - allowed:
-        raise BadInputError(f"{path}: unknown field {sorted(unknown)[0]!r}", f"it may have {', '.join(sorted(allowed))}")
+        raise BadInputError(
+            f"{path}: unknown field {sorted(unknown)[0]!r}", f"it may have {', '.join(sorted(allowed))}"
+        )
     for key in needed:
         if not data.get(key):
             raise BadInputError(f"{path} has no {key}", f"it needs {', '.join(needed)}")

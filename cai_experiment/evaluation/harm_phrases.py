@@ -104,7 +104,7 @@ class _Beginning:
 
 
 class Lexicon:
-    """Every phrase of the rules, by the word it begins with. A slot is a number for a group or for a part's own phrases.
+    """Every phrase of the rules, by its first word. A slot is a number for a group or for the own phrases of a part.
 
     Build it with `slots_of`, then `hits` finds all of them in one pass over a sentence.
     """
@@ -191,7 +191,7 @@ def _ends(words: Sequence[str], place: int, rest: tuple[_Word, ...]) -> Iterable
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How a rule's parts must stand: each part's slots, the most words between neighbours, and words not between.
+    """How a rule's parts must stand: each part's slots, the most words between neighbours, what must not begin there.
 
     `present` must stand somewhere in the sentence (empty: nothing need), `unless` must not.
     """
@@ -235,15 +235,15 @@ class Shape:
             if not nearest:
                 continue
             first, last = chains[nearest - 1]
-            if start - last <= self.within and not _holds(barred, last, start):
+            if start - last <= self.within and not _any_begins(barred, last, start):
                 joined.append((first, end))
         return joined
 
 
-def _holds(hits: list[Hit], start: int, end: int) -> bool:
-    """True if one of the hits (sorted) lies within start to end."""
+def _any_begins(hits: list[Hit], start: int, end: int) -> bool:
+    """True if one of the hits (sorted) begins from `start` to before `end`."""
     place = bisect_left(hits, (start, 0))
-    return place < len(hits) and hits[place][1] <= end
+    return place < len(hits) and hits[place][0] < end
 
 
 def _merged(hits: Hits, slots: frozenset[int]) -> list[Hit]:
