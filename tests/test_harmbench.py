@@ -5,6 +5,10 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -448,6 +452,11 @@ def test_items_tables_and_cases_show_what_the_figures_are_made_of() -> None:
 
 @pytest.fixture(scope="module")
 def speakers(nano_dir: Path) -> Speakers:
+    """See `nano_speakers`."""
+    return nano_speakers(nano_dir)
+
+
+def nano_speakers(nano_dir: Path) -> Speakers:
     """The shipped model with an untrained adapter that changes its answers."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -627,3 +636,41 @@ def test_the_plan_says_hours_and_dollars(flags: tuple[str, ...], parts: int) -> 
     found, lines = plan_lines(suite(*flags), choice, A100, "hf", "4bit")
     assert len(found) == parts and all(part.hours and part.hours < 2 for part in found)
     assert "HarmBench" in lines[0] and "$" in lines[0]
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from cai_experiment.scripts import _suite_harmbench
+from tests.test_harmbench import nano_speakers, suite
+from cai_experiment.evaluation.arms import Remembered
+from cai_experiment.judging.judge import Judge
+
+folder, nano = Path(sys.argv[1]), Path(sys.argv[2])
+speakers = nano_speakers(nano)
+args = suite("--behaviors", str(folder / "rows.csv"), "--judge", "nano")
+said = Remembered(folder / "said.jsonl", "these weights")
+print(len(said.found), flush=True)
+found = _suite_harmbench.run(args, lambda: speakers, lambda: said, lambda: Judge(speakers.full(), "nano"), folder, int)
+print(found.metrics["over_refusal_base"].n)
+"""
+
+
+@pytest.mark.slow
+def test_kill_9_while_answers_come_loses_none_of_them(tmp_path: Path, nano_dir: Path) -> None:
+    rows = "".join(f"Do it {i} times.,standard,illegal,,,b{i}\n" for i in range(4))
+    (tmp_path / "rows.csv").write_text(HEAD + rows)
+    command = [sys.executable, "-c", KILLED, str(tmp_path), str(nano_dir)]
+    said = tmp_path / "said.jsonl"
+    root = Path(__file__).resolve().parents[1]
+    first = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root)
+    while first.poll() is None and (not said.exists() or said.read_bytes().count(b"\n") < 20):
+        time.sleep(0.05)
+    first.kill()
+    first.communicate()
+    kept = said.read_bytes().count(b"\n")
+    assert kept >= 20 and first.returncode == -signal.SIGKILL
+    second = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
+    assert second.stdout.split()[0] in (str(kept), str(kept - 1)) and second.stdout.split()[-1] == "100"
+    keys = [json.loads(line)["key"] for line in said.read_text().splitlines()]
+    assert len(keys) == len(set(keys)) == 2 * 104
