@@ -1,0 +1,52 @@
+"""How often the harm rules flag harmful and harmless public texts, on the half of each set that they never saw.
+
+Run: python cai_experiment/scripts/score_rules.py --data ../shared/data
+
+The rules stand in cai_experiment/evaluation/harm_patterns/. --text shows what they find in one text.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if not __package__:  # run as a file: import from this checkout, whatever the current folder
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from cai_experiment.errors import EXIT_OK
+from cai_experiment.evaluation.harm_rules import load_rules
+from cai_experiment.evaluation.harm_score import public_sets, score_rules
+from cai_experiment.evaluation.screen import print_tables
+from cai_experiment.scripts._common import ROOT, run_main
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Score the rules, or show what they find in one text; gives the exit code."""
+    args = _parser().parse_args(argv)
+    rules = load_rules()
+    if args.text is not None:
+        print(json.dumps(rules.detect(args.text).to_json(), indent=2, ensure_ascii=False))
+        return EXIT_OK
+    found = score_rules(rules, public_sets(args.data))
+    print_tables([table.to_json() for table in found.tables])
+    if args.json:
+        figures = {name: result.to_json() for name, result in found.metrics.items()}
+        args.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    print(f"{len(rules.book.rules)} rules; what they find in a text: score_rules.py --text TEXT")
+    return EXIT_OK
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of the public sets")
+    parser.add_argument("--text", help="show what the rules find in this text")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the scored half's figures here too")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_main(main))
