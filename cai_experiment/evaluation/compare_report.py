@@ -120,7 +120,8 @@ def render_comparison(compared: Compared, plots: dict[str, list[Plot]]) -> str:
 def pairing_line(found: Sequence[Comparison]) -> str:
     """How many measures stand on the same items."""
     paired = sum(one.paired for one in found)
-    return f"{paired} of {len(found)} measures are paired: both runs were asked the same items."
+    text = f"{paired} of {len(found)} measures are paired: both runs were asked the same items"
+    return f"{text}; the others are compared as independent figures." if paired < len(found) else f"{text}."
 
 
 def outcomes(found: Sequence[Comparison]) -> list[Effect]:
@@ -144,9 +145,9 @@ def print_comparison(compared: Compared, console: Console | None = None) -> None
     from rich.text import Text
 
     console = console or Console(highlight=False)
-    print_tables([table for table in (settings_table(compared), standing_table(compared)) if table["rows"]], console)
     if not compared.settings:
         console.print(Text("no setting differs"))
+    print_tables([table for table in (settings_table(compared), standing_table(compared)) if table["rows"]], console)
     for name, found in compared.pairs:
         first = compared.names[0]
         title = f"{name} against {first}, rates in % and points"

@@ -11,7 +11,7 @@ from typing import Any, Iterable, Mapping, Sequence
 from cai_experiment.evaluation.found import ITEMS_FOLDER, Case, Evaluation
 from cai_experiment.evaluation.naming import file_name, pairs_of_arms, stem
 from cai_experiment.judging.result import Result, holm
-from cai_experiment.records.files import write_jsonl, writing_error
+from cai_experiment.records.files import make_folder, write_jsonl
 
 FIRST_PARTS = ("generation", "training")  # in this order, then the others as they are named
 SHOWN_ANSWERS = 10
@@ -190,11 +190,3 @@ def write_items(folder: Path, parts: Parts) -> None:
         make_folder(folder / ITEMS_FOLDER)
     for file, rows in files.items():
         write_jsonl(folder / file, rows)
-
-
-def make_folder(folder: Path) -> None:
-    """Make the folder and those above it. Raises DiskError or BadInputError where that cannot be."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise writing_error(folder, error) from error

@@ -90,6 +90,7 @@ def environment() -> Any:
         "figures": words.gate_figures,
         "value": words.value_text,
         "between": words.range_text,
+        "p": words.p_text,
         "count": lambda number: f"{number:,}",
         "label": lambda name: named(name).label,
         "looks_like_rate": lambda cell: is_rate("", cell),

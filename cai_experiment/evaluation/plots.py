@@ -26,6 +26,10 @@ MOST_SERIES = 4
 SHAPES = "oDs^"
 LABEL = 62  # characters of a row's label
 WIDTH = 4.6  # inches: about a phone's width at its own size, so that its text can be read there
+_ABOVE: Mapping[str, Any] = {  # where a legend covers nothing
+    "frameon": False, "labelcolor": INK, "fontsize": 8, "columnspacing": 1.2, "loc": "lower left",
+    "bbox_to_anchor": (0, 1), "borderaxespad": 0.3, "handlelength": 1.5,
+}  # fmt: skip
 LABEL_HEIGHT, LINE_HEIGHT = 0.24, 0.15  # inches
 MARKS: dict[Direction, tuple[str, str, str]] = {
     "better": ("better", BLUE, "^"), "worse": ("worse or moved", ORANGE, "v"), "unclear": ("not clear", GREY, "o"),
@@ -80,6 +84,8 @@ def length_plot(chosen: Sequence[int], rejected: Sequence[int]) -> Plot:
         [list(rejected), list(chosen)], bins=bins, range=(min(lengths), max(lengths) + 1),
         color=[ORANGE, BLUE], label=["first answer (rejected)", "revision (chosen)"],
     )  # fmt: skip
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.get_major_locator().set_params(integer=True)
     return _finish(figure, axes, "lengths", "Length of both answers in words")
 
 
@@ -224,10 +230,7 @@ def _legend(axes: Any, entries: Sequence[tuple[str, str, str]]) -> None:
     """A legend above the axes, from (label, colour, marker)."""
     for label, colour, marker in entries:
         axes.plot([], [], color=colour, marker=marker, markersize=5.5, linewidth=2, label=escaped(str(label)))
-    legend = axes.legend(
-        frameon=False, labelcolor=INK, fontsize=8, columnspacing=1.2, loc="lower left", bbox_to_anchor=(0, 1),
-        borderaxespad=0.3, ncols=min(3, len(entries)), handlelength=1.5,
-    )  # fmt: skip
+    legend = axes.legend(**_ABOVE, ncols=min(3, len(entries)))
     for text in legend.get_texts():
         text.set_parse_math(False)
 
@@ -256,7 +259,7 @@ def _finish(figure: Any, axes: Any, name: str, title: str) -> Plot:
     import matplotlib
 
     if axes.get_legend() is None and len(axes.get_legend_handles_labels()[1]) > 1:
-        axes.legend(frameon=False, labelcolor=INK, fontsize="small")
+        axes.legend(**_ABOVE, ncols=2)
     file, pdf = io.StringIO(), io.BytesIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif",
                                 "pdf.fonttype": 42}), warnings.catch_warnings():  # fmt: skip

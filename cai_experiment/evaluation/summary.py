@@ -103,7 +103,8 @@ class Effect:
         """The whole of it on one line."""
         values = f"{value_text(self.base, self.rate)} → {value_text(self.trained, self.rate)}"
         change = f" ({self.change_text}; {self.range_text})" if self.change else f" ({count_text(self.base['n'])})"
-        return f"{sentence_case(self.named.label)}: {values}{change}"
+        says = f", {self.says}" if self.says else ""
+        return f"{sentence_case(self.named.label)}: {values}{says}{change}"
 
 
 def effects(report: Mapping[str, Any]) -> list[Effect]:
@@ -171,7 +172,7 @@ def _sure(report: Mapping[str, Any], found: Sequence[Effect]) -> list[str]:
         )
     wide = [g for g in report["gates"] if g["interval"] is not None and g["interval"][1] - g["interval"][0] > 0.2]
     if wide:
-        lines.append(f"{len(wide)} of {len(report['gates'])} gates rest on an interval wider than 20 points.")
+        lines.append(f"The interval of {len(wide)} of {len(report['gates'])} gates is wider than 20 points.")
     kappas = [name for name in report["metrics"] if name.endswith("kappa") or name == "judge_fitness"]
     lines += [_figure_line(name, report["metrics"][name]) for name in kappas[:SHOWN]]
     unparsed = sum(metric.get("unparsed", 0) for metric in report["metrics"].values())

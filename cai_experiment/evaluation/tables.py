@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 from pathlib import Path
 from typing import Any, Iterable, Mapping, Sequence
@@ -70,10 +71,11 @@ def metrics_table(report: Mapping[str, Any]) -> Table:
 def tests_table(report: Mapping[str, Any]) -> Table:
     """McNemar's counts."""
     rows = [
-        (named(name).label, str(t["only_base"]), str(t["only_trained"]), p_text(t["p_value"]), p_text(t.get("p_holm")))
+        (named(name).label, name, str(t["only_base"]), str(t["only_trained"]), f"{t['p_value']:.3g}",
+         f"{t.get('p_holm', math.nan):.3g}")
         for name, t in report.get("tests", {}).items()
-    ]
-    columns = ("holds for", "only base", "only trained", "p (McNemar)", "p (Holm)")
+    ]  # fmt: skip
+    columns = ("holds for", "name", "only base", "only trained", "p (McNemar)", "p (Holm)")
     return _table("tests", "McNemar's tests on the same items", columns, rows)
 
 
