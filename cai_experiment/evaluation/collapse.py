@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 ITEMS = "collapse"
 SIGNIFICANT = 0.05  # after Holm
-NORMAL_95 = 1.959964  # standard errors to each side
 FLIPS = 9_999  # of signs, in the test of a mean difference
 _UNIT = re.compile(r"[^\W\d_]+|\d|[^\w\s]|_")  # words; digits and marks one by one, since "!!!!!!" is a repetition too
 
@@ -58,9 +57,10 @@ class Measure:
 MEASURES = {
     one.name: one
     for one in (
-        # human text repeats 0.5% of its 4-grams, greedy loops 44% (Welleck et al. 2020, table 2)
+        # human text repeats under 1% of its 4-grams, greedy decoding that loops 44% (Welleck et al. 2020); on the shipped
+        # model good trainings raise it by 0.02 to 0.03, the first rate at which one sees it (2e-4) by 0.12
         Measure("repetition", 1, 0.05, "answers repeat themselves"),
-        # training towards a principle makes answers more alike; a fifth is twice what that took on the shipped model
+        # training towards principles makes answers more alike: good trainings lost 6% of different words at most
         Measure("distinct_1", -1, 0.2, "answers use fewer different words", relative=True),
         Measure("distinct_2", -1, 0.2, "answers use fewer different word pairs", relative=True),
         Measure("ends_by_itself", -1, 0.05, "answers no longer end by themselves"),
@@ -68,7 +68,7 @@ MEASURES = {
         Measure("words", 0, 2.0, "answers have become much longer or shorter"),
         # a principle may well make the model refuse more: a person must look whether harmless questions are refused
         Measure("refusal", 1, 0.1, "answers refuse more often (over-refusal?)", collapse=False),
-        # sampled at 0.7 a model's own text costs it well below 2 nats a token; noise costs up to the vocabulary's 10
+        # of the shipped model good trainings +0.14, at 2e-4 +0.23, from 3e-4 on (loops, word salad) +0.86 to +1.22
         Measure("answers_nll_under_base", 1, 0.5, "answers are no longer the base model's language"),
     )
 }
@@ -233,7 +233,7 @@ def _distinct_change(name: str, n: int, read: Sequence[BothAnswers]) -> Change:
 
     A bootstrap would draw answers twice, which adds no new n-grams: all its values would lie below the true one.
     """
-    from scipy.stats import norm
+    from scipy.stats import t
 
     base: list[list[str]] = []
     trained: list[list[str]] = []
@@ -248,17 +248,24 @@ def _distinct_change(name: str, n: int, read: Sequence[BothAnswers]) -> Change:
         nothing = Result(None, 0, None)
         return Change(MEASURES[name], nothing, nothing, nothing, 1.0)
     change = after_all - before_all
-    error = jackknife_error([a - b for b, a in zip(before_without, after_without, strict=True)])
-    p_value = float(2 * norm.sf(abs(change) / error)) if error else float(change == 0)
-    interval = (change - NORMAL_95 * error, change + NORMAL_95 * error)
-    arms = [
-        Result(value, len(read), (value - NORMAL_95 * spread, value + NORMAL_95 * spread))
-        for value, spread in (
-            (before_all, jackknife_error(before_without)),
-            (after_all, jackknife_error(after_without)),
-        )
-    ]
-    return Change(MEASURES[name], arms[0], arms[1], Result(change, len(read), interval), p_value)
+    changes_without = [a - b for b, a in zip(before_without, after_without, strict=True)]
+    error, freedom = jackknife_error(changes_without), max(1, len(read) - 1)
+    p_value = float(2 * t.sf(abs(change) / error, freedom)) if error else float(change == 0 or len(read) < 2)
+    return Change(
+        MEASURES[name], _jackknifed(before_all, before_without), _jackknifed(after_all, after_without),
+        _jackknifed(change, changes_without), p_value,
+    )  # fmt: skip
+
+
+def _jackknifed(value: float, without: Sequence[float]) -> Result:
+    """A figure over all items with its interval: Student's, from its values without each item in turn."""
+    from scipy.stats import t
+
+    n = len(without)
+    if n < 2:
+        return Result(value, n, None)
+    reach = float(t.ppf(0.975, n - 1)) * jackknife_error(without)
+    return Result(value, n, (value - reach, value + reach))
 
 
 def distinct_n(texts: Sequence[Sequence[str]], n: int) -> tuple[float | None, list[float]]:

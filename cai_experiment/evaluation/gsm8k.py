@@ -22,12 +22,12 @@ from cai_experiment.records.files import parse_line, show
 NAME = "gsm8k_direct"
 MAX_TOKENS = 512
 MARK = "####"  # before the number in the data's own answers
-_NUMBER = r"(?<![\d.])-?\s?\$?\s?(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
+_MINUS = r"(?:(?<!\d)(?<!\d\s)-)?"
+_NUMBER = rf"{_MINUS}(?:\$\s?{_MINUS})?(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
 _ANY = re.compile(_NUMBER)
-_SAID = (  # what a text names as its answer, the surest sign first; of several the last one counts
-    re.compile(rf"{MARK}\s*({_NUMBER})"),
-    re.compile(rf"\\boxed\s*\{{\s*({_NUMBER})"),
-    re.compile(rf"\banswer\b(?:\s+(?:is|are|equals)|\s*:|\s*=)[\s:*_\\(\[]*({_NUMBER})", re.IGNORECASE),
+_MARKED = (re.compile(rf"{MARK}\s*({_NUMBER})"), re.compile(rf"\\boxed\s*\{{\s*({_NUMBER})"))
+_SAID = re.compile(
+    r"\banswer\b(?:\s+(?:is|are|equals)\b|\s*[:=])(.*?)(?:[.!?](?=\s|$)|$)", re.IGNORECASE | re.MULTILINE
 )
 
 
@@ -73,13 +73,16 @@ def _problem(raw: bytes, path: Path, line: int) -> Problem:
 def read_number(text: str) -> Decimal | None:
     """The number that a text gives as its answer: after "####", in \\boxed{}, after "the answer is", else the last one.
 
-    Thousands commas and dollar signs are passed over; a minus after a digit ("9-3") is a sum's, not a sign. None if
-    there is no number.
+    Of several signs of one kind the last counts; of "the answer is 9 - 3 = 6" what follows the last "=". Thousands
+    commas and dollar signs are passed over, and a minus after a number is a sum's. None if there is no number.
     """
     text = text.replace("−", "-").replace("\\$", "$")
-    for pattern in _SAID:
-        if said := pattern.findall(text):
-            return _decimal(said[-1])
+    for pattern in _MARKED:
+        if marked := pattern.findall(text):
+            return _decimal(marked[-1])
+    for said in reversed(_SAID.findall(text)):
+        if numbers := _ANY.findall(said.rpartition("=")[2]):
+            return _decimal(numbers[0])
     numbers = _ANY.findall(text)
     return _decimal(numbers[-1]) if numbers else None
 

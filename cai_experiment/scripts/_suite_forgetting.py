@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cai_experiment.models.hardware import Hardware
-from cai_experiment.models.plan import Part, memory_gb, rows_of, tokens_per_second
+from cai_experiment.models.plan import Part, memory_gb, tokens_per_second
 from cai_experiment.models.presets import ModelChoice, numbers_of
 from cai_experiment.scripts._common import positive_int
 from cai_experiment.scripts._plan_parts import cost_of, in_line
@@ -96,14 +96,11 @@ def plan_lines(
     return [part], [in_line("forgetting", said + unknown)]
 
 
-def _part(
-    choice: ModelChoice, hardware: Hardware, engine: str, quantization: str, read: int, written: int
-) -> Part:  # fmt: skip
+def _part(choice: ModelChoice, hardware: Hardware, engine: str, quantization: str, read: int, written: int) -> Part:
     """lm-eval generates with transformers' `generate`, whatever engine the weights are in."""
-    from cai_experiment.evaluation.lm_eval_tasks import BATCH_ROWS_GPU
+    from cai_experiment.evaluation.lm_eval_tasks import BATCH_ROWS_CPU, BATCH_ROWS_GPU
 
-    numbers = numbers_of(choice)
-    rows = min(rows_of(engine, numbers, hardware, quantization), BATCH_ROWS_GPU)
+    numbers, rows = numbers_of(choice), BATCH_ROWS_CPU if hardware.kind == "cpu" else BATCH_ROWS_GPU
     speeds = tokens_per_second(numbers, hardware, rows, quantization, "generate")
     hours = None if speeds is None else (written / speeds[0] + read / speeds[1]) / 3600
     return Part(engine, quantization, 0.0, 0.0, memory_gb(numbers, hardware, ""), rows, written, read, hours)
