@@ -57,8 +57,8 @@ class Measure:
 MEASURES = {
     one.name: one
     for one in (
-        # human text repeats under 1% of its 4-grams, greedy decoding that loops 44% (Welleck et al. 2020); on the shipped
-        # model good trainings raise it by 0.02 to 0.03, the first rate at which one sees it (2e-4) by 0.12
+        # human text repeats under 1% of its 4-grams, looping greedy decoding 44% (Welleck et al. 2020); on the
+        # shipped model good trainings raise it by 0.02 to 0.03, the first rate at which one sees it (2e-4) by 0.12
         Measure("repetition", 1, 0.05, "answers repeat themselves"),
         # training towards principles makes answers more alike: good trainings lost 6% of different words at most
         Measure("distinct_1", -1, 0.2, "answers use fewer different words", relative=True),
