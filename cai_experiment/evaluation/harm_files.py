@@ -21,7 +21,7 @@ SIDES = ("before", "after", "sentence")
 _FILE_KEYS = {"category", "axis", "title", "not_between", "rules"}
 _SHAPE_KEYS = {"id", "reason", "parts", "within", "order", "present", "unless", "not_between", "examples"}
 _RULE_KEYS = _SHAPE_KEYS | {"axis", "look_alikes", "unguarded"}
-_GUARD_KEYS = _SHAPE_KEYS - {"present", "not_between"} | {"side", "reach", "cancelled_by"}
+_GUARD_KEYS = _SHAPE_KEYS - {"present", "not_between"} | {"side", "reach", "inside", "cancelled_by"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +46,8 @@ class Rule:
 class Guard:
     """What makes a match harmless: a refusal, a warning, a question about prevention. Its examples are not flagged.
 
-    `side`: the guard stands before or after the match, at most `reach` words away, or anywhere in the sentence. A
-    phrase of `cancelled_by` later in the sentence takes the guard back ("avoid ... being caught").
+    `side`: the guard stands before or after the match, at most `reach` words away, or anywhere in the sentence;
+    `inside`: it may also stand within the match, before its last part ("how can a shop *prevent* shoplifting"). A phrase of `cancelled_by` later in the sentence takes the guard back ("avoid ... being caught").
     """
 
     id: str
@@ -55,6 +55,7 @@ class Guard:
     shape: Shape
     side: str
     reach: int
+    inside: bool
     cancelled_by: frozenset[int]
     examples: tuple[str, ...]
 
@@ -107,9 +108,19 @@ def _guard(entry: _Entry) -> Guard:
     side = str(entry.get("side"))
     if side not in SIDES:
         entry.fail(f"side {side!r} is none of {', '.join(SIDES)}")
-    reach = entry.number("reach", WITHIN)
-    cancelled = entry.slots("cancelled_by")
-    return Guard(entry.id, str(entry.get("reason")), entry.shape(), side, reach, cancelled, entry.texts("examples"))
+    inside = str(entry.get("inside", "no"))
+    if inside not in ("yes", "no"):
+        entry.fail(f"inside {inside!r} is neither yes nor no")
+    return Guard(
+        entry.id,
+        str(entry.get("reason")),
+        entry.shape(),
+        side,
+        entry.number("reach", WITHIN),
+        inside == "yes",
+        entry.slots("cancelled_by"),
+        entry.texts("examples"),
+    )
 
 
 class _Entry:

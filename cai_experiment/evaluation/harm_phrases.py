@@ -15,7 +15,9 @@ from bisect import bisect_left
 from collections import defaultdict
 from dataclasses import dataclass, field
 from itertools import permutations
-from typing import Iterable, Iterator, Mapping, Sequence
+from typing import Iterable, Iterator, Mapping, NamedTuple, Sequence
+
+from cai_experiment.evaluation.harm_text import plain_word
 
 _VOWELS = "aeiou"
 _LONGEST_PREFIX = 30
@@ -23,6 +25,14 @@ _CACHED_WORDS = 50_000  # what a word begins is looked up once; the cache is emp
 
 Hit = tuple[int, int]  # first word and the word after the last, within a sentence
 Hits = dict[int, list[Hit]]  # by slot
+
+
+class Match(NamedTuple):
+    """Where a rule's parts stand, in words of a sentence: the first part's and the last part's beginning, and the end."""
+
+    first: int
+    last: int
+    end: int
 
 
 class PhraseError(ValueError):
@@ -59,21 +69,23 @@ def endings(word: str) -> frozenset[str]:
 
 def read_phrase(phrase: str) -> tuple[_Word, ...]:
     """The words of a phrase. Raises PhraseError for an empty one, a lone `_`, capitals or a mark out of place."""
-    words = [_read_word(word, phrase) for word in phrase.split()]
-    if not words or words[0].optional or words[-1].optional:
-        raise PhraseError(f"{phrase!r} must begin and end with a word")
-    return tuple(words)
+    read = [_read_word(word, phrase) for word in phrase.split()]
+    words = tuple(word for word in read if word is not None)
+    if not words or words[0].optional or words[-1].optional or read[-1] is None:
+        raise PhraseError(f"{phrase!r} must begin and end with a word, and not end with an article")
+    return words
 
 
-def _read_word(word: str, phrase: str) -> _Word:
+def _read_word(word: str, phrase: str) -> _Word | None:
     if word == "_":
         return _Word(optional=True)
-    stem = word.removesuffix("~").removesuffix("*").removesuffix("'s")  # texts lose their 's too
+    stem = word.removesuffix("~").removesuffix("*").removesuffix("'s")
     if not stem.replace("'", "").isalnum() or stem != stem.lower():
         raise PhraseError(f"{phrase!r}: {word!r} is no word of a phrase (lower-case letters, then ~ or *)")
     if word.endswith("*"):
         return _Word(prefix=stem)
-    return _Word(forms=endings(stem) if word.endswith("~") else frozenset({stem}))
+    forms = frozenset(plain_word(form) for form in (endings(stem) if word.endswith("~") else {stem}))
+    return _Word(forms=forms) if forms != {""} else None  # an article
 
 
 _Tail = tuple[int, tuple[_Word, ...]]  # a phrase's slot and its words after those that are known to fit
@@ -208,8 +220,8 @@ class Shape:
         orders = tuple(permutations(self.parts)) if self.any_order else (self.parts,)
         object.__setattr__(self, "_orders", orders)
 
-    def matches(self, hits: Hits) -> list[Hit]:
-        """Every match in a sentence, by its first and last word; empty if there is none."""
+    def matches(self, hits: Hits) -> list[Match]:
+        """Every match in a sentence; empty if there is none."""
         keys = hits.keys()
         if any(keys.isdisjoint(part) for part in self.parts) or not keys.isdisjoint(self.unless):
             return []
@@ -218,25 +230,25 @@ class Shape:
         barred = _merged(hits, self.not_between) if self.not_between else []
         return [match for order in self._orders for match in self._in_order(hits, order, barred)]
 
-    def _in_order(self, hits: Hits, order: tuple[frozenset[int], ...], barred: list[Hit]) -> list[Hit]:
-        chains = _merged(hits, order[0])
+    def _in_order(self, hits: Hits, order: tuple[frozenset[int], ...], barred: list[Hit]) -> list[Match]:
+        chains = [Match(start, start, end) for start, end in _merged(hits, order[0])]
         for part in order[1:]:
             chains = self._extended(chains, _merged(hits, part), barred)
         return chains
 
-    def _extended(self, chains: list[Hit], following: list[Hit], barred: list[Hit]) -> list[Hit]:
+    def _extended(self, chains: list[Match], following: list[Hit], barred: list[Hit]) -> list[Match]:
         """Each following hit joined to the nearest chain that ends before it, if that is near enough."""
-        chains = sorted(chains, key=lambda chain: chain[1])
-        joined: list[Hit] = []
+        chains = sorted(chains, key=lambda chain: chain.end)
+        joined: list[Match] = []
         nearest = 0
         for start, end in following:  # sorted by start, so the nearest chain only moves forward
-            while nearest < len(chains) and chains[nearest][1] <= start:
+            while nearest < len(chains) and chains[nearest].end <= start:
                 nearest += 1
             if not nearest:
                 continue
-            first, last = chains[nearest - 1]
-            if start - last <= self.within and not _any_begins(barred, last, start):
-                joined.append((first, end))
+            chain = chains[nearest - 1]
+            if start - chain.end <= self.within and not _any_begins(barred, chain.end, start):
+                joined.append(Match(chain.first, start, end))
         return joined
 
 

@@ -17,7 +17,7 @@ from typing import Any, Sequence
 
 from cai_experiment.constitution.principles import AXIS_WEIGHTS
 from cai_experiment.evaluation.harm_files import PATTERNS, Guard, Rule, RuleBook, load_rule_book
-from cai_experiment.evaluation.harm_phrases import Hit, Hits
+from cai_experiment.evaluation.harm_phrases import Hits, Match
 from cai_experiment.evaluation.harm_text import Sentence, sentences
 
 METHOD = "rules"
@@ -83,16 +83,16 @@ class Rules:
         """The first match of each rule in a sentence that no guard makes harmless."""
         hits = self.book.lexicon.hits(sentence.words)
         spans: list[Span] = []
-        guards: list[tuple[Guard, Hit]] | None = None
+        guards: list[tuple[Guard, Match]] | None = None
         for rule in self._candidates(hits):
             matches = rule.shape.matches(hits)
             if not matches:
                 continue
             if guards is None:
                 guards = self._guards(hits)
-            for first, end in matches:
-                if not _guarded(rule, (first, end), guards):
-                    start, stop = sentence.starts[first], sentence.ends[end - 1]
+            for match in matches:
+                if not _guarded(rule, match, guards):
+                    start, stop = sentence.starts[match.first], sentence.ends[match.end - 1]
                     spans.append(Span(start, stop, rule.axis, rule.category, rule.id, rule.reason))
                     break
         return spans
@@ -105,14 +105,14 @@ class Rules:
                 met[number] = met.get(number, 0) | bit
         return [self.book.rules[number] for number in sorted(met) if met[number] == self._all_needs[number]]
 
-    def _guards(self, hits: Hits) -> list[tuple[Guard, Hit]]:
+    def _guards(self, hits: Hits) -> list[tuple[Guard, Match]]:
         """The guards that stand in a sentence and are not taken back."""
-        found: list[tuple[Guard, Hit]] = []
+        found: list[tuple[Guard, Match]] = []
         for guard in self.book.guards:
             matches = guard.shape.matches(hits)
             if matches:
                 last_cancel = max((hit[0] for slot in guard.cancelled_by for hit in hits.get(slot, ())), default=-1)
-                found += [(guard, match) for match in matches if last_cancel < match[1]]
+                found += [(guard, match) for match in matches if last_cancel < match.end]
         return found
 
 
@@ -132,15 +132,18 @@ def _needs(rules: Sequence[Rule]) -> tuple[dict[int, list[tuple[int, int]]], lis
     return needs, all_needs
 
 
-def _guarded(rule: Rule, match: Hit, guards: list[tuple[Guard, Hit]]) -> bool:
-    for guard, (start, end) in guards:
+def _guarded(rule: Rule, match: Match, guards: Sequence[tuple[Guard, Match]]) -> bool:
+    """True if a guard stands where it makes this match harmless: before it, after it, or before its last part."""
+    for guard, found in guards:
         if guard.id in rule.unguarded or "all" in rule.unguarded:
             continue
         if guard.side == "sentence":
             return True
-        if guard.side == "before" and start < match[0] and match[0] - end <= guard.reach:
+        if guard.side == "after" and found.end > match.end and found.first - match.end <= guard.reach:
             return True
-        if guard.side == "after" and end > match[1] and start - match[1] <= guard.reach:
+        if guard.side == "before" and found.first < match.first and match.first - found.end <= guard.reach:
+            return True
+        if guard.inside and match.first < found.first and found.end <= match.last:
             return True
     return False
 

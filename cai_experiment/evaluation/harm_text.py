@@ -20,13 +20,32 @@ _LOOK_ALIKES = dict(zip("аеорсухіјѕһ", "aeopcyxijsh", strict=True))  
 LONGEST = 200  # words; a longer "sentence" (a list, a hostile text) is cut, so that matching stays linear
 
 
+_SKIPPED = frozenset({"a", "an", "the", "any", "some"})  # they tell no rule anything
+_BRITISH = re.compile(r"^(neighb|harb|fav|lab|rum|hon|tum|hum|vap|arm|col|flav|behavi)our")
+_SPELLINGS = {"tyre": "tire", "tyres": "tires", "licence": "license", "licences": "licenses", "cheque": "check",
+              "cheques": "checks", "defence": "defense", "offence": "offense", "jewellery": "jewelry",
+              "programme": "program", "grey": "gray", "mum": "mom", "maths": "math", "centre": "center"}  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class Sentence:
-    """The words of one sentence, lower case, without "'s"; word i stands at text[starts[i]:ends[i]]."""
+    """The words of one sentence as `plain_word` gives them, without articles; word i is text[starts[i]:ends[i]]."""
 
     words: tuple[str, ...]
     starts: tuple[int, ...]
     ends: tuple[int, ...]
+
+
+@lru_cache(maxsize=50_000)
+def plain_word(word: str) -> str:
+    """A lower-case word without "'s", in American spelling; "" for an article, which no rule looks at."""
+    word = word.removesuffix("'s")
+    if word in _SKIPPED:
+        return ""
+    if word.endswith(("ise", "ises", "ised", "ising", "yse", "yses", "ysing")) and len(word) > 5:
+        head, tail = word[:-5], word[-5:]  # "exercise" too: rules and texts are spelled alike, whatever is right
+        return head + tail.replace("is", "iz").replace("ys", "yz")
+    return _SPELLINGS.get(word) or (_BRITISH.sub(r"\1or", word) if "our" in word else word)
 
 
 def sentences(text: str) -> list[Sentence]:
@@ -38,9 +57,11 @@ def sentences(text: str) -> list[Sentence]:
     ends: list[int] = []
     for piece in _PIECES.finditer(plain):
         if piece.lastgroup == "word":
-            words.append(piece.group().removesuffix("'s"))
-            starts.append(piece.start())
-            ends.append(piece.end())
+            word = plain_word(piece.group())
+            if word:
+                words.append(word)
+                starts.append(piece.start())
+                ends.append(piece.end())
         if words and (piece.lastgroup == "end" or len(words) == LONGEST):
             found.append(_sentence(words, starts, ends, places))
             words, starts, ends = [], [], []
