@@ -238,6 +238,7 @@ def test_metrics_have_names_for_people() -> None:
     assert naming.named("mt_bench_base").label == "MT-Bench grade, base model"
     assert naming.named("detection_subtle_nano").label == "harmful texts detected: subtle nano"
     assert naming.named("brand_new_thing") == naming.Named("brand new thing", "other")
+    assert naming.named("answers_nll_under_base").group == naming.named("answers_nll_under_base_base").group == "lost"
     rate = {"value": 0.5, "n": 10, "interval": [0.2, 0.8]}
     assert naming.is_rate("brand_new", rate) and not naming.is_rate("judge_kappa", rate)
     assert not naming.is_rate("brand_new", rate | {"value": 0.531})
@@ -245,14 +246,16 @@ def test_metrics_have_names_for_people() -> None:
 
 
 @pytest.mark.parametrize(
-    "better, interval, says",
-    [("up", [0.1, 0.2], "better"), ("down", [0.1, 0.2], "worse"), ("up", [-0.1, 0.2], "no clear change"),
-     ("same", [-0.2, -0.1], "moved"), ("", [0.1, 0.2], ""), ("up", None, "")],
+    "better, interval, p, says",
+    [("up", [0.1, 0.2], None, "better"), ("down", [0.1, 0.2], 0.01, "worse"),
+     ("up", [-0.1, 0.2], 0.01, "no clear change"),
+     ("up", [0.1, 0.2], 0.06, "no clear change"), ("same", [-0.2, -0.1], None, "moved"), ("", [0.1, 0.2], None, ""),
+     ("up", None, 0.01, "")],
 )  # fmt: skip
-def test_a_change_is_clear_if_its_interval_leaves_out_zero(better: Any, interval: Any, says: str) -> None:
+def test_a_change_is_clear_by_its_interval_and_its_p(better: Any, interval: Any, p: float | None, says: str) -> None:
     metric = {"value": 0.5, "n": 10, "interval": None, "unparsed": 0}
     change = {"value": 0.1, "n": 10, "interval": interval, "unparsed": 0}
-    one = summary.Effect("x", naming.Named("x", "lost", better), True, metric, metric, change, None)
+    one = summary.Effect("x", naming.Named("x", "lost", better), True, metric, metric, change, p)
     assert one.says == says
 
 

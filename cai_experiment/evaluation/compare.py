@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Iterable, Iterator, Mapping, Sequence
 
 from cai_experiment.errors import BadInputError
-from cai_experiment.evaluation.found import ITEMS_FOLDER
 from cai_experiment.evaluation.naming import is_rate, named
 from cai_experiment.evaluation.summary import Effect, completed
 from cai_experiment.judging.result import RESAMPLES, Result, holm, mcnemar, paired_bootstrap
@@ -70,7 +69,7 @@ def read_run(data_dir: Path, name: str) -> Run:
         message = f"run {name} has no report ({show(folder / 'report.json')})"
         raise BadInputError(message, f"evaluate it first: {SCRIPTS}eval_model.py --run {name}")
     report = completed(read_json(folder / "report.json"))
-    values, booleans = _read_items(folder / ITEMS_FOLDER)
+    values, booleans = _read_items(folder, report)
     return Run(name, report, _flat_settings(report, folder / "manifest.json"), values, frozenset(booleans))
 
 
@@ -92,11 +91,12 @@ def _flat_settings(report: Mapping[str, Any], manifest: Path) -> dict[str, str]:
     return {name: value for name, value in flat.items() if value}
 
 
-def _read_items(folder: Path) -> tuple[Values, set[str]]:
-    """What every row of evaluation/*.jsonl says of the trained model; which measurements are true or false."""
+def _read_items(folder: Path, report: Mapping[str, Any]) -> tuple[Values, set[str]]:
+    """What the rows behind a report's figures say of the trained model; which measurements are true or false."""
     values: Values = {}
     booleans: set[str] = set()
-    for path in sorted(folder.glob("*.jsonl")):
+    files = {file for part in report.get("parts", {}).values() for file in part.get("items", [])}
+    for path in sorted(folder / file for file in files):
         for row in read_jsonl(path, repair=False):
             key = (str(row.get("id", "")), str(row.get("instruction", row.get("text", ""))))
             for name, value in _measured(path.stem, row.get("trained")):

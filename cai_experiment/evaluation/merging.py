@@ -57,7 +57,9 @@ def merge(parts: Parts, earlier: Mapping[str, Any]) -> Report:
             report[name] |= new[name]
         for name in LISTED:
             report[name] += new[name]
-        known[part] = {name: list(new[name]) for name in (*NAMED, *TEXTS)}
+        known[part] = {name: list(new[name]) for name in (*NAMED, *TEXTS)} | {
+            "items": list(map(items_file, found.items))
+        }
     for name in TEXTS:
         report[name] = [text for part in sorted(known, key=_order) for text in known[part].get(name, [])]
     for name in LISTED:

@@ -122,7 +122,7 @@ def _known(metric: str) -> str:
 
 def stem(metric: str) -> tuple[str, str]:
     """A metric's name without its arm, and the arm in words: ("words", ", trained model"); "" if it has none."""
-    for arm in ARMS:
+    for arm in ARMS if metric not in METRICS else ():  # "answers_nll_under_base" is a whole name
         if metric.endswith(arm):
             return metric.removesuffix(arm), f", {arm[1:]} model"
     return metric, ""

@@ -25,6 +25,7 @@ Direction = Literal["better", "worse", "unclear", "none"]
 SAYS: dict[Direction, str] = {
     "better": "better", "worse": "worse", "unclear": "no clear change", "none": "",
 }  # fmt: skip
+SIGNIFICANT = 0.05  # after Holm
 SHOWN = 3  # measures that each answer names
 EMPTY: Mapping[str, Any] = {  # what a report of before may lack
     "gates": [], "metrics": {}, "tests": {}, "differences": {}, "notes": [], "alarms": [], "answers": [], "tables": [],
@@ -53,12 +54,13 @@ class Effect:
 
     @property
     def direction(self) -> Direction:
-        """Better or worse if the difference's interval is clear of 0, by the way that the measure should go."""
+        """Better or worse, by the way that the measure should go, if the difference's interval leaves out 0 and its
+        p-value, where it has one, is below 0.05 after Holm's adjustment."""
         change = self.change
         if change is None or change.get("interval") is None or change.get("value") is None:
             return "none"
         low, high = change["interval"]
-        if low <= 0 <= high:
+        if low <= 0 <= high or (self.p_holm is not None and self.p_holm >= SIGNIFICANT):
             return "unclear"
         if self.named.better == "same":
             return "worse"
@@ -168,7 +170,7 @@ def _sure(report: Mapping[str, Any], found: Sequence[Effect]) -> list[str]:
         counts = {way: sum(one.direction == way for one in paired) for way in ("better", "worse", "unclear")}
         lines.append(
             f"Of {len(paired)} paired differences, {counts['better']} are clearly better, {counts['worse']} clearly "
-            f"worse or moved, {counts['unclear']} cannot be told from no change (95% intervals)."
+            f"worse or moved, {counts['unclear']} cannot be told from no change."
         )
     wide = [g for g in report["gates"] if g["interval"] is not None and g["interval"][1] - g["interval"][0] > 0.2]
     if wide:
