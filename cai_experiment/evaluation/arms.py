@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Iterable, Iterator, Sequence
 
 from cai_experiment.constitution.prompts import Turn, ask_for_answer
 from cai_experiment.engines.base import Completion, Engine, Prompt, Sampling
 from cai_experiment.engines.render import Renderer
 from cai_experiment.milestones import MAX_TOKENS_ANSWER, TEMPERATURE_ANSWER
 from cai_experiment.observe.progress import Progress
+from cai_experiment.records.files import make_folder
 from cai_experiment.records.store import Journal
 
 
@@ -37,9 +38,10 @@ class Remembered:
 
     def __init__(self, path: Path, whose: str) -> None:
         """Read what `path` holds. Raises BadInputError or DiskError if it cannot be read or written."""
+        make_folder(path.parent)
         self.journal, self.whose = Journal(path), whose
         rows = self.journal.rows() if path.exists() else []
-        self.found = {row["key"]: Completion(**row["completion"]) for row in rows if row["whose"] == whose}
+        self.found = {row["key"]: _completion(row["completion"]) for row in rows if row["whose"] == whose}
 
     def key(self, arm: str, prompt: Prompt) -> str:
         """What a completion depends on beside the weights: arm, conversation, sampling."""
@@ -51,6 +53,10 @@ class Remembered:
         if completion.finish != "error":
             row = completion.as_dict() | {"logprobs": list(completion.logprobs)}
             self.journal.append({"key": key, "whose": self.whose, "completion": row})
+
+
+def _completion(row: dict[str, Any]) -> Completion:
+    return Completion(**row | {"logprobs": tuple(row["logprobs"])})
 
 
 class BothArms:
@@ -116,8 +122,42 @@ class Speakers:
         return self.engine_over(self.model, self.tokenizer, BareRenderer(self.renderer))
 
     def full(self) -> Engine:
-        """An engine with worked examples, as the judge needs them."""
+        """An engine with worked examples."""
         return self.engine_over(self.model, self.tokenizer, self.renderer)
+
+    def base(self) -> AdapterOff:
+        """The base model as a judge: with worked examples, without the adapter."""
+        return AdapterOff(self.full(), self.model)
+
+
+class AdapterOff:
+    """An engine over a PEFT model that speaks with the adapter switched off; the model stays its owner's."""
+
+    def __init__(self, engine: Engine, model: Any) -> None:
+        self.engine, self.model = engine, model
+        self.name, self.first_line = engine.name, engine.first_line
+
+    def describe(self) -> dict[str, object]:
+        """What the engine says of itself."""
+        return self.engine.describe()
+
+    def stream(self, prompts: Iterable[Prompt | None]) -> Iterator[Completion]:
+        """See `base.Engine.stream`. The adapter is on again between two completions."""
+        completions = self.engine.stream(prompts)
+        while True:
+            with self.model.disable_adapter():
+                completion = next(completions, None)
+            if completion is None:
+                return
+            yield completion
+
+    def choose(self, prompts: Sequence[Prompt], options: Sequence[str]) -> list[tuple[float, ...]]:
+        """See `base.Engine.choose`."""
+        with self.model.disable_adapter():
+            return self.engine.choose(prompts, options)
+
+    def close(self) -> None:
+        """Nothing: the weights serve both arms."""
 
 
 def transformers_engine(model: Any, tokenizer: Any, renderer: Renderer) -> Engine:

@@ -18,7 +18,6 @@ MAY_FORGET = 0.05  # a rate may be this much lower than before training
 ON_TOPIC = 0.95
 MAY_DRIFT = 0.1  # distinct word pairs and sentences of the shipped model's answers: more or fewer by a tenth
 HALF = 0.5
-ENOUGH = 400  # items: a paired difference of rates is then known to within 3 points or so
 PLUMBING_ONLY = ("single", "batch")
 NOT_MEASURED = Result(None, 0, None)
 
@@ -82,13 +81,17 @@ def _on(metrics: Metrics, metric: str, name: str, rule: str, threshold: float | 
 
 
 def generation_gates(milestone: str, metrics: Metrics, wanted: int) -> list[Gate]:
-    """The gates of a run of the pipeline that was to reach `wanted` accepted pairs."""
+    """The gates of a run of the pipeline that was to reach `wanted` accepted pairs.
+
+    Those on critiques are left out of a run without critiques (its metrics count `direct_revisions`).
+    """
     meaningful = 1.0 if milestone == "single" else MEANINGFUL
-    rows = [
-        ("accepted_pairs", "accepted pairs", ">=", float(wanted)),
-        ("complete_examples", "all parts present", ">=", 1.0),
-        ("critique_meaningful", "critiques meaningful", ">=", meaningful),
-    ]
+    rows = [("accepted_pairs", "accepted pairs", ">=", float(wanted))]
+    if "direct_revisions" not in metrics:
+        rows += [
+            ("complete_examples", "all parts present", ">=", 1.0),
+            ("critique_meaningful", "critiques meaningful", ">=", meaningful),
+        ]
     if "critique_right" in metrics:
         rows.append(("critique_right", "critiques right by the world's truth", ">=", meaningful))
     if milestone == "single":
@@ -117,45 +120,23 @@ def training_gates(milestone: str, metrics: Metrics, trained: Trained, pairs: in
     ]
 
 
-def milestone_gates(milestone: str, metrics: Metrics, differences: Metrics, truth: bool) -> list[Gate]:
-    """The gates of the full evaluation, on separate instructions; they take the place of `training_gates`' own.
+def milestone_gates(milestone: str, metrics: Metrics, truth: bool) -> list[Gate]:
+    """The gates of the full evaluation that hold a metric against a limit (forgetting and collapse bring their own).
 
-    `differences` are trained - base on the same items. A judge's word counts only if the judge is fit: one that is
-    wrong on purpose, or that answers at random, has a kappa near 0 with answers that are known.
+    They are measured on separate instructions and take the place of `training_gates`' own. A judge's word counts only
+    if the judge is fit: one that is wrong on purpose, or answers at random, has a kappa near 0 with known answers.
     """
-    if milestone in PLUMBING_ONLY:  # a few steps prove nothing of quality; but nothing may be lost
-        return [_not_lost(differences, "arithmetic"), *_judge_gates(metrics)[:1]]
-    gates = [
+    fit = _on(metrics, "judge_fitness", "the judge agrees with known answers (kappa)", ">=", FIT, "training")
+    if milestone in PLUMBING_ONLY:  # a few steps prove nothing of quality
+        return [fit]
+    return [
         _on(metrics, "preference_accuracy", "revised preferred in held-out pairs", ">", PREFERRED, "training"),
         *([_quality_up(metrics)] if truth else []),
-        *_judge_gates(metrics),
-        _not_lost(differences, "arithmetic"),
-        _kept(metrics, "ends_by_itself", "no forgetting: answers end by themselves"),
-    ]
-    return gates + (_world_gates(metrics) if truth else [])
-
-
-def _judge_gates(metrics: Metrics) -> list[Gate]:
-    return [
-        _on(metrics, "judge_fitness", "the judge agrees with known answers (kappa)", ">=", FIT, "training"),
         _on(metrics, "win_rate", "quality up: trained answers preferred", ">", HALF, "training"),
+        fit,
+        _kept(metrics, "ends_by_itself", "no forgetting: answers end by themselves"),
+        *(_world_gates(metrics) if truth else []),
     ]
-
-
-def _not_lost(differences: Metrics, name: str) -> Gate:
-    """See `not_lost`."""
-    return not_lost(f"no forgetting: {name}", differences.get(name, NOT_MEASURED))
-
-
-def not_lost(name: str, difference: Result, part: str = "training") -> Gate:
-    """A paired difference (trained - base) of a rate: on ENOUGH items its interval must end above -MAY_FORGET.
-
-    On fewer items, whose interval is wider than that by itself, the point estimate decides, and the report warns.
-    """
-    value = difference.value
-    if difference.interval is not None and difference.n >= ENOUGH:
-        value, name = difference.interval[0], f"{name} (lower end of the difference)"
-    return Gate(name, value, ">", -MAY_FORGET, difference.interval, difference.n, part)
 
 
 def _world_gates(metrics: Metrics) -> list[Gate]:

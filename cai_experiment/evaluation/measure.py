@@ -135,8 +135,7 @@ def _evaluate_answers(settings: EvaluationSettings, speakers: Speakers, question
     for metrics, tests in parts:
         found.metrics |= metrics
         found.tests |= tests
-    with model.disable_adapter():  # the base judges
-        return found + win_rate(Judge(speakers.full(), "the base model"), both, {})
+    return found + win_rate(Judge(speakers.base(), "the base model"), both, {})
 
 
 def warnings(metrics: dict[str, Result]) -> list[str]:

@@ -22,12 +22,12 @@ RANDOM = "random:"  # before a preset's name, in the manifest of a run on random
 def next_command(args: argparse.Namespace, milestone: Milestone, command: str, served: bool = False) -> str:
     """`command` with the flags that this run was told and the next script must be told too.
 
-    Training reads this run's folder, and trains the model that generated. `served`: this run's weights were in another
-    process (vLLM, a server), whose precision is no word on training's.
+    Training and evaluation read this run's folder, and take the model that generated. `served`: this run's weights were
+    in another process (vLLM, a server), whose precision is no word on training's.
     """
     words, defaults = command.split(), vars(base_parser(None).parse_args([]))
     told: dict[str, Any] = {name: getattr(args, name, None) for name in CARRIED}
-    if "train_dpo.py" in command:
+    if "train_dpo.py" in command or "eval_model.py" in command:
         told |= {"model": told["generator"] or told["model"], "generator": None, "critic": None, "constitution": None}
         told |= {"quantization": None} if served else {}
         words += [] if args.run == milestone.name else ["--run", args.run]

@@ -40,11 +40,11 @@ def is_url(name: str | None) -> bool:
     return name is not None and re.match(r"https?://", name.strip(), re.IGNORECASE) is not None
 
 
-def load_judge(args: argparse.Namespace) -> Judge:
+def load_judge(args: argparse.Namespace, max_length: int | None = None) -> Judge:
     """The judge that the flags of `add_judge_flags` name (not None); prints its first line and its method.
 
-    `judge.engine.close()` gives its memory back. Raises BadInputError or EngineError, one line each, in the words of
-    these flags.
+    `max_length` is the context that its questions take, if more than usual. `judge.engine.close()` gives its memory
+    back. Raises BadInputError or EngineError, one line each, in the words of these flags.
     """
     from cai_experiment.engines.load import load_engine
     from cai_experiment.judging.judge import Judge
@@ -52,7 +52,7 @@ def load_judge(args: argparse.Namespace) -> Judge:
     if args.judge_model is not None and not is_url(args.judge):
         raise BadInputError("--judge-model names a model of an endpoint", "give --judge http://HOST:PORT/v1")
     try:
-        engine = load_engine(judge_settings(args))
+        engine = load_engine(judge_settings(args, max_length))
     except UserError as error:
         raise type(error)(_renamed(str(error), OF_SERVER if is_url(args.judge) else OF_MODEL)) from error
     judge = Judge(engine, shown(str(engine.describe().get("model") or args.judge)))
@@ -60,7 +60,7 @@ def load_judge(args: argparse.Namespace) -> Judge:
     return judge
 
 
-def judge_settings(args: argparse.Namespace) -> LoadSettings:
+def judge_settings(args: argparse.Namespace, max_length: int | None = None) -> LoadSettings:
     """How to load it."""
     from cai_experiment.engines.load import LoadSettings
 
@@ -68,10 +68,11 @@ def judge_settings(args: argparse.Namespace) -> LoadSettings:
         return LoadSettings(
             args.judge_model, args.judge_format, engine="server", seed=args.seed, trains_after=False,
             server_url=args.judge, server_concurrency=args.judge_concurrency, deadline=args.judge_deadline,
+            max_length=max_length,
         )  # fmt: skip
     return LoadSettings(
         args.judge, args.judge_format, engine=args.judge_engine, seed=args.seed, trains_after=False,
-        batch_size=args.batch_size,
+        batch_size=args.batch_size, max_length=max_length,
     )  # fmt: skip
 
 

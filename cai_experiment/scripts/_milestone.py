@@ -35,6 +35,7 @@ from cai_experiment.scripts._generation import (
 )
 from cai_experiment.scripts._guarding import choose_guard, shares
 from cai_experiment.scripts._inputs import chosen_model, extension_line, speaks_of_world
+from cai_experiment.scripts._judge import shown
 from cai_experiment.scripts._turns import make_guarded
 
 if TYPE_CHECKING:
@@ -80,8 +81,10 @@ def make_report(
 ) -> dict[str, Any]:  # fmt: skip
     """Make the pairs, evaluate them, train on them where the milestone does; write the report and give it."""
     from cai_experiment.evaluation.dataset import describe_pairs
+    from cai_experiment.evaluation.generation import NO_CRITIQUE
     from cai_experiment.evaluation.measure import EvaluationSettings, evaluate_generation
     from cai_experiment.evaluation.report import RunFacts, write_report
+    from cai_experiment.judging.judge import Judge
 
     engines, counts = make_pairs(args, settings, folder, constitution_sha256)
     manifest = Manifest.read(folder.path / "manifest.json")
@@ -89,8 +92,10 @@ def make_report(
     started = time.monotonic()
     truth = speaks_of_world(args)
     scope = EvaluationSettings(milestone.name, truth, args.seed, verbosity=args.verbosity)
-    critic = engines[1] if engines else None
-    evaluation = evaluate_generation(scope, accepted, rejected, settings.pairs, critic)
+    judge = Judge(engines[1], f"{shown(str(engines[1].describe().get('model')))}, the critic") if engines else None
+    evaluation = evaluate_generation(scope, accepted, rejected, settings.pairs, judge)
+    if not settings.stages.critique:
+        evaluation.notes.append(NO_CRITIQUE)
     loaded = manifest.models["generator"]
     generation = manifest.wall_seconds + time.monotonic() - started
     seconds, guard = {"loading": manifest.loading_seconds, "generation": generation}, None
@@ -99,7 +104,8 @@ def make_report(
         guard = {"name": manifest.guard["name"], "safe": counts.safe}
     facts = RunFacts(
         milestone, args.run, accepted, rejected,
-        settings={name: loaded.get(name) for name in ("model", "engine", "quantization")} | settings.recorded(),
+        settings={name: loaded.get(name) for name in ("model", "engine", "quantization")}
+        | {"critic": manifest.models["critic"].get("model")} | settings.recorded(),
         seconds=seconds,
         peak_gpu_gb={"generation": _training.peak_gpu_gb()},
         price_per_hour=args.price_per_hour,

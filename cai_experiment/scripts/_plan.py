@@ -110,8 +110,12 @@ def training_lines(
         tried, said = evaluation_lines(args, choice, hardware, held_out, milestone.pairs)
         parts, lines = [*parts, *tried], [*lines, *said]
     needs = [Need("model", download), Need("checkpoints", checkpoints_gb(numbers_of(choice)), download=False)]
-    end = [_total(args, parts), _budget(hardware, milestone, []), *_notes(args, hardware)]
-    return [*lines, *disk_lines(args, needs), *end]
+    return [*lines, *disk_lines(args, needs), *ending(args, hardware, milestone, parts)]
+
+
+def ending(args: argparse.Namespace, hardware: Hardware, milestone: Milestone, parts: Sequence[Part]) -> list[str]:
+    """The last lines of a plan of a part of a milestone: total, budget, where the figures come from."""
+    return [_total(args, parts), _budget(hardware, milestone, []), *_notes(args, hardware)]
 
 
 def stand_ins(milestone: Milestone) -> list[Pair]:
@@ -143,7 +147,7 @@ def _workload(args: argparse.Namespace, settings: RunSettings, spare: int) -> Wo
     pairs = math.ceil(pairs * BLOCK / KEEP) if settings.match_lengths else pairs
     weighed = len(load_constitution(args.constitution).principles) if args.principles == "targeted" else 1
     drawn = None if settings.instructions is None else len(settings.instructions)
-    return Workload(pairs, settings.stages.rounds, weighed, drawn)
+    return Workload(pairs, settings.stages.rounds, weighed, drawn, settings.stages.critique)
 
 
 def heading(args: argparse.Namespace, hardware: Hardware, choice: ModelChoice) -> list[str]:

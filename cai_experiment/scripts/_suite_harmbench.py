@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cai_experiment.evaluation.found import ITEMS_FOLDER
 from cai_experiment.models.hardware import detect
+from cai_experiment.records.files import make_folder
 from cai_experiment.scripts._common import positive_int
 from cai_experiment.scripts._judge import is_url
 
@@ -97,7 +98,7 @@ def run(
     wanted = read(args)
     generated = answer(args, wanted, speakers(), remembered())
     said = folder / ITEMS_FOLDER / JUDGEMENTS
-    said.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(said.parent)
     if wanted.classifier is None:
         by = judge()
         found = harmbench.judge(generated, Keeping(LetteredJudge(by), said, by.engine), wanted.note)

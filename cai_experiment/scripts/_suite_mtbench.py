@@ -12,6 +12,7 @@ from cai_experiment.evaluation.found import ITEMS_FOLDER
 from cai_experiment.models.hardware import Hardware
 from cai_experiment.models.plan import Part, memory_gb, rows_of, tokens_per_second
 from cai_experiment.models.presets import ModelChoice, numbers_of
+from cai_experiment.records.files import make_folder
 from cai_experiment.scripts._plan_parts import cost_of, in_line
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def grade(
     from cai_experiment.evaluation.mtbench_results import grade as grade_answers
 
     said = folder / ITEMS_FOLDER / JUDGEMENTS
-    said.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(said.parent)
     remembered = Remembered(said, who(judge))
     gated = args.milestone == GATED
     found = grade_answers(answered, prompts, judge, remembered, args.seed, gated, args.verbosity)

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from cai_experiment.engines.load import LoadSettings
 
 WITHOUT_ANSWERS = ("single", "batch")  # too little training for held-out answers to say anything
-AFTER_TRAINING = {"mvp": SCRIPTS + "generate_full.py"}  # the milestones themselves name what follows generation
+AFTER_TRAINING = {  # the milestones themselves name what follows generation
+    name: f"{SCRIPTS}eval_model.py --milestone {name}" for name in ("mvp", "full")
+}
 
 
 def training_settings(

@@ -1,0 +1,145 @@
+"""A milestone's full evaluation in three steps: what the target says, what a judge says of it, and the gates.
+
+The steps are apart because a judge may need the memory that the target has: `ask_target` is done when it is freed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cai_experiment.constitution.principles import Principle
+from cai_experiment.evaluation import answers as held
+from cai_experiment.evaluation.arms import BothAnswers, BothArms, Remembered, Speakers
+from cai_experiment.evaluation.collapse import collapse_watch
+from cai_experiment.evaluation.forgetting import score_sums
+from cai_experiment.evaluation.found import Evaluation
+from cai_experiment.evaluation.gates import milestone_gates
+from cai_experiment.evaluation.harm_answers import harm_of_answers
+from cai_experiment.evaluation.measure import SUMS, warnings
+from cai_experiment.evaluation.perplexity import own_texts, perplexity, world_texts
+from cai_experiment.evaluation.preference import Pair, score_pairs
+from cai_experiment.evaluation.slices import held_out_preference, with_items
+from cai_experiment.evaluation.verdicts import NONE_BROKEN, critiques_again, revisions_again, win_rate
+from cai_experiment.judging.fitness import UNREAD, judge_fitness, known_answers, world_comparisons
+from cai_experiment.judging.judge import Judge
+from cai_experiment.judging.result import Result
+from cai_experiment.nano.truth import is_flawed, on_topic, sentences
+from cai_experiment.nano.world import arithmetic_questions
+from cai_experiment.observe.progress import Progress
+from cai_experiment.records.schema import Example
+
+JUDGED = 200  # examples that another judge reads again: a rate is then known to within 7 points
+TRUTH = "world_truth"
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What is evaluated. `truth`: the model is the shipped one, whose world knows every flaw.
+
+    `train` are the pairs that it was trained on; `held_out` separate ones, with the principle of each in
+    `principles_of_pairs`; `questions` the instructions that both arms answer; `broken` maps an instruction to the
+    principle that its untrained answer broke. `reference` is the adapter that DPO started from, if any.
+    """
+
+    milestone: str
+    truth: bool
+    train: Sequence[Pair]
+    held_out: Sequence[Pair]
+    principles_of_pairs: Sequence[str]
+    questions: Sequence[str]
+    broken: Mapping[str, str] = field(default_factory=dict)
+    reference: Path | None = None
+    seed: int = 0
+    sums: int = SUMS
+    verbosity: int = 1
+
+
+def principle_of(example: Example) -> str:
+    """The principle that was revised for first; where none was, the first that the judge saw broken."""
+    revised = [one.principle_id for one in example.rounds if one.revised_answer]
+    broken = [one.principle_id for one in example.rounds if one.verdict_before == "yes"]
+    return (revised or broken or [NONE_BROKEN])[0]
+
+
+# ---------------------------------------------------------------- the target
+
+
+def ask_target(scope: Scope, speakers: Speakers, remembered: Remembered | None = None) -> Evaluation:
+    """Everything that needs base and trained model in memory: held-out pairs, answers, sums, clean text."""
+    scores = score_pairs(speakers.model, speakers.renderer, scope.held_out, reference=scope.reference)
+    found = held_out_preference(scope.train, scope.held_out, scores, scope.principles_of_pairs)
+    sums = arithmetic_questions(scope.sums, scope.seed)
+    with Progress(2 * (len(scope.questions) + len(sums)), "held-out answers", scope.verbosity) as progress:
+        arms = BothArms(speakers.bare(), speakers.model, scope.seed, progress, remembered)
+        both = arms.answer("held_out", scope.questions)
+        totals = arms.answer("sum", [question for question, _ in sums], held.MAX_TOKENS_SUM)
+    found += answers_found(both, scope.truth, speakers)
+    found += score_sums(totals, [number for _, number in sums])
+    texts = world_texts(seed=scope.seed) if scope.truth else own_texts()
+    return found + perplexity(speakers.model, speakers.renderer, texts)
+
+
+def answers_found(both: Sequence[BothAnswers], truth: bool, speakers: Speakers) -> Evaluation:
+    """What the answers themselves say: collapse, harm by rules, and the world's truth where it is known."""
+    found = collapse_watch(both, speakers.model, speakers.renderer) + harm_of_answers(both)
+    found.answers = list(both)
+    return found + world_found(both) if truth else found
+
+
+def world_found(both: Sequence[BothAnswers]) -> Evaluation:
+    """What the written world knows of its own answers: flaws, topic, and how many sentences they have."""
+    metrics, tests = held.truth_metrics(both)
+    read = [a for a in both if not a.failed]
+    for arm in ("base", "trained"):
+        counts = [float(len(sentences(getattr(a, arm).text))) for a in read]
+        metrics[f"sentences_{arm}"] = Result.mean(counts, len(both) - len(read))
+    rows = [{"id": a.base.id, "instruction": a.instruction, "base": _says(a.instruction, a.base.text),
+             "trained": _says(a.instruction, a.trained.text)} for a in read]  # fmt: skip
+    return Evaluation(with_items(metrics, TRUTH), tests=tests, items={TRUTH: rows})
+
+
+def _says(instruction: str, text: str) -> dict[str, object]:
+    count = len(sentences(text))
+    return {"flawed_answers": is_flawed(text), "on_topic": on_topic(instruction, text), "sentences": count}
+
+
+# ---------------------------------------------------------------- the judge
+
+
+def ask_judge(scope: Scope, judge: Judge, both: Sequence[BothAnswers]) -> Evaluation:
+    """Trained against base by the judge, and whether the judge is fit to say so: its kappa with known answers."""
+    return win_rate(judge, both, scope.broken) + fitness_of(judge, scope.truth, scope.seed)
+
+
+def fitness_of(judge: Judge, truth: bool, seed: int) -> Evaluation:
+    """`judge_fitness`: the judge's kappa with comparisons whose answer is known; no value if most could not be read."""
+    fit = judge_fitness(judge, world_comparisons(seed=seed) if truth else known_answers())
+    unreadable = fit.kappa.unparsed > UNREAD * (fit.kappa.n + fit.kappa.unparsed)
+    agreed = Result(None, fit.kappa.n, None, fit.kappa.unparsed) if unreadable else fit.kappa
+    found = Evaluation({"judge_fitness": agreed, "judge_undecided": fit.undecided})
+    found.methods["judge"] = f"{judge.name}: {judge.method}; {fit.line}"
+    if not fit.is_fit:
+        found.alarms.append(f"the judge {judge.name} is {fit.line}: nothing that it says counts")
+    return found
+
+
+def judge_again(
+    scope: Scope, judge: Judge, accepted: Sequence[Example], rejected: Sequence[Example],
+    principles: Sequence[Principle],
+) -> Evaluation:  # fmt: skip
+    """Critiques and revisions of the run by another judge than the critic that sat with them; the first JUDGED."""
+    by_id = {principle.id: principle for principle in principles}
+    some = [*accepted, *rejected][:JUDGED]
+    found = critiques_again(judge, some, by_id, scope.truth)
+    return found + revisions_again(judge, list(accepted)[:JUDGED], scope.truth)
+
+
+# ---------------------------------------------------------------- go or no-go
+
+
+def conclude(scope: Scope, found: Evaluation) -> Evaluation:
+    """Adds the milestone's gates and the warnings that a reader must not miss."""
+    gates = milestone_gates(scope.milestone, found.metrics, scope.truth)
+    return found + Evaluation(gates=gates, notes=warnings(found.metrics))
