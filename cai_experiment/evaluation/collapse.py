@@ -15,10 +15,8 @@ measures, and the change exceeds what is tolerated, so that what is certain but 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from cai_experiment.constitution.prompts import ask_for_answer
@@ -26,6 +24,7 @@ from cai_experiment.constitution.wording import is_refusal
 from cai_experiment.evaluation.arms import BothAnswers
 from cai_experiment.evaluation.found import ITEMS_FOLDER, Evaluation, Table
 from cai_experiment.evaluation.gates import Gate
+from cai_experiment.evaluation.ngrams import distinct_n, jackknife_error, repetition, units
 from cai_experiment.judging.result import McNemar, Result, holm, mcnemar, paired_bootstrap
 
 if TYPE_CHECKING:
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
 ITEMS = "collapse"
 SIGNIFICANT = 0.05  # after Holm
 FLIPS = 9_999  # of signs, in the test of a mean difference
-_UNIT = re.compile(r"[^\W\d_]+|\d|[^\w\s]|_")  # words; digits and marks one by one, since "!!!!!!" is a repetition too
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,22 +148,6 @@ def collapse_watch(answers: Sequence[BothAnswers], model: Any = None, renderer: 
 # ---------------------------------------------------------------- what is measured of one answer
 
 
-def units(text: str) -> list[str]:
-    """The lower-cased words of a text; digits and punctuation marks stand one by one."""
-    return _UNIT.findall(text.lower())
-
-
-def ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
-    """All runs of `n` words, in order."""
-    return list(zip(*(islice(words, start, None) for start in range(n)), strict=False))
-
-
-def repetition(text: str) -> float:
-    """seq-rep-4: 1 - distinct 4-grams / 4-grams (Welleck et al. 2020, equation 9); 0 where there is none."""
-    found = ngrams(units(text), 4)
-    return 1 - len(set(found)) / len(found) if found else 0.0
-
-
 OF_ANSWER: dict[str, Callable[[Completion], float | bool]] = {
     "repetition": lambda completion: repetition(completion.text),
     "ends_by_itself": lambda completion: completion.finish == "stop",
@@ -266,41 +248,6 @@ def _jackknifed(value: float, without: Sequence[float]) -> Result:
         return Result(value, n, None)
     reach = float(t.ppf(0.975, n - 1)) * jackknife_error(without)
     return Result(value, n, (value - reach, value + reach))
-
-
-def distinct_n(texts: Sequence[Sequence[str]], n: int) -> tuple[float | None, list[float]]:
-    """Distinct n-grams over all n-grams of `texts` (Li et al. 2016), and the same without each text in turn.
-
-    (None, []) where there is no n-gram.
-    """
-    owners: dict[tuple[str, ...], int] = {}  # of an n-gram that one text alone has; -1 of all others
-    counts = [0] * len(texts)
-    for index, words in enumerate(texts):
-        for gram in ngrams(words, n):
-            counts[index] += 1
-            owners[gram] = index if owners.setdefault(gram, index) == index else -1
-    own = [0] * len(texts)
-    for owner in owners.values():
-        if owner >= 0:
-            own[owner] += 1
-    total = sum(counts)
-    if not total:
-        return None, []
-    whole = len(owners) / total
-    without = [
-        (len(owners) - mine) / (total - count) if total > count else whole
-        for mine, count in zip(own, counts, strict=True)
-    ]
-    return whole, without
-
-
-def jackknife_error(without: Sequence[float]) -> float:
-    """The standard error of a figure, from its values without each item in turn (Tukey 1958)."""
-    n = len(without)
-    if n < 2:
-        return 0.0
-    mean = math.fsum(without) / n
-    return math.sqrt((n - 1) / n * math.fsum((value - mean) ** 2 for value in without))
 
 
 def _adjusted(changes: Sequence[Change]) -> list[Change]:
