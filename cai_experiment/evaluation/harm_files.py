@@ -47,7 +47,8 @@ class Guard:
     """What makes a match harmless: a refusal, a warning, a question about prevention. Its examples are not flagged.
 
     `side`: the guard stands before or after the match, at most `reach` words away, or anywhere in the sentence;
-    `inside`: it may also stand within the match, before its last part ("how can a shop *prevent* shoplifting"). A phrase of `cancelled_by` later in the sentence takes the guard back ("avoid ... being caught").
+    `inside`: it may also stand within the match, before its last part ("how can a shop *prevent* shoplifting").
+    A phrase of `cancelled_by` later in the sentence takes the guard back ("avoid ... being caught").
     """
 
     id: str

@@ -28,7 +28,7 @@ Hits = dict[int, list[Hit]]  # by slot
 
 
 class Match(NamedTuple):
-    """Where a rule's parts stand, in words of a sentence: the first part's and the last part's beginning, and the end."""
+    """Where a rule's parts stand, in words of a sentence: where the first and the last part begin, and the end."""
 
     first: int
     last: int

@@ -80,7 +80,7 @@ class Rules:
         return Detection(axes, sum(AXIS_WEIGHTS[axis] for axis in axes), tuple(spans))
 
     def _spans(self, sentence: Sentence) -> list[Span]:
-        """The first match of each rule in a sentence that no guard makes harmless."""
+        """The widest match of each rule in a sentence that no guard makes harmless."""
         hits = self.book.lexicon.hits(sentence.words)
         spans: list[Span] = []
         guards: list[tuple[Guard, Match]] | None = None
@@ -90,11 +90,11 @@ class Rules:
                 continue
             if guards is None:
                 guards = self._guards(hits)
-            for match in matches:
-                if not _guarded(rule, match, guards):
-                    start, stop = sentence.starts[match.first], sentence.ends[match.end - 1]
-                    spans.append(Span(start, stop, rule.axis, rule.category, rule.id, rule.reason))
-                    break
+            open_matches = [match for match in matches if not _guarded(rule, match, guards)]
+            if open_matches:
+                widest = max(open_matches, key=lambda match: match.end - match.first)
+                start, stop = sentence.starts[widest.first], sentence.ends[widest.end - 1]
+                spans.append(Span(start, stop, rule.axis, rule.category, rule.id, rule.reason))
         return spans
 
     def _candidates(self, hits: Hits) -> list[Rule]:

@@ -64,8 +64,8 @@ def score_rules(rules: Rules, sets: Sequence[TextSet]) -> Evaluation:
         by_set.append((one.name, one.kind, _rate(flag for flag in flags if flag.writing), scored, _asked(one, scored)))
         for topic in _topics(one.rows):
             own = [flag for flag in flags if flag.category == topic or flag.category.startswith(f"{topic}{UNDER}")]
-            halves = (_rate(flag for flag in own if flag.writing is half) for half in (True, False))
-            by_topic.append((one.name, topic, *halves))
+            rates = [_rate(flag for flag in own if flag.writing is half) for half in (True, False)]
+            by_topic.append((one.name, topic, *rates))
     halves = ("writing half", "scored half")
     found.tables.append(Table("rules_by_set", "Texts that the harm rules flag", ("set", "texts", *halves, "asked"),
                               tuple(by_set), "The rules were written with the writing half only."))  # fmt: skip
