@@ -54,4 +54,5 @@ MAX_TOKENS_ANSWER = 500
 MAX_TOKENS_CRITIQUE = 300
 SHORTLIST = 3  # principles that are judged in both orders at least, the likeliest violated
 MAX_TOKENS_INSTRUCTION = 120
+MAX_TOKENS_SUM = 64  # "27 plus 28 is 55." and room to ramble
 MAX_TOKENS_MESSAGE = 200  # of the broad grid: five sentences, or a passage to work on

@@ -18,14 +18,11 @@ import pytest
 from cai_experiment.constitution.prompts import NO_ISSUE, Turn, ask_for_answer
 from cai_experiment.engines.base import Completion, Prompt
 from cai_experiment.errors import BadInputError
-from cai_experiment.evaluation.answers import (
-    arithmetic_metrics,
-    distinct_2,
-    text_metrics,
-    truth_metrics,
-)
+from cai_experiment.evaluation.answers import world_found
 from cai_experiment.evaluation.arms import BareRenderer, BothAnswers, BothArms
+from cai_experiment.evaluation.collapse import collapse_watch
 from cai_experiment.evaluation.differences import differences
+from cai_experiment.evaluation.forgetting import score_sums
 from cai_experiment.evaluation.found import Evaluation
 from cai_experiment.evaluation.gates import Gate, generation_gates, training_gates
 from cai_experiment.evaluation.generation import answers_critique, generation_metrics, is_complete
@@ -202,26 +199,22 @@ def both(instruction: str, base: str, trained: str, base_end: str = "stop", trai
     return BothAnswers(instruction, Completion(id, base, base_end), Completion(id, trained, trained_end))
 
 
-def test_text_metrics_see_repetition_length_and_ends() -> None:
+def test_failed_answers_count_for_neither_arm() -> None:
     answers = [
         both("a", "One two. Three four.", "same same same same", trained_end="length"),
         both("b", "Five six.", "Seven eight.", base_end="error"),
     ]
-    metrics, tests = text_metrics(answers)
-    assert metrics["distinct_2_base"].value == 1.0 and metrics["distinct_2_trained"].value == pytest.approx(1 / 3)
-    assert metrics["sentences_base"].value == 2 and metrics["words_trained"].value == 4
-    assert metrics["words_change"].value == 0
-    ends = metrics["ends_by_itself_trained"]
+    metrics = world_found(answers).metrics
+    assert metrics["sentences_base"].value == 2 and metrics["sentences_trained"].n == 1
+    ends = collapse_watch(answers).metrics["ends_by_itself_trained"]
     assert (ends.value, ends.n, ends.unparsed) == (0.0, 1, 1)
-    assert tests["ends_by_itself"].only_before == 1
-    assert distinct_2(["word"]) is None
 
 
 def test_arithmetic_of_repeated_questions() -> None:
     answers = [both("What is 2 plus 3?", "2 plus 3 is 5.", "It is 6."), both("What is 2 plus 3?", "5", "5")]
-    metrics, tests = arithmetic_metrics(answers, ["5", "5"])
-    assert (metrics["arithmetic_base"].value, metrics["arithmetic_trained"].value) == (1.0, 0.5)
-    assert tests["arithmetic"].only_before == 1
+    found = score_sums(answers, ["5", "5"])
+    assert (found.metrics["arithmetic_base"].value, found.metrics["arithmetic_trained"].value) == (1.0, 0.5)
+    assert found.tests["arithmetic"].only_before == 1 and found.differences["arithmetic"].value == -0.5
 
 
 class Scripted:
@@ -382,7 +375,8 @@ def test_all_parts_present() -> None:
 
 def test_truth_of_held_out_answers() -> None:
     one = world_example(1)
-    metrics, tests = truth_metrics([both(one.instruction, one.initial_answer, one.revised_answer)])
+    found = world_found([both(one.instruction, one.initial_answer, one.revised_answer)])
+    metrics, tests = found.metrics, found.tests
     assert (metrics["flawed_answers_base"].value, metrics["flawed_answers_trained"].value) == (1.0, 0.0)
     assert metrics["on_topic_trained"].value == 1.0 and tests["flawed_answers"].only_before == 1
 
@@ -442,16 +436,16 @@ def mvp_metrics(**changed: Result) -> dict[str, Result]:
 
 def test_mvp_gates() -> None:
     assert all(verdicts(training_gates("mvp", mvp_metrics(), Training(), 80)).values()), (
-        "0.90 is exactly 5 points lower"
+        "0.95 is within 5 points"
     )
     sixteen = training_gates("mvp", mvp_metrics(preference_accuracy=Result.rate(16, 20)), Training(), 80)
     assert not sixteen[0].passed, "over 80%, not 80%"
-    forgot = training_gates("mvp", mvp_metrics(arithmetic_trained=Result.rate(359, 400)), Training(), 80)
-    assert [g.name for g in forgot if not g.passed] == ["no forgetting: arithmetic"]
+    runs_on = training_gates("mvp", mvp_metrics(ends_by_itself_trained=Result.rate(90, 200)), Training(), 80)
+    assert [g.name for g in runs_on if not g.passed] == ["no forgetting: answers end by themselves"]
     other_model = {k: v for k, v in mvp_metrics().items() if not k.startswith("flawed")}
     assert "quality up: trained answers preferred" in verdicts(training_gates("mvp", other_model, Training(), 80))
     unmeasured = training_gates("mvp", {"preference_accuracy": Result.rate(20, 20)}, Training(), 80)
-    assert [g.passed for g in unmeasured] == [True, False, False, False]
+    assert [g.passed for g in unmeasured] == [True, False, False]
     assert json.dumps([g.to_json() for g in unmeasured], allow_nan=False)
 
 

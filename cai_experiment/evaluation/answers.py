@@ -1,53 +1,64 @@
-"""What held-out answers of the base model and the trained one say: text, sums, the world's truth."""
+"""Held-out answers of both arms: what the texts themselves say, and what the shipped model's world knows of them."""
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Callable, Sequence
 
 from cai_experiment.engines.base import Completion
-from cai_experiment.evaluation.arms import BothAnswers
-from cai_experiment.judging.result import McNemar, Result, mcnemar, paired_bootstrap
-from cai_experiment.nano.truth import arithmetic_right, is_flawed, on_topic, sentences
+from cai_experiment.evaluation.arms import BothAnswers, BothArms, Speakers
+from cai_experiment.evaluation.collapse import collapse_watch
+from cai_experiment.evaluation.forgetting import score_sums
+from cai_experiment.evaluation.found import Evaluation
+from cai_experiment.evaluation.harm_answers import harm_of_answers
+from cai_experiment.evaluation.slices import with_items
+from cai_experiment.judging.result import McNemar, Result, mcnemar
+from cai_experiment.milestones import MAX_TOKENS_SUM
+from cai_experiment.nano.truth import is_flawed, on_topic, sentences
+from cai_experiment.nano.world import arithmetic_questions
 
-MAX_TOKENS_SUM = 64  # "27 plus 28 is 55." and room to ramble
-
-Metrics = dict[str, Result]
-Tests = dict[str, McNemar]
+TRUTH = "world_truth"  # file of items
 
 
-# ---------------------------------------------------------------- what any model's answers say
+def ask_both(arms: BothArms, name: str, questions: Sequence[str], sums: int) -> tuple[list[BothAnswers], Evaluation]:
+    """Both arms' answers to `questions` (keyed by `name`), and what became of an unrelated skill: `sums` short sums."""
+    both = arms.answer(name, questions)
+    asked = arithmetic_questions(sums, arms.seed)
+    totals = arms.answer("sum", [question for question, _ in asked], MAX_TOKENS_SUM)
+    return both, score_sums(totals, [number for _, number in asked])
 
 
-def text_metrics(answers: Sequence[BothAnswers]) -> tuple[Metrics, Tests]:
-    """Signs of collapse, before and after: answers that end by themselves, distinct word pairs, sentences, words."""
-    read = [a for a in answers if not a.failed]
-    metrics, tests = paired_rate(answers, "ends_by_itself", lambda _, c: c.finish == "stop")
+def answers_found(both: Sequence[BothAnswers], truth: bool, speakers: Speakers) -> Evaluation:
+    """What the answers themselves say: collapse, harm by rules, and the world's truth where it is known."""
+    found = collapse_watch(both, speakers.model, speakers.renderer) + harm_of_answers(both)
+    found.answers = list(both)
+    return found + world_found(both) if truth else found
+
+
+# ---------------------------------------------------------------- the shipped model's truth
+
+
+def world_found(both: Sequence[BothAnswers]) -> Evaluation:
+    """What the written world knows of its own answers: flaws, topic, and how many sentences they have."""
+    metrics, tests = _paired_rate(both, "flawed_answers", lambda _, c: is_flawed(c.text))
+    topic, topic_tests = _paired_rate(both, "on_topic", lambda question, c: on_topic(question, c.text))
+    metrics, tests = metrics | topic, tests | topic_tests
+    read = [a for a in both if not a.failed]
     for arm in ("base", "trained"):
-        texts = [getattr(a, arm).text for a in read]
-        metrics[f"distinct_2_{arm}"] = Result(distinct_2(texts), len(texts), None, len(answers) - len(read))
-        metrics[f"sentences_{arm}"] = Result.mean([float(len(sentences(text))) for text in texts])
-        metrics[f"words_{arm}"] = Result.mean([float(len(text.split())) for text in texts])
-    before, after = ([float(len(getattr(a, arm).text.split())) for a in read] for arm in ("base", "trained"))
-    metrics["words_change"] = paired_bootstrap(before, after)
-    return metrics, tests
+        counts = [float(len(sentences(getattr(a, arm).text))) for a in read]
+        metrics[f"sentences_{arm}"] = Result.mean(counts, len(both) - len(read))
+    rows = [{"id": a.base.id, "instruction": a.instruction, "base": _says(a.instruction, a.base.text),
+             "trained": _says(a.instruction, a.trained.text)} for a in read]  # fmt: skip
+    return Evaluation(with_items(metrics, TRUTH), tests=tests, items={TRUTH: rows})
 
 
-def distinct_2(texts: Sequence[str]) -> float | None:
-    """Distinct word pairs over all word pairs of `texts` (Li et al. 2016): falls when a model repeats itself.
-
-    None where there is no word pair. It depends on the amount of text: compare equal numbers of like answers.
-    """
-    pairs: list[tuple[str, str]] = []
-    for text in texts:
-        words = text.lower().split()
-        pairs += pairwise(words)
-    return len(set(pairs)) / len(pairs) if pairs else None
+def _says(instruction: str, text: str) -> dict[str, object]:
+    count = len(sentences(text))
+    return {"flawed_answers": is_flawed(text), "on_topic": on_topic(instruction, text), "sentences": count}
 
 
-def paired_rate(
+def _paired_rate(
     answers: Sequence[BothAnswers], name: str, holds: Callable[[str, Completion], bool]
-) -> tuple[Metrics, Tests]:
+) -> tuple[dict[str, Result], dict[str, McNemar]]:
     """`name`_base and `name`_trained: the shares of answers for which `holds(instruction, completion)`; and McNemar."""
     read = [a for a in answers if not a.failed]
     before = [holds(a.instruction, a.base) for a in read]
@@ -58,19 +69,3 @@ def paired_rate(
         f"{name}_trained": Result.rate(sum(after), len(read), failed),
     }
     return metrics, {name: mcnemar(before, after)}
-
-
-# ---------------------------------------------------------------- the shipped model's truth
-
-
-def truth_metrics(answers: Sequence[BothAnswers]) -> tuple[Metrics, Tests]:
-    """What the written world knows of its own answers: how many have a flaw, how many are on topic."""
-    flawed, flawed_tests = paired_rate(answers, "flawed_answers", lambda _, c: is_flawed(c.text))
-    topic, topic_tests = paired_rate(answers, "on_topic", lambda question, c: on_topic(question, c.text))
-    return flawed | topic, flawed_tests | topic_tests
-
-
-def arithmetic_metrics(answers: Sequence[BothAnswers], numbers: Sequence[str]) -> tuple[Metrics, Tests]:
-    """A skill that training never touched: short sums, right if the last number of the answer is `numbers`' own."""
-    right = dict(zip((a.instruction for a in answers), numbers, strict=True))
-    return paired_rate(answers, "arithmetic", lambda question, c: arithmetic_right(c.text, right[question]))

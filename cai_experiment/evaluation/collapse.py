@@ -25,7 +25,7 @@ from cai_experiment.evaluation.arms import BothAnswers
 from cai_experiment.evaluation.found import ITEMS_FOLDER, Evaluation, Table
 from cai_experiment.evaluation.gates import Gate
 from cai_experiment.evaluation.ngrams import distinct_n, jackknife_error, repetition, units
-from cai_experiment.judging.result import McNemar, Result, holm, mcnemar, paired_bootstrap
+from cai_experiment.judging.result import McNemar, Result, holm, mcnemar, paired_bootstrap, paired_rate_difference
 
 if TYPE_CHECKING:
     from cai_experiment.engines.base import Completion
@@ -185,12 +185,12 @@ def nll_under_base(model: Any, renderer: Renderer, read: Sequence[BothAnswers]) 
 
 def _change(name: str, base: Figures, trained: Figures) -> Change:
     """Rates by McNemar's test, means by a test of flipped signs; both with a paired bootstrap interval."""
-    difference = paired_bootstrap([float(v) for v in base], [float(v) for v in trained])
     if all(isinstance(value, bool) for value in (*base, *trained)):
         before, after = [bool(v) for v in base], [bool(v) for v in trained]
-        test = mcnemar(before, after)
+        test, change = mcnemar(before, after), paired_rate_difference(before, after)
         arms = [Result.rate(sum(arm), len(arm)) for arm in (before, after)]
-        return Change(MEASURES[name], arms[0], arms[1], difference, test.p_value, test)
+        return Change(MEASURES[name], arms[0], arms[1], change, test.p_value, test)
+    difference = paired_bootstrap([float(v) for v in base], [float(v) for v in trained])
     arms = [Result.mean([float(v) for v in arm]) for arm in (base, trained)]
     p_value = _flipped_signs([float(a) - float(b) for b, a in zip(base, trained, strict=True)])
     return Change(MEASURES[name], arms[0], arms[1], difference, p_value)

@@ -114,7 +114,6 @@ def training_gates(milestone: str, metrics: Metrics, trained: Trained, pairs: in
     return [
         _on(metrics, "preference_accuracy", name, ">", PREFERRED, "training"),
         _quality_up(metrics),
-        _kept(metrics, "arithmetic", "no forgetting: arithmetic"),
         _kept(metrics, "ends_by_itself", "no forgetting: answers end by themselves"),
         *(_world_gates(metrics) if "on_topic_trained" in metrics else []),
     ]

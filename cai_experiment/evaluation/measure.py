@@ -9,7 +9,7 @@ from typing import Any, Sequence
 
 from cai_experiment.constitution.principles import Principle
 from cai_experiment.engines.render import Renderer
-from cai_experiment.evaluation import answers as held
+from cai_experiment.evaluation.answers import answers_found, ask_both
 from cai_experiment.evaluation.arms import BothArms, EngineOver, Speakers, transformers_engine
 from cai_experiment.evaluation.found import Evaluation
 from cai_experiment.evaluation.gates import Trained, generation_gates, training_gates
@@ -19,7 +19,7 @@ from cai_experiment.evaluation.shortcuts import shortcut_metrics
 from cai_experiment.evaluation.verdicts import critiques_again, revisions_again, win_rate
 from cai_experiment.judging.judge import Judge
 from cai_experiment.judging.result import Result
-from cai_experiment.nano.world import arithmetic_questions, held_out_questions
+from cai_experiment.nano.world import held_out_questions
 from cai_experiment.observe.progress import Progress
 from cai_experiment.records.schema import Example
 
@@ -102,7 +102,7 @@ def evaluate_training(
         questions = held_out_instructions(settings, train_pairs, held_out_pairs, unused_instructions, also_trained_on)
         speakers = Speakers(trained.model, tokenizer, renderer, engine_over or transformers_engine)
         found += _evaluate_answers(settings, speakers, questions)
-    found.gates = training_gates(settings.milestone, found.metrics, trained, len(train_pairs))
+    found.gates += training_gates(settings.milestone, found.metrics, trained, len(train_pairs))
     found.notes += warnings(found.metrics)
     return found
 
@@ -121,20 +121,11 @@ def held_out_instructions(
 
 
 def _evaluate_answers(settings: EvaluationSettings, speakers: Speakers, questions: Sequence[str]) -> Evaluation:
-    """Base against trained: text, arithmetic, the judge's preference, and the truth where it is known."""
-    model = speakers.model
-    sums = arithmetic_questions(settings.sums, settings.seed)
-    with Progress(2 * (len(questions) + len(sums)), "held-out answers", settings.verbosity) as progress:
-        arms = BothArms(speakers.bare(), model, settings.seed, progress)
-        both = arms.answer("answer", questions)
-        totals = arms.answer("sum", [question for question, _ in sums], held.MAX_TOKENS_SUM)
-    found = Evaluation(answers=both)
-    parts = [held.text_metrics(both), held.arithmetic_metrics(totals, [number for _, number in sums])]
-    if settings.truth:
-        parts.append(held.truth_metrics(both))
-    for metrics, tests in parts:
-        found.metrics |= metrics
-        found.tests |= tests
+    """Base against trained: text, sums, the base's own preference, and the truth where it is known."""
+    with Progress(2 * (len(questions) + settings.sums), "held-out answers", settings.verbosity) as progress:
+        arms = BothArms(speakers.bare(), speakers.model, settings.seed, progress)
+        both, sums = ask_both(arms, "answer", questions, settings.sums)
+    found = sums + answers_found(both, settings.truth, speakers)
     return found + win_rate(Judge(speakers.base(), "the base model"), both, {})
 
 

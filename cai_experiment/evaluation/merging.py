@@ -10,7 +10,7 @@ from typing import Any, Iterable, Mapping, Sequence
 
 from cai_experiment.evaluation.found import ITEMS_FOLDER, Case, Evaluation
 from cai_experiment.evaluation.naming import file_name, pairs_of_arms, stem
-from cai_experiment.judging.result import Result, holm
+from cai_experiment.judging.result import Result, holm, paired_rate_difference
 from cai_experiment.records.files import make_folder, write_jsonl
 
 FIRST_PARTS = ("generation", "training")  # in this order, then the others as they are named
@@ -115,8 +115,9 @@ def add_differences(report: Report) -> None:
         if name in tests and name not in differences and n and n == metrics[f"{name}_trained"]["n"]:
             lost, gained = tests[name]["only_base"], tests[name]["only_trained"]
             unparsed = metrics[f"{name}_trained"]["unparsed"]
-            changes = [-1.0] * lost + [1.0] * gained + [0.0] * (n - lost - gained)
-            differences[name] = Result.mean(changes, unparsed).to_json()
+            same = [True] * (n - lost - gained)
+            before, after = [True] * lost + [False] * gained + same, [False] * lost + [True] * gained + same
+            differences[name] = paired_rate_difference(before, after, unparsed).to_json()
 
 
 # ---------------------------------------------------------------- one part

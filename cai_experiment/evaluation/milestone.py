@@ -10,28 +10,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cai_experiment.constitution.principles import Principle
-from cai_experiment.evaluation import answers as held
+from cai_experiment.evaluation.answers import answers_found, ask_both
 from cai_experiment.evaluation.arms import BothAnswers, BothArms, Remembered, Speakers
-from cai_experiment.evaluation.collapse import collapse_watch
-from cai_experiment.evaluation.forgetting import score_sums
 from cai_experiment.evaluation.found import Evaluation
 from cai_experiment.evaluation.gates import milestone_gates
-from cai_experiment.evaluation.harm_answers import harm_of_answers
 from cai_experiment.evaluation.measure import SUMS, warnings
 from cai_experiment.evaluation.perplexity import own_texts, perplexity, world_texts
 from cai_experiment.evaluation.preference import Pair, score_pairs
-from cai_experiment.evaluation.slices import held_out_preference, with_items
+from cai_experiment.evaluation.slices import held_out_preference
 from cai_experiment.evaluation.verdicts import NONE_BROKEN, critiques_again, revisions_again, win_rate
 from cai_experiment.judging.fitness import UNREAD, judge_fitness, known_answers, world_comparisons
 from cai_experiment.judging.judge import Judge
 from cai_experiment.judging.result import Result
-from cai_experiment.nano.truth import is_flawed, on_topic, sentences
-from cai_experiment.nano.world import arithmetic_questions
 from cai_experiment.observe.progress import Progress
 from cai_experiment.records.schema import Example
 
 JUDGED = 200  # examples that another judge reads again: a rate is then known to within 7 points
-TRUTH = "world_truth"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,39 +64,12 @@ def ask_target(scope: Scope, speakers: Speakers, remembered: Remembered | None =
     """Everything that needs base and trained model in memory: held-out pairs, answers, sums, clean text."""
     scores = score_pairs(speakers.model, speakers.renderer, scope.held_out, reference=scope.reference)
     found = held_out_preference(scope.train, scope.held_out, scores, scope.principles_of_pairs)
-    sums = arithmetic_questions(scope.sums, scope.seed)
-    with Progress(2 * (len(scope.questions) + len(sums)), "held-out answers", scope.verbosity) as progress:
+    with Progress(2 * (len(scope.questions) + scope.sums), "held-out answers", scope.verbosity) as progress:
         arms = BothArms(speakers.bare(), speakers.model, scope.seed, progress, remembered)
-        both = arms.answer("held_out", scope.questions)
-        totals = arms.answer("sum", [question for question, _ in sums], held.MAX_TOKENS_SUM)
-    found += answers_found(both, scope.truth, speakers)
-    found += score_sums(totals, [number for _, number in sums])
+        both, sums = ask_both(arms, "held_out", scope.questions, scope.sums)
+    found += sums + answers_found(both, scope.truth, speakers)
     texts = world_texts(seed=scope.seed) if scope.truth else own_texts()
     return found + perplexity(speakers.model, speakers.renderer, texts)
-
-
-def answers_found(both: Sequence[BothAnswers], truth: bool, speakers: Speakers) -> Evaluation:
-    """What the answers themselves say: collapse, harm by rules, and the world's truth where it is known."""
-    found = collapse_watch(both, speakers.model, speakers.renderer) + harm_of_answers(both)
-    found.answers = list(both)
-    return found + world_found(both) if truth else found
-
-
-def world_found(both: Sequence[BothAnswers]) -> Evaluation:
-    """What the written world knows of its own answers: flaws, topic, and how many sentences they have."""
-    metrics, tests = held.truth_metrics(both)
-    read = [a for a in both if not a.failed]
-    for arm in ("base", "trained"):
-        counts = [float(len(sentences(getattr(a, arm).text))) for a in read]
-        metrics[f"sentences_{arm}"] = Result.mean(counts, len(both) - len(read))
-    rows = [{"id": a.base.id, "instruction": a.instruction, "base": _says(a.instruction, a.base.text),
-             "trained": _says(a.instruction, a.trained.text)} for a in read]  # fmt: skip
-    return Evaluation(with_items(metrics, TRUTH), tests=tests, items={TRUTH: rows})
-
-
-def _says(instruction: str, text: str) -> dict[str, object]:
-    count = len(sentences(text))
-    return {"flawed_answers": is_flawed(text), "on_topic": on_topic(instruction, text), "sentences": count}
 
 
 # ---------------------------------------------------------------- the judge

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cai_experiment.constitution.principles import load_constitution
 from cai_experiment.constitution.prompts import ask_for_answer
-from cai_experiment.errors import EXIT_OK
+from cai_experiment.errors import EXIT_OK, BadInputError
 from cai_experiment.milestones import MILESTONES, SCRIPTS, Milestone
 from cai_experiment.models.presets import ModelChoice
 from cai_experiment.nano import is_nano
@@ -48,7 +48,15 @@ def suites_of(args: argparse.Namespace, milestone: Milestone, truth: bool) -> li
         return list(dict.fromkeys(args.suite))
     if truth or milestone.name in PLUMBING_ONLY:
         return ["milestone"]
-    return ["milestone", "forgetting", *(FETCHED if milestone.name == "full" else ())]
+    if milestone.name != "full":
+        return ["milestone", "forgetting"]
+    if args.judge is None and not args.plan:
+        raise BadInputError(
+            "milestone full's MT-Bench is graded by a judge, and none is named",
+            "add --judge URL or --judge MODEL, or name the suites that need none: --suite milestone --suite forgetting "
+            "--suite harmbench",
+        )
+    return ["milestone", "forgetting", *FETCHED]
 
 
 def evaluate(args: argparse.Namespace, milestone: Milestone, choice: ModelChoice) -> dict[str, Any]:
@@ -107,6 +115,7 @@ def run_suite(suite: str, args: argparse.Namespace, milestone: Milestone, truth:
 
 def milestone_suite(args: argparse.Namespace, milestone: Milestone, truth: bool, target: Target) -> Evaluation:
     """Held-out pairs, answers, harm, collapse, what was forgotten, and a judge's word."""
+    from cai_experiment.evaluation import labels
     from cai_experiment.evaluation import milestone as full
 
     accepted, rejected = _held_out.held_out_run(args, milestone)
@@ -118,7 +127,7 @@ def milestone_suite(args: argparse.Namespace, milestone: Milestone, truth: bool,
     if args.judge is not None:
         principles = load_constitution(args.constitution).principles
         found += full.judge_again(scope, judge, *run_examples(folder), principles)
-    return full.conclude(scope, found)  # + labels.agreement(folder)
+    return full.conclude(scope, found) + labels.agreement(folder)
 
 
 def run_examples(folder: Path) -> tuple[list[Example], list[Example]]:

@@ -43,6 +43,7 @@ from cai_experiment.scripts._plumbing import plumbing_examples
 
 FOLDER = "held_out"  # in the run's data folder
 HELD_OUT = 200  # instructions: the gate passes about half, and a rate of 100 pairs is known to within 9 points
+FEW = {"single": 20, "batch": 20}  # where a training of a few steps is looked at
 CARRIED = ("run", "data_dir", "constitution", "batch_size", "random_weights", "seed", "price_per_hour", "verbosity")
 NEAR_TRAINING = "in_or_near_the_training_run"
 SAME_MODEL = ("model", "weights_sha256")  # whatever engine and precision speak for it
@@ -51,8 +52,9 @@ SAME_MODEL = ("model", "weights_sha256")  # whatever engine and precision speak 
 def add_held_out_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of a script that makes held-out pairs."""
     group = parser.add_argument_group("held-out pairs")
-    group.add_argument("--held-out", type=positive_int, default=HELD_OUT, metavar="N",
-                       help="to make them of, none near the training run's (default: %(default)s)")  # fmt: skip
+    group.add_argument("--held-out", type=positive_int, metavar="N",
+                       help=f"to make them of, none near the training run's (default: {HELD_OUT}; at milestones 0 and "
+                            f"1 {FEW['batch']})")  # fmt: skip
     group.add_argument("--held-out-instructions", type=Path, metavar="FILE",
                        help="take them from FILE (default: written by the model)")  # fmt: skip
     group.add_argument("--held-out-field", metavar="NAME", help="the field of FILE that holds the instruction")

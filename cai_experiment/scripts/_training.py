@@ -22,7 +22,14 @@ from cai_experiment.scripts._sft import WarmStart, is_alone
 from cai_experiment.training import processes
 from cai_experiment.training.data import Pair, read_pairs
 from cai_experiment.training.plumbing import is_plumbing, label, plumbing_pairs
-from cai_experiment.training.settings import SPEC_LEARNING_RATE, DPOSettings, TrainResult, check_flags, steps_for
+from cai_experiment.training.settings import (
+    SPEC_LEARNING_RATE,
+    DPOSettings,
+    TrainResult,
+    adapter_sha256,
+    check_flags,
+    steps_for,
+)
 
 if TYPE_CHECKING:
     from cai_experiment.engines.load import LoadSettings
@@ -165,7 +172,7 @@ def evaluate_and_report(
         peak_gpu_gb={"training": peak},
         price_per_hour=args.price_per_hour,
         next_command=next_command(args, milestone, AFTER_TRAINING.get(milestone.name, milestone.next_command)),
-        history=trained.history,
+        history=trained.history, adapter=adapter_sha256(trained.adapter_dir),
     )  # fmt: skip
     return write_report(folder, evaluation, facts)
 

@@ -24,10 +24,9 @@ if not __package__:  # run as a file: import from this checkout, whatever the cu
 
 from cai_experiment.errors import EXIT_NO_GO, EXIT_OK, BadInputError
 from cai_experiment.milestones import MILESTONES
-from cai_experiment.models.hardware import detect
 from cai_experiment.models.presets import resolve_model
 from cai_experiment.records.store import RunFolder
-from cai_experiment.scripts import _evaluation, _evaluation_flags
+from cai_experiment.scripts import _evaluation, _evaluation_flags, _held_out, _plan
 from cai_experiment.scripts._common import run_main
 from cai_experiment.scripts._following import take_generator
 
@@ -50,9 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise BadInputError("neither --milestone nor --run is given", "e.g. --milestone mvp")
     args.milestone = args.milestone or _evaluation.milestone_of(args)
     args.run = args.run or args.milestone
-    milestone, hardware = MILESTONES[args.milestone], detect()
-    whose = take_generator(args)
-    choice = resolve_model(args.model, hardware)
+    args.held_out = args.held_out or _held_out.FEW.get(args.milestone, _held_out.HELD_OUT)
+    milestone, whose = MILESTONES[args.milestone], take_generator(args)
+    choice = resolve_model(args.model, _plan.machine(args))
     if args.plan:
         print(*_evaluation.plan(args, milestone, choice), sep="\n")
         return EXIT_OK
