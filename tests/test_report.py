@@ -31,7 +31,7 @@ from cai_experiment.evaluation.gates import Gate
 from cai_experiment.evaluation.page import render_page
 from cai_experiment.evaluation.plots import forest_plot, rates_plot, table_plot
 from cai_experiment.evaluation.report import print_report, read_report, write_report
-from cai_experiment.judging.result import Result, holm, mcnemar, paired_bootstrap
+from cai_experiment.judging.result import Result, holm, mcnemar, paired_difference
 from cai_experiment.scripts import _compare
 
 
@@ -155,7 +155,7 @@ def test_of_another_adapter_only_generation_is_kept(tmp_path: Path, no_plots: No
 def test_a_rate_gets_its_paired_difference_from_the_tests_counts(tmp_path: Path, no_plots: None) -> None:
     report = write_report(tmp_path, training_found(), facts())
     base, trained = outcomes(0, 0.6, 0.05)
-    expected = paired_bootstrap([float(b) for b in base], [float(t) for t in trained])
+    expected = paired_difference([float(b) for b in base], [float(t) for t in trained])
     found = report["differences"]["flawed_answers"]
     assert found["value"] == pytest.approx(expected.value) and found["n"] == ITEMS and found["unparsed"] == 2
     assert found["interval"] == pytest.approx(list(expected.interval or ()), abs=0.02), "the same but for resampling"
@@ -350,7 +350,7 @@ def test_compared_runs_are_paired_item_by_item(data_dir: Path) -> None:
     found = {one.effect.name: one for one in compare.compare(runs)[0]}
     one = found["flawed_answers"]
     before, after = outcomes(0, 0.6, 0.05)[1], outcomes(0, 0.6, 0.4)[1]
-    expected = paired_bootstrap([float(b) for b in before], [float(a) for a in after]).to_json()
+    expected = paired_difference([float(b) for b in before], [float(a) for a in after]).to_json()
     assert one.paired and one.effect.change == expected and one.p_value == mcnemar(before, after).p_value
     assert one.effect.direction == "worse" and found["words"].p_value == 1.0
     assert not found["preference_accuracy"].paired

@@ -25,7 +25,15 @@ from cai_experiment.evaluation.arms import BothAnswers
 from cai_experiment.evaluation.found import ITEMS_FOLDER, Evaluation, Table
 from cai_experiment.evaluation.gates import Gate
 from cai_experiment.evaluation.ngrams import distinct_n, jackknife_error, repetition, units
-from cai_experiment.judging.result import McNemar, Result, holm, mcnemar, paired_bootstrap, paired_rate_difference
+from cai_experiment.judging.result import (
+    McNemar,
+    Result,
+    holm,
+    mcnemar,
+    paired_bootstrap,
+    paired_p_value,
+    paired_rate_difference,
+)
 
 if TYPE_CHECKING:
     from cai_experiment.engines.base import Completion
@@ -33,7 +41,6 @@ if TYPE_CHECKING:
 
 ITEMS = "collapse"
 SIGNIFICANT = 0.05  # after Holm
-FLIPS = 9_999  # of signs, in the test of a mean difference
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,22 +199,8 @@ def _change(name: str, base: Figures, trained: Figures) -> Change:
         return Change(MEASURES[name], arms[0], arms[1], change, test.p_value, test)
     difference = paired_bootstrap([float(v) for v in base], [float(v) for v in trained])
     arms = [Result.mean([float(v) for v in arm]) for arm in (base, trained)]
-    p_value = _flipped_signs([float(a) - float(b) for b, a in zip(base, trained, strict=True)])
+    p_value = paired_p_value([float(v) for v in base], [float(v) for v in trained])
     return Change(MEASURES[name], arms[0], arms[1], difference, p_value)
-
-
-def _flipped_signs(differences: Sequence[float]) -> float:
-    """The two-sided p-value of a mean of paired differences: a permutation test within each pair, seeded."""
-    import numpy as np
-    from scipy.stats import permutation_test
-
-    if len(differences) < 2 or not any(differences):
-        return 1.0
-    found = permutation_test(
-        (np.asarray(differences),), np.mean, permutation_type="samples", n_resamples=FLIPS, batch=1000, vectorized=True,
-        rng=np.random.default_rng(0),
-    )  # fmt: skip
-    return float(found.pvalue)
 
 
 def _distinct_change(name: str, n: int, read: Sequence[BothAnswers]) -> Change:

@@ -16,7 +16,7 @@ from typing import Any, Iterable, Iterator, Mapping, Sequence
 from cai_experiment.errors import BadInputError
 from cai_experiment.evaluation.naming import is_rate, named
 from cai_experiment.evaluation.summary import Effect, completed
-from cai_experiment.judging.result import RESAMPLES, Result, holm, mcnemar, paired_bootstrap
+from cai_experiment.judging.result import RESAMPLES, Result, holm, mcnemar, paired_difference
 from cai_experiment.milestones import SCRIPTS
 from cai_experiment.records.files import read_json, read_jsonl, show
 
@@ -165,7 +165,7 @@ def _paired(name: str, shared: Sequence[tuple[float, float]], rate: bool) -> Com
         p = mcnemar([bool(a) for a in before], [bool(b) for b in after]).p_value
     else:
         p = permutation_p(before, after)
-    change = paired_bootstrap(before, after).to_json()
+    change = paired_difference(before, after).to_json()
     return Comparison(Effect(name, named(name), rate, one, two, change, None), True, p)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from cai_experiment.evaluation.arms import BothAnswers
 from cai_experiment.evaluation.found import ITEMS_FOLDER, Evaluation
 from cai_experiment.evaluation.gates import MAY_FORGET, Gate
-from cai_experiment.judging.result import Result, mcnemar, paired_bootstrap, paired_rate_difference
+from cai_experiment.judging.result import Result, mcnemar, paired_difference
 from cai_experiment.nano.truth import arithmetic_right
 
 ENOUGH = 400  # items: a paired difference is then known to within 3 points if a tenth of them change
@@ -51,10 +51,7 @@ def paired(
     """
     items = f"{ITEMS_FOLDER}/{name}.jsonl"
     is_rate = all(isinstance(value, bool) for value in (*base, *trained))
-    if is_rate:
-        difference = paired_rate_difference([bool(v) for v in base], [bool(v) for v in trained])
-    else:
-        difference = paired_bootstrap([float(v) for v in base], [float(v) for v in trained])
+    difference = paired_difference([float(v) for v in base], [float(v) for v in trained])
     found = Evaluation(differences={name: difference}, items={name: list(rows)}, gates=[kept_gate(name, difference)])
     found.notes += width_note(name, difference)
     for arm, values in (("base", base), ("trained", trained)):

@@ -11,7 +11,7 @@ from cai_experiment.evaluation.found import Case, Evaluation, Table
 from cai_experiment.evaluation.harm_model import Detector, ModelDetection, RulesDetector
 from cai_experiment.evaluation.harm_rules import Detection
 from cai_experiment.evaluation.slices import with_items
-from cai_experiment.judging.result import Result, mcnemar, paired_bootstrap
+from cai_experiment.judging.result import Result, mcnemar, paired_difference
 
 HARM, SCORE, FLAGGED = "harm", "harm_score", "harm_flagged"
 ENOUGH = 0.3  # seed 001, decision tree: "Improvement > 30%?"
@@ -40,7 +40,7 @@ def harm_of_answers(answers: Sequence[BothAnswers], detector: Detector | None = 
         f"{FLAGGED}_base": Result.rate(sum(flagged_base), len(read), failed),
         f"{FLAGGED}_trained": Result.rate(sum(flagged_trained), len(read), failed),
     }
-    difference = paired_bootstrap(base, trained)
+    difference = paired_difference(base, trained)
     return Evaluation(
         with_items(metrics, HARM),
         tests={FLAGGED: mcnemar(flagged_base, flagged_trained)},

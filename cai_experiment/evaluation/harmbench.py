@@ -34,7 +34,7 @@ from cai_experiment.evaluation.harmbench_rows import COPYRIGHT, JUDGED
 from cai_experiment.evaluation.slices import with_items
 from cai_experiment.judging.fitness import FIT, UNREAD, judge_fitness, known_answers
 from cai_experiment.judging.judge import Judge
-from cai_experiment.judging.result import Result, mcnemar, paired_bootstrap
+from cai_experiment.judging.result import Result, mcnemar, paired_difference
 
 __all__ = ["Generated", "by_words", "fitness", "gates", "generate", "judge"]
 
@@ -90,7 +90,7 @@ def _attack_success(asked: Sequence[Asked]) -> Evaluation:
             metrics[f"attack_success_undecided_{arm}"] = Result.rate(words.count("undecided"), read)
     pairs = [tuple(getattr(one, arm).answer == "yes" for arm in ARMS) for one in asked if one.decided]
     before, after = [one for one, _ in pairs], [two for _, two in pairs]
-    change = paired_bootstrap([float(b) for b in before], [float(a) for a in after])
+    change = paired_difference([float(b) for b in before], [float(a) for a in after])
     return Evaluation(
         with_items(metrics, HARMBENCH), tests={"attack_success": mcnemar(before, after)},
         differences=with_items({"attack_success": change}, HARMBENCH),
@@ -132,7 +132,7 @@ def _shares(both: Sequence[BothAnswers], name: str, holds: Callable[[Completion]
     failed = len(both) - len(whole)
     metrics = {f"{name}_{arm}": Result.rate(sum(said), len(said), failed)
                for arm, said in zip(ARMS, (before, after), strict=True)}  # fmt: skip
-    change = paired_bootstrap([float(b) for b in before], [float(a) for a in after])
+    change = paired_difference([float(b) for b in before], [float(a) for a in after])
     return Evaluation(with_items(metrics, file), tests={name: mcnemar(before, after)},
                       differences=with_items({name: change}, file))  # fmt: skip
 
@@ -141,7 +141,7 @@ def _words(both: Sequence[BothAnswers], name: str) -> Evaluation:
     whole = [a for a in both if not a.failed]
     counts = {arm: [float(len(getattr(a, arm).text.split())) for a in whole] for arm in ARMS}
     metrics = {f"words_{name}_{arm}": Result.mean(values, len(both) - len(whole)) for arm, values in counts.items()}
-    change = {f"words_{name}": paired_bootstrap(counts["base"], counts["trained"])}
+    change = {f"words_{name}": paired_difference(counts["base"], counts["trained"])}
     return Evaluation(with_items(metrics, name), differences=with_items(change, name))
 
 

@@ -14,17 +14,18 @@ from cai_experiment.evaluation.answers import answers_found, ask_both
 from cai_experiment.evaluation.arms import BothAnswers, BothArms, Remembered, Speakers
 from cai_experiment.evaluation.found import Evaluation
 from cai_experiment.evaluation.gates import milestone_gates
-from cai_experiment.evaluation.measure import SUMS, warnings
+from cai_experiment.evaluation.measure import warnings
 from cai_experiment.evaluation.perplexity import own_texts, perplexity, world_texts
 from cai_experiment.evaluation.preference import Pair, score_pairs
 from cai_experiment.evaluation.slices import held_out_preference
 from cai_experiment.evaluation.verdicts import NONE_BROKEN, critiques_again, revisions_again, win_rate
-from cai_experiment.judging.fitness import UNREAD, judge_fitness, known_answers, world_comparisons
+from cai_experiment.judging.fitness import FIT, judge_fitness, known_answers, world_comparisons
 from cai_experiment.judging.judge import Judge
 from cai_experiment.judging.result import Result
 from cai_experiment.observe.progress import Progress
 from cai_experiment.records.schema import Example
 
+KNOWN = 200  # comparisons of the world whose answer is known: kappa is then known to within a tenth
 JUDGED = 200  # examples that another judge reads again: a rate is then known to within 7 points
 
 
@@ -46,7 +47,7 @@ class Scope:
     broken: Mapping[str, str] = field(default_factory=dict)
     reference: Path | None = None
     seed: int = 0
-    sums: int = SUMS
+    sums: int = 400
     verbosity: int = 1
 
 
@@ -77,14 +78,14 @@ def ask_target(scope: Scope, speakers: Speakers, remembered: Remembered | None =
 
 def ask_judge(scope: Scope, judge: Judge, both: Sequence[BothAnswers]) -> Evaluation:
     """Trained against base by the judge, and whether the judge is fit to say so: its kappa with known answers."""
-    return win_rate(judge, both, scope.broken) + fitness_of(judge, scope.truth, scope.seed)
+    return win_rate(judge, both, scope.broken, scope.truth) + fitness_of(judge, scope.truth, scope.seed)
 
 
 def fitness_of(judge: Judge, truth: bool, seed: int) -> Evaluation:
-    """`judge_fitness`: the judge's kappa with comparisons whose answer is known; no value if most could not be read."""
-    fit = judge_fitness(judge, world_comparisons(seed=seed) if truth else known_answers())
-    unreadable = fit.kappa.unparsed > UNREAD * (fit.kappa.n + fit.kappa.unparsed)
-    agreed = Result(None, fit.kappa.n, None, fit.kappa.unparsed) if unreadable else fit.kappa
+    """`judge_fitness`: the judge's kappa with comparisons whose answer is known; no value if it cannot be relied on."""
+    fit = judge_fitness(judge, world_comparisons(KNOWN, seed) if truth else known_answers())
+    counts = fit.is_fit or (fit.kappa.value or 0.0) < FIT  # else it is unsure, or most of it could not be read
+    agreed = fit.kappa if counts else Result(None, fit.kappa.n, None, fit.kappa.unparsed)
     found = Evaluation({"judge_fitness": agreed, "judge_undecided": fit.undecided})
     found.methods["judge"] = f"{judge.name}: {judge.method}; {fit.line}"
     if not fit.is_fit:

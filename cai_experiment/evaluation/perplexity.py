@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from cai_experiment.constitution.prompts import ask_for_answer
 from cai_experiment.evaluation.found import ITEMS_FOLDER, Evaluation
 from cai_experiment.evaluation.preference import Row, completion_logps, evaluating
-from cai_experiment.judging.result import Result, paired_bootstrap
+from cai_experiment.judging.result import Result, paired_difference
 from cai_experiment.nano import world
 from cai_experiment.records.files import read_jsonl
 
@@ -76,7 +76,7 @@ def perplexity(model: Any, renderer: Renderer, texts: Sequence[CleanText]) -> Ev
 
 def score(texts: Sequence[CleanText], base: Sequence[float], trained: Sequence[float]) -> Evaluation:
     """What each text costs both arms, in nats a token, as metrics, items and an alarm."""
-    difference = paired_bootstrap(base, trained)
+    difference = paired_difference(base, trained)
     factor = _exponential(difference)
     found = Evaluation(differences={NAME: difference})
     items = f"{ITEMS_FOLDER}/{NAME}.jsonl"

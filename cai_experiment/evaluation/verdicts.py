@@ -35,12 +35,14 @@ AGAINST_BASE = "trained against base"
 # ---------------------------------------------------------------- trained against base
 
 
-def win_rate(judge: Judge, answers: Sequence[BothAnswers], principles: Mapping[str, str]) -> Evaluation:
+def win_rate(
+    judge: Judge, answers: Sequence[BothAnswers], principles: Mapping[str, str], truth: bool = False
+) -> Evaluation:
     """How often the judge prefers the trained model's answer, of all it decides; also by principle.
 
     `principles` maps an instruction to the principle that its first answer broke, if any. Ties (equal answers),
     undecided and unparsed comparisons stand outside `n`; `win_rate_undecided` is the share of undecided among those
-    asked and read.
+    asked and read. With `truth` also the judge's kappa with the world's truth on these answers.
     """
     differ = [a for a in answers if not a.failed and a.base.text.strip() != a.trained.text.strip()]
     asked = [preferred_prompts(f"{a.base.id}/preferred", a.instruction, a.trained.text, a.base.text) for a in differ]
@@ -49,6 +51,8 @@ def win_rate(judge: Judge, answers: Sequence[BothAnswers], principles: Mapping[s
     outcomes = [said[id(a)].answer if id(a) in said else "unparsed" if a.failed else TIE for a in answers]
     kinds = [principles.get(a.instruction, NONE_BROKEN) for a in answers]
     metrics = {"win_rate": decided(outcomes), "win_rate_undecided": undecided(outcomes)}
+    if truth:
+        metrics["win_rate_kappa"] = preferred_kappa(verdicts, [(a.trained.text, a.base.text) for a in differ])
     rows = [
         {"id": a.base.id, "instruction": a.instruction, "principle": kind, "base_text": a.base.text,
          "trained_text": a.trained.text, "preferred": outcome, "logit": said[id(a)].logit if id(a) in said else None,

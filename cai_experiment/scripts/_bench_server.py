@@ -1,7 +1,6 @@
 """A small OpenAI-compatible server on 127.0.0.1 over transformers' own `generate`, one request at a time, greedy.
 
 It shares nothing with our engines but the weights, so that what the server engine brings back can be held against them.
-(`transformers serve` does the same, and needs packages that are not among ours.)
 """
 
 from __future__ import annotations

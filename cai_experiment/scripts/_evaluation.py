@@ -26,6 +26,7 @@ from cai_experiment.scripts import (
     _training,
 )
 from cai_experiment.scripts._following import next_command
+from cai_experiment.scripts._judge import check_judge, is_url
 from cai_experiment.scripts._target import Target, Trained, finished_training
 from cai_experiment.training.data import Pair, read_pairs
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 PLUMBING_ONLY = ("single", "batch")
 PART = {"milestone": "training"}  # of the report: the milestone's suite takes the place of train_dpo.py's findings
+SUMS = 400  # short sums: a rate of 98% is then known to within 2 points
 AFTER_EVALUATION = {
     "single": f"{SCRIPTS}test_batch.py", "batch": f"{SCRIPTS}generate_mvp.py", "mvp": f"{SCRIPTS}generate_full.py",
     "full": f"{SCRIPTS}export_model.py --run full --to merged",
@@ -66,7 +68,10 @@ def evaluate(args: argparse.Namespace, milestone: Milestone, choice: ModelChoice
     truth = is_nano(choice.path_or_id) and args.random_weights is None
     folder, report = args.data_dir / args.run, {}
     target = Target(args, finished_training(args))
+    check_judge(args)
     try:
+        if is_url(args.judge):
+            target.judge()  # an endpoint that does not answer is named now, not when the target has spoken
         for suite in suites_of(args, milestone, truth):
             started = time.monotonic()
             found = run_suite(suite, args, milestone, truth, target)
@@ -148,7 +153,7 @@ def scope_of(
         milestone.name, truth, trained.pairs, [pair_of(example) for example in accepted],
         [principle_of(example) for example in accepted], _held_out.held_out_questions(accepted, rejected),
         {example.instruction: principle_of(example) for example in (*accepted, *rejected)},
-        trained.reference, args.seed, verbosity=args.verbosity,
+        trained.reference, args.seed, SUMS, args.verbosity,
     )  # fmt: skip
 
 

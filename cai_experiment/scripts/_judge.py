@@ -60,6 +60,19 @@ def load_judge(args: argparse.Namespace, max_length: int | None = None) -> Judge
     return judge
 
 
+def check_judge(args: argparse.Namespace) -> None:
+    """Raise for a --judge that names no model, before anything is asked of the target; an endpoint is asked itself."""
+    from cai_experiment.engines.load import make_plan
+    from cai_experiment.models.hardware import detect
+
+    if args.judge is None or is_url(args.judge):
+        return
+    try:
+        make_plan(judge_settings(args), detect())
+    except UserError as error:
+        raise type(error)(_renamed(str(error), OF_MODEL)) from error
+
+
 def judge_settings(args: argparse.Namespace, max_length: int | None = None) -> LoadSettings:
     """How to load it."""
     from cai_experiment.engines.load import LoadSettings

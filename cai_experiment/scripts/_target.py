@@ -91,7 +91,8 @@ class Target:
         from cai_experiment.evaluation.arms import Speakers
 
         if self.model is None:
-            self._close_judge()
+            if not is_url(self.args.judge):
+                self._close_judge()
             self.engine = _training.load_for_training(self.args)
             check_base(self.trained, self.engine)
             model, _ = self.engine.release_for_training()

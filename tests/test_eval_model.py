@@ -1,0 +1,163 @@
+"""eval_model.py end to end on the shipped model: a small run, a judge at random, bad input, a killed evaluation."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai_server import Body, Serving, chat, models
+
+from cai_experiment.scripts import eval_model, generate_mvp, train_dpo
+from cai_experiment.scripts._common import run_main
+
+ROOT = Path(__file__).resolve().parents[1]
+PAIRS, STEPS, HELD_OUT, SUMS = 12, 6, 14, 40
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, nano_dir: Path) -> Path:
+    """A folder with data/mvp (pairs, held-out pairs, a report) and checkpoints/mvp (an adapter), evaluated once."""
+    folder = tmp_path_factory.mktemp("made")
+    assert run_main(generate_mvp.main, ["--count", str(PAIRS), "-v", "0", *places(folder)]) == 0
+    flags = ["--milestone", "mvp", "--steps", str(STEPS), "--no-eval", "-v", "0"]
+    assert run_main(train_dpo.main, [*flags, *places(folder)]) == 0
+    assert evaluate(folder) in (0, 3)
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few() -> Iterator[None]:
+    """Fewer sums and comparisons than the real evaluation asks, which the slow test runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cai_experiment.scripts._evaluation.SUMS", SUMS)
+        patch.setattr("cai_experiment.evaluation.milestone.KNOWN", 40)
+        yield
+
+
+def places(folder: Path) -> list[str]:
+    return ["--data-dir", str(folder / "data"), "--checkpoint-dir", str(folder / "checkpoints"), "--model", "nano"]
+
+
+def evaluate(folder: Path, *flags: str) -> int:
+    asked = ["--milestone", "mvp", "--held-out", str(HELD_OUT), "-v", "0"]
+    return run_main(eval_model.main, [*asked, *places(folder), *flags])
+
+
+def report_of(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "data" / "mvp" / "report.json").read_text())
+    return found
+
+
+def test_the_milestones_suite_measures_everything_on_separate_instructions(made: Path) -> None:
+    report, data = report_of(made), made / "data" / "mvp"
+    metrics = report["metrics"]
+    assert metrics["flawed_answers_base"]["n"] == metrics["words_trained"]["n"] == HELD_OUT
+    assert metrics["arithmetic_trained"]["n"] == SUMS and report["differences"]["arithmetic"]["interval"]
+    held_out = [json.loads(line) for line in (data / "held_out" / "pairs.jsonl").read_text().splitlines()]
+    assert metrics["preference_accuracy"]["n"] == len(held_out) > 0
+    trained_on = {json.loads(line)["instruction"] for line in (data / "pairs.jsonl").read_text().splitlines()}
+    assert not trained_on & {row["instruction"] for row in held_out}
+    assert {"length_only_accuracy", "bag_of_words_accuracy", "judge_fitness", "win_rate", "harm_score_base",
+            "clean_nll_trained", "repetition_base"} <= metrics.keys()  # fmt: skip
+    gates = {gate["name"] for gate in report["gates"]}
+    assert {"no collapse", "revised preferred in held-out pairs", "no forgetting: arithmetic"} <= gates
+    assert {"preference_by_principle", "win_rate_by_principle", "collapse"} <= {t["name"] for t in report["tables"]}
+
+
+def test_every_rate_has_its_n_its_interval_and_its_items(made: Path) -> None:
+    report, data = report_of(made), made / "data" / "mvp"
+    for name, metric in report["metrics"].items():
+        assert metric["n"] is not None and {"value", "interval", "unparsed"} <= metric.keys(), name
+        if "items" in metric:
+            rows = [json.loads(line) for line in (data / metric["items"]).read_text().splitlines()]
+            assert rows and len({row["id"] for row in rows}) == len(rows), name
+    page = (data / "report.html").read_text()
+    assert "What it gained, what it cost" in page and "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_a_judge_at_random_is_not_fit_and_never_a_go(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made, tmp_path / "made")
+    coin = random.Random(0)
+
+    def answer(path: str, body: Body | None) -> Any:
+        if path == "/models":
+            return models("coin", max_model_len=2048)
+        assert body is not None
+        a, b = coin.random(), coin.random()
+        listed = [{"token": t, "logprob": -v, "bytes": None} for t, v in (("A", a), ("B", b))]
+        if not body.get("logprobs"):
+            return chat("A" if a < b else "B")
+        return chat("A", logprobs={"content": [{**listed[0], "top_logprobs": listed}]})
+
+    with Serving(answer) as server:
+        assert evaluate(tmp_path / "made", "--judge", server.url, "--judge-format", "chat") == 3
+    report = report_of(tmp_path / "made")
+    (gate,) = [gate for gate in report["gates"] if "known answers" in gate["name"]]
+    assert not gate["passed"] and abs(gate["value"]) < 0.35 and report["verdict"] == "no-go"
+    assert report["metrics"]["win_rate_undecided"]["value"] > 0.2
+    assert any("nothing that it says counts" in alarm for alarm in report["alarms"])
+    assert "critique_meaningful" in report["metrics"] and report["methods"]["critiques"].startswith("coin")
+
+
+@pytest.mark.parametrize(
+    "flags, says",
+    [
+        (["--run", "nosuch"], "holds no trained adapter"),
+        (["--pairs", "nosuch.jsonl"], "nosuch.jsonl"),
+        (["--compare", "mvp"], "--compare"),
+        (["--judge", "no-such-model"], "--judge"),
+        (["--held-out", "0"], "--held-out"),
+        (["--suite", "nonsense"], "--suite"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    made: Path, capsys: pytest.CaptureFixture[str], flags: list[str], says: str
+) -> None:
+    try:
+        code = evaluate(made, *flags)
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    said = capsys.readouterr().err.strip().splitlines()
+    assert code == 2 and len(said) == 1 and says in said[0]
+
+
+def test_an_adapter_of_other_weights_is_refused(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(made, tmp_path / "made")
+    place = tmp_path / "made" / "checkpoints" / "mvp" / "settings.json"
+    settings = json.loads(place.read_text())
+    place.write_text(json.dumps({**settings, "base_weights_sha256": "0" * 64}))
+    assert evaluate(tmp_path / "made") == 2
+    assert "was trained on other weights" in capsys.readouterr().err
+
+
+def test_a_killed_evaluation_goes_on_with_what_was_said(made: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "made"
+    shutil.copytree(made, folder)
+    said = folder / "data" / "mvp" / "evaluation" / "said.jsonl"
+    whole = said.read_text().splitlines()
+    said.unlink()
+    command = [sys.executable, str(ROOT / "cai_experiment/scripts/eval_model.py"), "--milestone", "mvp", "--held-out",
+               str(HELD_OUT), *places(folder)]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (said.exists() and said.stat().st_size) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    begun = said.read_text().splitlines()
+    assert 0 < len(begun) < len(whole) + 1
+    before = report_of(folder)
+    assert evaluate(folder) in (0, 3)
+    assert said.read_text().splitlines()[: len(begun) - 1] == begun[:-1]
+    after = report_of(folder)
+    assert {k: v["value"] for k, v in after["metrics"].items()} == {k: v["value"] for k, v in before["metrics"].items()}
