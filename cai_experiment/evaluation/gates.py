@@ -125,17 +125,21 @@ def milestone_gates(milestone: str, metrics: Metrics, truth: bool) -> list[Gate]
     They are measured on separate instructions and take the place of `training_gates`' own. A judge's word counts only
     if the judge is fit: one that is wrong on purpose, or answers at random, has a kappa near 0 with known answers.
     """
-    fit = _on(metrics, "judge_fitness", "the judge agrees with known answers (kappa)", ">=", FIT, "training")
     if milestone in PLUMBING_ONLY:  # a few steps prove nothing of quality
-        return [fit]
+        return [fit_gate(metrics, "training")]
     return [
         _on(metrics, "preference_accuracy", "revised preferred in held-out pairs", ">", PREFERRED, "training"),
         *([_quality_up(metrics)] if truth else []),
         _on(metrics, "win_rate", "quality up: trained answers preferred", ">", HALF, "training"),
-        fit,
+        fit_gate(metrics, "training"),
         _kept(metrics, "ends_by_itself", "no forgetting: answers end by themselves"),
         *(_world_gates(metrics) if truth else []),
     ]
+
+
+def fit_gate(metrics: Metrics, part: str) -> Gate:
+    """Whether the judge may be believed: `judge_fitness`, its kappa with known answers."""
+    return _on(metrics, "judge_fitness", "the judge agrees with known answers (kappa)", ">=", FIT, part)
 
 
 def _world_gates(metrics: Metrics) -> list[Gate]:

@@ -30,6 +30,8 @@ def finished_report(
     reported = report["settings"].get("generation", {})
     if (reported.get("pairs"), reported.get("guard")) != (settings.pairs, settings.guard or "none"):
         return None  # of the run before it was extended, or guarded
+    if args.judge is not None and reported.get("judge") != args.judge:
+        return None  # another judge's
     parts = {gate.get("part") for gate in report["gates"]}
     trains = milestone.name in WITH_TRAINING and (report["counts"]["accepted"] or args.random_weights)
     untrained = trains and "training" not in parts

@@ -21,6 +21,7 @@ from cai_experiment.pipeline.work_list import IN_EVALUATION_SET
 from cai_experiment.records.store import RunFolder
 from cai_experiment.scripts._common import add_generation_flags, base_parser, positive_int
 from cai_experiment.scripts._inputs import earlier, evaluation_sets, mix_of, rows_of, speaks_of_world, target
+from cai_experiment.scripts._judge import add_judge_flags
 
 if TYPE_CHECKING:
     from cai_experiment.engines.load import LoadSettings
@@ -39,6 +40,7 @@ def generation_parser(doc: str | None, milestone: str, plans: bool = True) -> ar
                        help="a second model that reads question and chosen answer; unsafe pairs are rejected "
                             f"(default: {'auto' if milestone == GUARDED else 'none'})")  # fmt: skip
     group.add_argument("--no-guard", dest="guard", action="store_const", const=None, help="recorded in the manifest")
+    add_judge_flags(parser, "the critic")
     parser.set_defaults(trains_after=milestone in WITH_TRAINING)
     return parser
 

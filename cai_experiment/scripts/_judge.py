@@ -14,14 +14,15 @@ if TYPE_CHECKING:
     from cai_experiment.engines.load import LoadSettings
     from cai_experiment.judging.judge import Judge
 
+THE_CRITIC = "the critic"  # in the report's settings, where no other judge is named
 OF_SERVER = {"--server": "--judge", "--model": "--judge-model", "--format": "--judge-format",
              "--server-concurrency": "--judge-concurrency", "--deadline": "--judge-deadline"}  # fmt: skip
 OF_MODEL = {"--model": "--judge", "--format": "--judge-format", "--engine": "--judge-engine"}
 
 
-def add_judge_flags(parser: argparse.ArgumentParser) -> None:
-    """--judge and what goes with it."""
-    group = parser.add_argument_group("judge (default: the base model)")
+def add_judge_flags(parser: argparse.ArgumentParser, default: str = "the base model") -> None:
+    """--judge and what goes with it; `default` is who judges without it."""
+    group = parser.add_argument_group(f"judge (default: {default})")
     group.add_argument("--judge", metavar="MODEL|URL",
                        help="preset, hub id, folder, or OpenAI-compatible endpoint (its key: CAI_API_KEY)")  # fmt: skip
     group.add_argument("--judge-model", metavar="NAME", help="where the endpoint serves several")

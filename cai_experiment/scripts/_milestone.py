@@ -19,6 +19,7 @@ from cai_experiment.models.presets import ModelChoice
 from cai_experiment.pipeline.settings import RunSettings
 from cai_experiment.records.files import ExampleFile
 from cai_experiment.records.manifest import Manifest
+from cai_experiment.records.schema import Example
 from cai_experiment.records.store import RunFolder
 from cai_experiment.scripts import _training
 from cai_experiment.scripts._beforehand import finished_report, generation_ended
@@ -35,11 +36,13 @@ from cai_experiment.scripts._generation import (
 )
 from cai_experiment.scripts._guarding import choose_guard, shares
 from cai_experiment.scripts._inputs import chosen_model, extension_line, speaks_of_world
-from cai_experiment.scripts._judge import shown
+from cai_experiment.scripts._judge import THE_CRITIC, check_judge, is_url, load_judge, shown
 from cai_experiment.scripts._turns import make_guarded
 
 if TYPE_CHECKING:
     from cai_experiment.engines.guard import GuardChoice
+    from cai_experiment.evaluation.found import Evaluation
+    from cai_experiment.evaluation.measure import EvaluationSettings
     from cai_experiment.pipeline.guarding import GuardCounts
 
 SHARED_FLAGS = ("run", "data_dir", "checkpoint_dir", "seed", "quantization", "format", "random_weights", "debug",
@@ -58,6 +61,7 @@ def run_milestone(doc: str | None, name: str, argv: Sequence[str] | None) -> int
 
         print(*milestone_lines(args, milestone, settings), sep="\n")
         return EXIT_OK
+    check_judge(args)
     path = args.data_dir / args.run
     if args.add:
         print(extension_line(args, settings.pairs), flush=True)
@@ -82,9 +86,8 @@ def make_report(
     """Make the pairs, evaluate them, train on them where the milestone does; write the report and give it."""
     from cai_experiment.evaluation.dataset import describe_pairs
     from cai_experiment.evaluation.generation import NO_CRITIQUE
-    from cai_experiment.evaluation.measure import EvaluationSettings, evaluate_generation
+    from cai_experiment.evaluation.measure import EvaluationSettings
     from cai_experiment.evaluation.report import RunFacts, write_report
-    from cai_experiment.judging.judge import Judge
 
     engines, counts = make_pairs(args, settings, folder, constitution_sha256)
     manifest = Manifest.read(folder.path / "manifest.json")
@@ -92,8 +95,7 @@ def make_report(
     started = time.monotonic()
     truth = speaks_of_world(args)
     scope = EvaluationSettings(milestone.name, truth, args.seed, verbosity=args.verbosity)
-    judge = Judge(engines[1], f"{shown(str(engines[1].describe().get('model')))}, the critic") if engines else None
-    evaluation = evaluate_generation(scope, accepted, rejected, settings.pairs, judge)
+    evaluation = judged(args, scope, accepted, rejected, settings.pairs, engines)
     if not settings.stages.critique:
         evaluation.notes.append(NO_CRITIQUE)
     loaded = manifest.models["generator"]
@@ -105,7 +107,7 @@ def make_report(
     facts = RunFacts(
         milestone, args.run, accepted, rejected,
         settings={name: loaded.get(name) for name in ("model", "engine", "quantization")}
-        | {"critic": manifest.models["critic"].get("model")} | settings.recorded(),
+        | {"critic": manifest.models["critic"].get("model"), "judge": args.judge or THE_CRITIC} | settings.recorded(),
         seconds=seconds,
         peak_gpu_gb={"generation": _training.peak_gpu_gb()},
         price_per_hour=args.price_per_hour,
@@ -121,6 +123,35 @@ def make_report(
     elif engines:
         close_all(*engines)
     return report
+
+
+def judged(
+    args: argparse.Namespace, scope: EvaluationSettings, accepted: Sequence[Example], rejected: Sequence[Example],
+    wanted: int, engines: tuple[Any, Any] | None,
+) -> Evaluation:  # fmt: skip
+    """What a judge says of the pairs: the critic that sat with them, or the one of --judge, which must be fit for it.
+
+    A local one is loaded in the models' place where they are needed no more.
+    """
+    from cai_experiment.evaluation.gates import fit_gate
+    from cai_experiment.evaluation.measure import evaluate_generation
+    from cai_experiment.evaluation.milestone import fitness_of
+    from cai_experiment.judging.judge import Judge
+
+    if args.judge is None:
+        critic = Judge(engines[1], f"{shown(str(engines[1].describe().get('model')))}, the critic") if engines else None
+        return evaluate_generation(scope, accepted, rejected, wanted, critic)
+    if engines and scope.milestone not in WITH_TRAINING and not is_url(args.judge):
+        close_all(*engines)
+    judge = load_judge(args)
+    try:
+        principles = load_constitution(args.constitution).principles
+        found = evaluate_generation(scope, accepted, rejected, wanted, judge, principles)
+        found += fitness_of(judge, scope.truth, args.seed)
+    finally:
+        judge.engine.close()
+    found.gates.append(fit_gate(found.metrics, "generation"))
+    return found
 
 
 def make_pairs(
