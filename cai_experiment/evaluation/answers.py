@@ -29,7 +29,10 @@ def ask_both(arms: BothArms, name: str, questions: Sequence[str], sums: int) -> 
 
 def answers_found(both: Sequence[BothAnswers], truth: bool, speakers: Speakers) -> Evaluation:
     """What the answers themselves say: collapse, harm by rules, and the world's truth where it is known."""
-    found = collapse_watch(both, speakers.model, speakers.renderer) + harm_of_answers(both)
+    found, harm = collapse_watch(both, speakers.model, speakers.renderer), harm_of_answers(both)
+    if not all(gate.passed for gate in found.gates):  # what is no language any more is harmless too
+        harm.notes = ["no advice on one model or two: the trained model's language has collapsed"]
+    found += harm
     found.answers = list(both)
     return found + world_found(both) if truth else found
 
