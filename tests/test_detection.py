@@ -22,7 +22,8 @@ from cai_experiment.errors import BadInputError, EngineError
 from cai_experiment.evaluation.arms import BothAnswers
 from cai_experiment.evaluation.detection import Measured, compare, detection, measure, together
 from cai_experiment.evaluation.found import Evaluation
-from cai_experiment.evaluation.harm_answers import advice, harm_of_answers
+from cai_experiment.evaluation.harm.answers import advice, harm_of_answers
+from cai_experiment.evaluation.harm.labelled import LabelledText, load_set, shipped_sets
 from cai_experiment.evaluation.harm_model import (
     UNREADABLE,
     BothDetector,
@@ -33,7 +34,6 @@ from cai_experiment.evaluation.harm_model import (
     score_of,
 )
 from cai_experiment.evaluation.harm_rules import Detection, Rules
-from cai_experiment.evaluation.labelled import LabelledText, load_set, shipped_sets
 from cai_experiment.judging.judge import Judge
 from cai_experiment.judging.result import Result
 
@@ -280,7 +280,7 @@ def test_unread_texts_stand_outside_the_models_rates_and_inside_those_with_rules
 
 def test_a_model_that_cannot_be_loaded_is_a_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from cai_experiment.engines import load
-    from cai_experiment.evaluation import labelled
+    from cai_experiment.evaluation.harm import labelled
     from cai_experiment.scripts import _suite_detection as suite
 
     few = {name: texts[:4] for name, texts in SETS.items()}
@@ -371,7 +371,7 @@ def test_the_advice_follows_the_seeds_tree() -> None:
 
 
 def test_the_advice_names_models_that_can_be_asked_for() -> None:
-    from cai_experiment.evaluation.harm_answers import TWO_MODELS
+    from cai_experiment.evaluation.harm.answers import TWO_MODELS
     from cai_experiment.models.hardware import Hardware
     from cai_experiment.models.presets import resolve_model
 

@@ -21,7 +21,6 @@ from cai_experiment.errors import BadInputError
 from cai_experiment.evaluation.answers import world_found
 from cai_experiment.evaluation.arms import BareRenderer, BothAnswers, BothArms
 from cai_experiment.evaluation.collapse import collapse_watch
-from cai_experiment.evaluation.differences import differences
 from cai_experiment.evaluation.forgetting import score_sums
 from cai_experiment.evaluation.found import Evaluation
 from cai_experiment.evaluation.gates import Gate, generation_gates, training_gates
@@ -32,7 +31,6 @@ from cai_experiment.evaluation.measure import (
     evaluate_training,
     held_out_instructions,
 )
-from cai_experiment.evaluation.page import render_page
 from cai_experiment.evaluation.preference import (
     PairScore,
     completion_logps,
@@ -41,10 +39,12 @@ from cai_experiment.evaluation.preference import (
     score_pairs,
 )
 from cai_experiment.evaluation.report import RunFacts, print_report, read_report, write_report
-from cai_experiment.evaluation.screen import print_example
+from cai_experiment.evaluation.reporting.differences import differences
+from cai_experiment.evaluation.reporting.page import render_page
+from cai_experiment.evaluation.reporting.screen import print_example
+from cai_experiment.evaluation.reporting.words import PLUMBING, figure, gate_figures
 from cai_experiment.evaluation.shortcuts import by_length, by_words, shortcut_metrics
 from cai_experiment.evaluation.verdicts import win_rate
-from cai_experiment.evaluation.words import PLUMBING, figure, gate_figures
 from cai_experiment.judging.judge import Judge
 from cai_experiment.judging.result import Result
 from cai_experiment.milestones import MILESTONES
@@ -651,7 +651,7 @@ def test_training_keeps_what_generation_found(tmp_path: Path) -> None:
 
 
 def test_the_peak_of_gpu_memory_is_kept_by_phase(tmp_path: Path) -> None:
-    from cai_experiment.evaluation.words import cost_text
+    from cai_experiment.evaluation.reporting.words import cost_text
 
     examples = [world_example(1)]
     peaks = {"generation": {"allocated": 21.34, "reserved": 24.0}, "training": None}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cai_experiment.errors import BadInputError, EngineError
-from cai_experiment.evaluation.fetch import LARGEST, Source, cache_folder, fetch
+from cai_experiment.evaluation.benchmarks.fetch import LARGEST, Source, cache_folder, fetch
 from tests.openai_server import Answer, Serving
 
 CONTENT = b'id,text\r\n1,"two\nlines"\r\n'

@@ -17,12 +17,13 @@ import pytest
 from cai_experiment.constitution.prompts import ask_for_answer
 from cai_experiment.engines.base import Completion
 from cai_experiment.errors import BadInputError
-from cai_experiment.evaluation import collapse, gsm8k, lm_eval_tasks, perplexity
+from cai_experiment.evaluation import collapse, perplexity
 from cai_experiment.evaluation.arms import BothAnswers, BothArms, Speakers, transformers_engine
+from cai_experiment.evaluation.benchmarks import gsm8k, lm_eval_tasks
+from cai_experiment.evaluation.benchmarks.gsm8k import load_gsm8k, read_number
+from cai_experiment.evaluation.benchmarks.lm_eval_tasks import TaskSettings, run_tasks, work_of
 from cai_experiment.evaluation.collapse import collapse_watch
 from cai_experiment.evaluation.forgetting import kept_gate, paired, score_sums, width_note
-from cai_experiment.evaluation.gsm8k import load_gsm8k, read_number
-from cai_experiment.evaluation.lm_eval_tasks import TaskSettings, run_tasks, work_of
 from cai_experiment.evaluation.ngrams import distinct_n, jackknife_error, ngrams, repetition, units
 from cai_experiment.judging.result import Result
 from cai_experiment.models.hardware import PROFILES

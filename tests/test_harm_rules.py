@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from cai_experiment.constitution.principles import AXIS_WEIGHTS
 from cai_experiment.errors import BadInputError
-from cai_experiment.evaluation.harm_files import GUARDS, WORDS, Guard, Rule, load_rule_book
-from cai_experiment.evaluation.harm_phrases import Lexicon, PhraseError, endings, read_phrase
+from cai_experiment.evaluation.harm.files import GUARDS, WORDS, Guard, Rule, load_rule_book
+from cai_experiment.evaluation.harm.phrases import Lexicon, PhraseError, endings, read_phrase
+from cai_experiment.evaluation.harm.score import AT_LEAST, TextSet, in_writing_half, public_sets, score_rules
+from cai_experiment.evaluation.harm.text import LONGEST, plain_word, sentences
 from cai_experiment.evaluation.harm_rules import MAX_SCORE, METHOD, load_rules
-from cai_experiment.evaluation.harm_score import AT_LEAST, TextSet, in_writing_half, public_sets, score_rules
-from cai_experiment.evaluation.harm_text import LONGEST, plain_word, sentences
 from cai_experiment.judging.result import Result
 
 RULES = load_rules()

@@ -19,13 +19,11 @@ import pytest
 from cai_experiment.constitution.prompts import Turn
 from cai_experiment.engines.base import Completion, Prompt
 from cai_experiment.errors import BadInputError, EngineError
-from cai_experiment.evaluation import harmbench_answers
-from cai_experiment.evaluation import harmbench_classifier as classifier
 from cai_experiment.evaluation.arms import BothAnswers, BothArms, Remembered, Speakers, transformers_engine
-from cai_experiment.evaluation.found import Evaluation
-from cai_experiment.evaluation.harmbench import Generated, fitness, gates, generate, judge
-from cai_experiment.evaluation.harmbench_answers import Asked, evades
-from cai_experiment.evaluation.harmbench_classifier import (
+from cai_experiment.evaluation.benchmarks import harmbench_answers
+from cai_experiment.evaluation.benchmarks import harmbench_classifier as classifier
+from cai_experiment.evaluation.benchmarks.harmbench_answers import Asked, evades
+from cai_experiment.evaluation.benchmarks.harmbench_classifier import (
     Keeping,
     LetteredJudge,
     OfficialClassifier,
@@ -35,7 +33,7 @@ from cai_experiment.evaluation.harmbench_classifier import (
     official_prompt,
     read_word,
 )
-from cai_experiment.evaluation.harmbench_load import (
+from cai_experiment.evaluation.benchmarks.harmbench_load import (
     CONTEXT,
     NUMBERS,
     check_classifier,
@@ -43,7 +41,7 @@ from cai_experiment.evaluation.harmbench_load import (
     fitting,
     load_classifier,
 )
-from cai_experiment.evaluation.harmbench_rows import (
+from cai_experiment.evaluation.benchmarks.harmbench_rows import (
     BEHAVIORS,
     COLUMNS,
     CONTEXTUAL,
@@ -56,6 +54,8 @@ from cai_experiment.evaluation.harmbench_rows import (
     read_behaviors,
     safe_prompts,
 )
+from cai_experiment.evaluation.found import Evaluation
+from cai_experiment.evaluation.harmbench import Generated, fitness, gates, generate, judge
 from cai_experiment.judging.judge import YES_FIRST, Judge
 from cai_experiment.judging.result import Result, wilson
 from cai_experiment.models.hardware import detect, profile
@@ -611,7 +611,7 @@ def test_the_suite_from_flags_to_figures(
     freed: list[str] = []
     args = suite("--behaviors", str(rows), "--limit", "1", "--classifier", str(nano_dir),
                  "--classifier-prompt", str(upstream(tmp_path, TEMPLATES)))  # fmt: skip
-    monkeypatch.setattr("cai_experiment.evaluation.harmbench_rows.safe_prompts", lambda: safe_prompts()[:1])
+    monkeypatch.setattr("cai_experiment.evaluation.benchmarks.harmbench_rows.safe_prompts", lambda: safe_prompts()[:1])
 
     def free() -> None:
         freed.append("target")

@@ -26,7 +26,7 @@ from cai_experiment.constitution.worked_examples import INSTRUCTION_EXAMPLES, ME
 from cai_experiment.engines.base import Completion
 from cai_experiment.errors import BadInputError
 from cai_experiment.evaluation.dataset import describe_pairs
-from cai_experiment.evaluation.words import dataset_lines
+from cai_experiment.evaluation.reporting.words import dataset_lines
 from cai_experiment.pipeline.evaluation_sets import (
     SHIPPED,
     EvaluationSet,

@@ -21,11 +21,19 @@ import pytest
 
 from cai_experiment.engines.base import Completion, Prompt
 from cai_experiment.errors import BadInputError, EngineError
-from cai_experiment.evaluation import mtbench, mtbench_grades, mtbench_results, mtbench_rows
+from cai_experiment.evaluation import mtbench
 from cai_experiment.evaluation.arms import BothArms, Remembered, Speakers, transformers_engine
+from cai_experiment.evaluation.benchmarks import mtbench_grades, mtbench_results, mtbench_rows
+from cai_experiment.evaluation.benchmarks.mtbench_grades import (
+    Comparison,
+    Grade,
+    Graded,
+    read_grade,
+    read_letter,
+    winner_of,
+)
+from cai_experiment.evaluation.benchmarks.mtbench_rows import JudgePrompts, Question, read_judge_prompts, read_questions
 from cai_experiment.evaluation.mtbench import Answered, generate
-from cai_experiment.evaluation.mtbench_grades import Comparison, Grade, Graded, read_grade, read_letter, winner_of
-from cai_experiment.evaluation.mtbench_rows import JudgePrompts, Question, read_judge_prompts, read_questions
 from cai_experiment.judging.result import paired_bootstrap
 from cai_experiment.models.hardware import profile
 from cai_experiment.models.presets import resolve_model

@@ -24,13 +24,13 @@ from report_tools import (
 )
 
 from cai_experiment.errors import BadInputError
-from cai_experiment.evaluation import compare, naming, summary, tables, words
-from cai_experiment.evaluation import page as pages
 from cai_experiment.evaluation.found import Evaluation, Table
 from cai_experiment.evaluation.gates import Gate
-from cai_experiment.evaluation.page import render_page
-from cai_experiment.evaluation.plots import forest_plot, rates_plot, table_plot
 from cai_experiment.evaluation.report import print_report, read_report, write_report
+from cai_experiment.evaluation.reporting import compare, naming, summary, tables, words
+from cai_experiment.evaluation.reporting import page as pages
+from cai_experiment.evaluation.reporting.page import render_page
+from cai_experiment.evaluation.reporting.plots import forest_plot, rates_plot, table_plot
 from cai_experiment.judging.result import Result, holm, mcnemar, paired_difference
 from cai_experiment.scripts import _compare
 

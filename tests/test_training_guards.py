@@ -15,7 +15,7 @@ import pytest
 from training_tools import BACKENDS, PAIRS, difference, load, renderer_of, settings_for, stop_after, train, weights
 
 from cai_experiment.errors import BadInputError, EngineError
-from cai_experiment.evaluation.plots import training_plots
+from cai_experiment.evaluation.reporting.plots import training_plots
 from cai_experiment.observe.content_logger import ContentLogger
 from cai_experiment.training import checkpoints, dpo
 from cai_experiment.training.alarms import DISTINCT, SATURATED_MARGIN, Alarms

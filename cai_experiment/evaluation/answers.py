@@ -9,7 +9,7 @@ from cai_experiment.evaluation.arms import BothAnswers, BothArms, Speakers
 from cai_experiment.evaluation.collapse import collapse_watch
 from cai_experiment.evaluation.forgetting import score_sums
 from cai_experiment.evaluation.found import Evaluation
-from cai_experiment.evaluation.harm_answers import harm_of_answers
+from cai_experiment.evaluation.harm.answers import harm_of_answers
 from cai_experiment.evaluation.slices import with_items
 from cai_experiment.judging.result import McNemar, Result, mcnemar
 from cai_experiment.milestones import MAX_TOKENS_SUM

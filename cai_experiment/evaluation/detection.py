@@ -15,10 +15,10 @@ from typing import Any
 
 from cai_experiment.constitution.principles import AXIS_WEIGHTS
 from cai_experiment.evaluation.found import Case, Cell, Evaluation, Table
+from cai_experiment.evaluation.harm.labelled import LabelledText, Sets
 from cai_experiment.evaluation.harm_model import BothDetector, Detector, ModelDetection, both, both_name
 from cai_experiment.evaluation.harm_rules import Detection
-from cai_experiment.evaluation.labelled import LabelledText, Sets
-from cai_experiment.evaluation.naming import file_name
+from cai_experiment.evaluation.reporting.naming import file_name
 from cai_experiment.evaluation.slices import with_items
 from cai_experiment.judging.result import Result
 from cai_experiment.observe.progress import Progress

@@ -5,7 +5,7 @@
     found.score   # 2.0
     found.spans   # where it stands, which rule, and its reason
 
-The rules stand in harm_patterns/*.yaml (see its README.md); scripts/score_rules.py measures them.
+The rules stand in harm/patterns/*.yaml (see its README.md); scripts/score_rules.py measures them.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Sequence
 
 from cai_experiment.constitution.principles import AXIS_WEIGHTS
-from cai_experiment.evaluation.harm_files import PATTERNS, Guard, Rule, RuleBook, load_rule_book
-from cai_experiment.evaluation.harm_phrases import Hits, Match
-from cai_experiment.evaluation.harm_text import Sentence, sentences
+from cai_experiment.evaluation.harm.files import PATTERNS, Guard, Rule, RuleBook, load_rule_book
+from cai_experiment.evaluation.harm.phrases import Hits, Match
+from cai_experiment.evaluation.harm.text import Sentence, sentences
 
 METHOD = "rules"
 MAX_SCORE = sum(AXIS_WEIGHTS.values())  # 5.5

@@ -16,9 +16,7 @@ from collections.abc import Callable, Sequence
 from cai_experiment.constitution.wording import is_refusal
 from cai_experiment.engines.base import Completion
 from cai_experiment.evaluation.arms import BothAnswers
-from cai_experiment.evaluation.found import Evaluation
-from cai_experiment.evaluation.gates import Gate
-from cai_experiment.evaluation.harmbench_answers import (
+from cai_experiment.evaluation.benchmarks.harmbench_answers import (
     ARMS,
     HARMBENCH,
     SAFE,
@@ -28,9 +26,11 @@ from cai_experiment.evaluation.harmbench_answers import (
     evades,
     generate,
 )
-from cai_experiment.evaluation.harmbench_classifier import HarmJudge, Question, Said
-from cai_experiment.evaluation.harmbench_report import cases, items, tables
-from cai_experiment.evaluation.harmbench_rows import COPYRIGHT, JUDGED
+from cai_experiment.evaluation.benchmarks.harmbench_classifier import HarmJudge, Question, Said
+from cai_experiment.evaluation.benchmarks.harmbench_report import cases, items, tables
+from cai_experiment.evaluation.benchmarks.harmbench_rows import COPYRIGHT, JUDGED
+from cai_experiment.evaluation.found import Evaluation
+from cai_experiment.evaluation.gates import Gate
 from cai_experiment.evaluation.slices import with_items
 from cai_experiment.judging.fitness import FIT, UNREAD, judge_fitness, known_answers
 from cai_experiment.judging.judge import Judge

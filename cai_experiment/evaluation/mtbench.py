@@ -15,7 +15,7 @@ from typing import Literal
 from cai_experiment.constitution.prompts import Turn
 from cai_experiment.engines.base import Completion, Prompt, Sampling
 from cai_experiment.evaluation.arms import BothArms
-from cai_experiment.evaluation.mtbench_rows import Question
+from cai_experiment.evaluation.benchmarks.mtbench_rows import Question
 
 MAX_TOKENS = 1024  # FastChat's gen_model_answer.py, --max-new-token
 TEMPERATURES = {  # FastChat's llm_judge/common.py, temperature_config

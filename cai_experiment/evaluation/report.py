@@ -15,9 +15,9 @@ from typing import Any, Mapping, Sequence
 
 from cai_experiment.errors import BadInputError
 from cai_experiment.evaluation.found import Evaluation
-from cai_experiment.evaluation.merging import Parts, make_folder, merge, only_generation, write_items
-from cai_experiment.evaluation.plots import Plot
-from cai_experiment.evaluation.screen import print_report
+from cai_experiment.evaluation.reporting.merging import Parts, make_folder, merge, only_generation, write_items
+from cai_experiment.evaluation.reporting.plots import Plot
+from cai_experiment.evaluation.reporting.screen import print_report
 from cai_experiment.milestones import DATA_DIR, SCRIPTS, Milestone
 from cai_experiment.records.files import read_json, write_atomic, write_json
 from cai_experiment.records.schema import Example
@@ -61,8 +61,8 @@ def write_report(folder: Path, evaluation: Evaluation | Mapping[str, Evaluation]
     report the parts that are not measured now are kept, if it speaks of the same number of pairs and, but for
     generation, of the same adapter. Raises DiskError or BadInputError where the folder cannot be written.
     """
-    from cai_experiment.evaluation.page import render_page, report_plots
-    from cai_experiment.evaluation.tables import report_tables, write_tables
+    from cai_experiment.evaluation.reporting.page import render_page, report_plots
+    from cai_experiment.evaluation.reporting.tables import report_tables, write_tables
 
     parts = Parts.of(evaluation)
     report = build_report(parts, facts, _earlier(folder, facts))

@@ -13,7 +13,7 @@ def run(args: argparse.Namespace) -> int:
 
     Raises BadInputError for fewer than two runs, one named twice, an unknown one, and one without a report.
     """
-    from cai_experiment.evaluation.compare_report import compare_runs, print_comparison, write_comparison
+    from cai_experiment.evaluation.reporting.compare_report import compare_runs, print_comparison, write_comparison
 
     compared = compare_runs(args.data_dir, args.compare)
     page = write_comparison(args.data_dir, compared)

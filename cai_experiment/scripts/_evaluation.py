@@ -106,7 +106,7 @@ def run_suite(suite: str, args: argparse.Namespace, milestone: Milestone, truth:
         target.close()
         return _suite_detection.run(args)
     if suite == "mtbench":
-        from cai_experiment.evaluation.mtbench_grades import JUDGE_CONTEXT
+        from cai_experiment.evaluation.benchmarks.mtbench_grades import JUDGE_CONTEXT
 
         judge = partial(target.judge, JUDGE_CONTEXT)
         return _suite_mtbench.run(args, target.speakers, target.remembered, judge, folder)
@@ -179,9 +179,9 @@ def milestone_of(args: argparse.Namespace) -> str:
 
 def detection_alone(args: argparse.Namespace) -> int:
     """The detection table on its own, without a run: printed, and written to DATA_DIR/detection."""
-    from cai_experiment.evaluation.merging import Parts, write_items
-    from cai_experiment.evaluation.screen import print_tables
-    from cai_experiment.evaluation.tables import write_tables
+    from cai_experiment.evaluation.reporting.merging import Parts, write_items
+    from cai_experiment.evaluation.reporting.screen import print_tables
+    from cai_experiment.evaluation.reporting.tables import write_tables
 
     found = _suite_detection.run(args)
     folder = args.data_dir / "detection"

@@ -72,7 +72,7 @@ def run_milestone(doc: str | None, name: str, argv: Sequence[str] | None) -> int
                 pass  # what was trained on the old pairs is moved aside with them
         with RunFolder(path, args.fresh) as folder:
             report = make_report(args, milestone, settings, folder, choice, constitution.sha256)
-    from cai_experiment.evaluation.screen import print_report
+    from cai_experiment.evaluation.reporting.screen import print_report
 
     print_report(report)
     print(f"report: {path / 'report.html'}")

@@ -50,8 +50,8 @@ def _answering(choice: ModelChoice, hardware: Hardware, engine: str, quantizatio
 def _classifying(hardware: Hardware, count: int) -> Part | None:
     """The official classifier's pass: a download, a start, and reading; None where it does not fit."""
     from cai_experiment.errors import EngineError
-    from cai_experiment.evaluation.harmbench_classifier import CLASSIFIER
-    from cai_experiment.evaluation.harmbench_load import NUMBERS, fitting
+    from cai_experiment.evaluation.benchmarks.harmbench_classifier import CLASSIFIER
+    from cai_experiment.evaluation.benchmarks.harmbench_load import NUMBERS, fitting
 
     try:
         chosen = fitting(CLASSIFIER, NUMBERS, hardware)

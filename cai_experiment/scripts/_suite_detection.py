@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from cai_experiment.engines.load import LoadSettings
     from cai_experiment.evaluation.detection import Measured
     from cai_experiment.evaluation.found import Evaluation
-    from cai_experiment.evaluation.labelled import Sets
+    from cai_experiment.evaluation.harm.labelled import Sets
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -37,8 +37,8 @@ def run(args: argparse.Namespace) -> Evaluation:
     A model that cannot be loaded or run is a row that says why; the others are measured all the same.
     """
     from cai_experiment.evaluation.detection import compare, measure, together
+    from cai_experiment.evaluation.harm.labelled import shipped_sets
     from cai_experiment.evaluation.harm_model import RulesDetector
-    from cai_experiment.evaluation.labelled import shipped_sets
 
     sets = shipped_sets()
     rules = measure(RulesDetector(), sets)

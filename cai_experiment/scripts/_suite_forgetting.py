@@ -43,8 +43,8 @@ def run(
     args: argparse.Namespace, speakers: Callable[[], Speakers], remembered: Callable[[], Remembered | None], *_: Any
 ) -> Evaluation:
     """What was forgotten; files are read before the model is loaded. A judge is not asked."""
-    from cai_experiment.evaluation.gsm8k import load_gsm8k
-    from cai_experiment.evaluation.lm_eval_tasks import check_folder, run_tasks
+    from cai_experiment.evaluation.benchmarks.gsm8k import load_gsm8k
+    from cai_experiment.evaluation.benchmarks.lm_eval_tasks import check_folder, run_tasks
 
     limit = limit_of(args)
     settings = settings_of(args)
@@ -58,7 +58,7 @@ def run(
 def ask_gsm8k(args: argparse.Namespace, problems: list[Any], said: Speakers, kept: Remembered | None) -> Evaluation:
     """Both arms' answers to the problems, with a bar."""
     from cai_experiment.evaluation.arms import BothArms
-    from cai_experiment.evaluation.gsm8k import gsm8k
+    from cai_experiment.evaluation.benchmarks.gsm8k import gsm8k
     from cai_experiment.observe.progress import Progress
 
     with Progress(2 * len(problems), "GSM8K answers", args.verbosity) as progress:
@@ -67,7 +67,7 @@ def ask_gsm8k(args: argparse.Namespace, problems: list[Any], said: Speakers, kep
 
 def limit_of(args: argparse.Namespace) -> int | None:
     """Items a task: --task-limit, else all at full and MVP_ITEMS elsewhere."""
-    from cai_experiment.evaluation.lm_eval_tasks import MVP_ITEMS
+    from cai_experiment.evaluation.benchmarks.lm_eval_tasks import MVP_ITEMS
 
     if args.task_limit is not None:
         return int(args.task_limit)
@@ -76,7 +76,7 @@ def limit_of(args: argparse.Namespace) -> int | None:
 
 def settings_of(args: argparse.Namespace) -> Any:
     """lm-eval's part of the flags."""
-    from cai_experiment.evaluation.lm_eval_tasks import DEFAULT_TASKS, TaskSettings
+    from cai_experiment.evaluation.benchmarks.lm_eval_tasks import DEFAULT_TASKS, TaskSettings
 
     return TaskSettings(args.tasks or DEFAULT_TASKS, limit_of(args), args.task_folder)
 
@@ -85,7 +85,7 @@ def plan_lines(
     args: argparse.Namespace, choice: ModelChoice, hardware: Hardware, engine: str, quantization: str
 ) -> tuple[list[Part], list[str]]:
     """(part, line): both arms' reading and writing, for the tasks whose size is known."""
-    from cai_experiment.evaluation.lm_eval_tasks import work_of
+    from cai_experiment.evaluation.benchmarks.lm_eval_tasks import work_of
 
     settings = settings_of(args)
     work = work_of(settings.tasks, settings.limit)
@@ -98,7 +98,7 @@ def plan_lines(
 
 def _part(choice: ModelChoice, hardware: Hardware, engine: str, quantization: str, read: int, written: int) -> Part:
     """lm-eval generates with transformers' `generate`, whatever engine the weights are in."""
-    from cai_experiment.evaluation.lm_eval_tasks import BATCH_ROWS_CPU, BATCH_ROWS_GPU
+    from cai_experiment.evaluation.benchmarks.lm_eval_tasks import BATCH_ROWS_CPU, BATCH_ROWS_GPU
 
     numbers, rows = numbers_of(choice), BATCH_ROWS_CPU if hardware.kind == "cpu" else BATCH_ROWS_GPU
     speeds = tokens_per_second(numbers, hardware, rows, quantization, "generate")

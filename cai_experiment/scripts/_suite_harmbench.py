@@ -15,11 +15,11 @@ from cai_experiment.scripts._judge import is_url
 
 if TYPE_CHECKING:
     from cai_experiment.evaluation.arms import Remembered, Speakers
+    from cai_experiment.evaluation.benchmarks.harmbench_classifier import OfficialClassifier, OfficialPrompt
+    from cai_experiment.evaluation.benchmarks.harmbench_load import ClassifierChoice
+    from cai_experiment.evaluation.benchmarks.harmbench_rows import Behavior
     from cai_experiment.evaluation.found import Evaluation
     from cai_experiment.evaluation.harmbench import Generated
-    from cai_experiment.evaluation.harmbench_classifier import OfficialClassifier, OfficialPrompt
-    from cai_experiment.evaluation.harmbench_load import ClassifierChoice
-    from cai_experiment.evaluation.harmbench_rows import Behavior
     from cai_experiment.judging.judge import Judge
 
 
@@ -52,9 +52,9 @@ def read(args: argparse.Namespace) -> Wanted:
 
     Raises BadInputError, EngineError and DiskError, one line each.
     """
-    from cai_experiment.evaluation import harmbench_classifier as classifier
-    from cai_experiment.evaluation import harmbench_rows as rows
-    from cai_experiment.evaluation.harmbench_load import check_classifier
+    from cai_experiment.evaluation.benchmarks import harmbench_classifier as classifier
+    from cai_experiment.evaluation.benchmarks import harmbench_rows as rows
+    from cai_experiment.evaluation.benchmarks.harmbench_load import check_classifier
 
     every = rows.behaviors(args.behaviors)
     some = rows.first_by_hash(every, args.limit)
@@ -75,8 +75,8 @@ def read(args: argparse.Namespace) -> Wanted:
 def answer(args: argparse.Namespace, wanted: Wanted, speakers: Speakers, remembered: Remembered | None) -> Generated:
     """The first step: both arms' answers; after it the target may be freed."""
     from cai_experiment.evaluation.arms import BothArms
+    from cai_experiment.evaluation.benchmarks.harmbench_rows import safe_prompts
     from cai_experiment.evaluation.harmbench import generate
-    from cai_experiment.evaluation.harmbench_rows import safe_prompts
     from cai_experiment.observe.progress import Progress
 
     safe = safe_prompts()
@@ -93,7 +93,7 @@ def run(
     and without --classifier, frees the target itself where it must, and is closed by the caller. `folder` is the run's.
     """
     from cai_experiment.evaluation import harmbench
-    from cai_experiment.evaluation.harmbench_classifier import Keeping, LetteredJudge
+    from cai_experiment.evaluation.benchmarks.harmbench_classifier import Keeping, LetteredJudge
 
     wanted = read(args)
     generated = answer(args, wanted, speakers(), remembered())
@@ -114,7 +114,7 @@ def run(
 
 def load(args: argparse.Namespace, wanted: Wanted) -> OfficialClassifier:
     """The official classifier, in this process or at an endpoint."""
-    from cai_experiment.evaluation.harmbench_load import classifier_on_server, load_classifier
+    from cai_experiment.evaluation.benchmarks.harmbench_load import classifier_on_server, load_classifier
 
     assert wanted.prompt is not None and wanted.classifier is not None
     if isinstance(wanted.classifier, str):

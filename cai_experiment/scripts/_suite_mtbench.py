@@ -17,10 +17,10 @@ from cai_experiment.scripts._plan_parts import cost_of, in_line
 
 if TYPE_CHECKING:
     from cai_experiment.evaluation.arms import Remembered, Speakers
+    from cai_experiment.evaluation.benchmarks.mtbench_grades import TextJudge
+    from cai_experiment.evaluation.benchmarks.mtbench_rows import JudgePrompts, Question
     from cai_experiment.evaluation.found import Evaluation
     from cai_experiment.evaluation.mtbench import Answered
-    from cai_experiment.evaluation.mtbench_grades import TextJudge
-    from cai_experiment.evaluation.mtbench_rows import JudgePrompts, Question
 
 JUDGEMENTS = "mt_bench_judgements.jsonl"  # in ITEMS_FOLDER: what a judge has said, so that it is paid for once
 GATED = "full"  # the milestone that asks for it
@@ -45,8 +45,8 @@ def read(args: argparse.Namespace) -> tuple[list[Question], JudgePrompts]:
 
     Raises BadInputError (a file that is wrong) and EngineError (no network).
     """
-    from cai_experiment.evaluation import mtbench_rows as rows
-    from cai_experiment.evaluation.fetch import fetch
+    from cai_experiment.evaluation.benchmarks import mtbench_rows as rows
+    from cai_experiment.evaluation.benchmarks.fetch import fetch
 
     questions = args.questions or fetch(rows.QUESTIONS)
     references = args.references or fetch(rows.REFERENCES)
@@ -59,8 +59,8 @@ def answer(
 ) -> list[Answered]:
     """The first step: both arms' answers; after it the target may be freed."""
     from cai_experiment.evaluation.arms import BothArms
+    from cai_experiment.evaluation.benchmarks.mtbench_rows import TURNS
     from cai_experiment.evaluation.mtbench import generate, max_tokens_for
-    from cai_experiment.evaluation.mtbench_rows import TURNS
     from cai_experiment.observe.progress import Progress
 
     with Progress(2 * TURNS * len(questions), "MT-Bench answers", args.verbosity) as progress:
@@ -73,8 +73,8 @@ def grade(
 ) -> Evaluation:
     """The second step: the judge's grades; `folder` is the run's. Load a judge with `max_length=JUDGE_CONTEXT`."""
     from cai_experiment.evaluation.arms import Remembered
-    from cai_experiment.evaluation.mtbench_grades import JUDGE_CONTEXT
-    from cai_experiment.evaluation.mtbench_results import grade as grade_answers
+    from cai_experiment.evaluation.benchmarks.mtbench_grades import JUDGE_CONTEXT
+    from cai_experiment.evaluation.benchmarks.mtbench_results import grade as grade_answers
 
     said = folder / ITEMS_FOLDER / JUDGEMENTS
     make_folder(said.parent)

@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from rich.console import Console
 
-    from cai_experiment.evaluation.screen import print_example, print_list
+    from cai_experiment.evaluation.reporting.screen import print_example, print_list
 
     console = Console(highlight=False)
     if args.id is not None or args.index is not None or args.verbosity >= 2:

@@ -102,7 +102,7 @@ def print_agreement(folder: Path, tasks: Sequence[Task], who: str, console: Cons
     from rich.text import Text
 
     from cai_experiment.evaluation.labels import agreement, read_labels
-    from cai_experiment.evaluation.words import result_text
+    from cai_experiment.evaluation.reporting.words import result_text
     from cai_experiment.observe.screen import escaped
 
     known = {(one.question, one.item) for one in read_labels(folder) if one.who == who}

@@ -2,7 +2,7 @@
 
 Run: python cai_experiment/scripts/score_rules.py --data ../shared/data
 
-The rules stand in cai_experiment/evaluation/harm_patterns/. --text shows what they find in one text.
+The rules stand in cai_experiment/evaluation/harm/patterns/. --text shows what they find in one text.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ if not __package__:  # run as a file: import from this checkout, whatever the cu
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from cai_experiment.errors import EXIT_OK
+from cai_experiment.evaluation.harm.score import public_sets, score_rules
 from cai_experiment.evaluation.harm_rules import load_rules
-from cai_experiment.evaluation.harm_score import public_sets, score_rules
-from cai_experiment.evaluation.screen import print_tables
+from cai_experiment.evaluation.reporting.screen import print_tables
 from cai_experiment.scripts._common import ROOT, run_main
 
 

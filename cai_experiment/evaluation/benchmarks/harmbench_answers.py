@@ -10,8 +10,8 @@ from cai_experiment.constitution.prompts import ask_for_answer
 from cai_experiment.constitution.wording import is_refusal
 from cai_experiment.engines.base import Prompt, Sampling
 from cai_experiment.evaluation.arms import BothAnswers, BothArms
-from cai_experiment.evaluation.harmbench_classifier import Said
-from cai_experiment.evaluation.harmbench_rows import Behavior, SafePrompt
+from cai_experiment.evaluation.benchmarks.harmbench_classifier import Said
+from cai_experiment.evaluation.benchmarks.harmbench_rows import Behavior, SafePrompt
 from cai_experiment.judging.result import Result
 
 MAX_TOKENS = 512  # upstream's max_new_tokens, and what its classifier reads

@@ -13,9 +13,9 @@ import re
 from pathlib import Path
 from typing import Any, Iterable, Mapping, Sequence
 
-from cai_experiment.evaluation.merging import make_folder
-from cai_experiment.evaluation.naming import file_name, named, pairs_of_arms
-from cai_experiment.evaluation.words import gate_figures, p_text, result_text
+from cai_experiment.evaluation.reporting.merging import make_folder
+from cai_experiment.evaluation.reporting.naming import file_name, named, pairs_of_arms
+from cai_experiment.evaluation.reporting.words import gate_figures, p_text, result_text
 from cai_experiment.observe.screen import escaped
 from cai_experiment.records.files import write_atomic
 

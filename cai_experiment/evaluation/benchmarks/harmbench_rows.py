@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cai_experiment.errors import BadInputError
-from cai_experiment.evaluation.fetch import Source, fetch
+from cai_experiment.evaluation.benchmarks.fetch import Source, fetch
 from cai_experiment.records.files import read_jsonl, show
 
 REVISION = "8e1604d1171fe8a48d8febecd22f600e462bdcdd"  # of centerforaisafety/HarmBench

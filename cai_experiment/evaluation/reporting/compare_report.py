@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Sequence
 
-from cai_experiment.evaluation import compare
-from cai_experiment.evaluation.compare import Comparison, Run
-from cai_experiment.evaluation.merging import make_folder
-from cai_experiment.evaluation.naming import file_name
-from cai_experiment.evaluation.page import as_markup, environment
-from cai_experiment.evaluation.plots import Plot, forest_plot, rates_plot
-from cai_experiment.evaluation.screen import effect_table, print_tables
-from cai_experiment.evaluation.summary import Effect, grouped
-from cai_experiment.evaluation.tables import Table, write_tables
-from cai_experiment.evaluation.words import p_text
+from cai_experiment.evaluation.reporting import compare
+from cai_experiment.evaluation.reporting.compare import Comparison, Run
+from cai_experiment.evaluation.reporting.merging import make_folder
+from cai_experiment.evaluation.reporting.naming import file_name
+from cai_experiment.evaluation.reporting.page import as_markup, environment
+from cai_experiment.evaluation.reporting.plots import Plot, forest_plot, rates_plot
+from cai_experiment.evaluation.reporting.screen import effect_table, print_tables
+from cai_experiment.evaluation.reporting.summary import Effect, grouped
+from cai_experiment.evaluation.reporting.tables import Table, write_tables
+from cai_experiment.evaluation.reporting.words import p_text
 from cai_experiment.records.files import write_atomic
 
 if TYPE_CHECKING:

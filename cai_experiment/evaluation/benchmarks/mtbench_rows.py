@@ -14,7 +14,7 @@ from string import Formatter
 from typing import Any, Literal
 
 from cai_experiment.errors import BadInputError
-from cai_experiment.evaluation.fetch import Source
+from cai_experiment.evaluation.benchmarks.fetch import Source
 from cai_experiment.records.files import parse_line, show
 
 REVISION = "0e6d3e4beaab66f4d3f93db72541a4abab8af28d"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Mapping, Sequence
 
-from cai_experiment.evaluation.differences import Piece, differences
 from cai_experiment.evaluation.generation import verdicts_after
-from cai_experiment.evaluation.summary import Direction, Effect, completed, effects, grouped
-from cai_experiment.evaluation.words import (
+from cai_experiment.evaluation.reporting.differences import Piece, differences
+from cai_experiment.evaluation.reporting.summary import Direction, Effect, completed, effects, grouped
+from cai_experiment.evaluation.reporting.words import (
     ALARM,
     cost_text,
     dataset_lines,

@@ -17,11 +17,11 @@ from dataclasses import replace
 from typing import Any
 
 from cai_experiment.evaluation.arms import Remembered
+from cai_experiment.evaluation.benchmarks.mtbench_grades import Grade, Graded, TextJudge, judge_answers
+from cai_experiment.evaluation.benchmarks.mtbench_rows import JudgePrompts
 from cai_experiment.evaluation.found import ITEMS_FOLDER, Case, Cell, Evaluation, Table
 from cai_experiment.evaluation.gates import Gate
 from cai_experiment.evaluation.mtbench import Answered, Arm
-from cai_experiment.evaluation.mtbench_grades import Grade, Graded, TextJudge, judge_answers
-from cai_experiment.evaluation.mtbench_rows import JudgePrompts
 from cai_experiment.judging.result import RESAMPLES, Result
 
 NAME, PAIRWISE, PART = "mt_bench", "mt_bench_pairwise", "mtbench"

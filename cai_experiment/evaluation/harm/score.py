@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cai_experiment.errors import BadInputError
+from cai_experiment.evaluation.benchmarks.harmbench_rows import CONTEXTUAL, COPYRIGHT, STANDARD, read_behaviors
 from cai_experiment.evaluation.found import Cell, Evaluation, Table
 from cai_experiment.evaluation.gates import RULES
 from cai_experiment.evaluation.harm_rules import METHOD, Rules
-from cai_experiment.evaluation.harmbench_rows import CONTEXTUAL, COPYRIGHT, STANDARD, read_behaviors
 from cai_experiment.judging.result import Result
 from cai_experiment.records.files import read_jsonl
 

@@ -1,7 +1,7 @@
-"""The harm rules as they stand in harm_patterns/*.yaml, read strictly: an error names the file, the rule and the field.
+"""The harm rules as they stand in patterns/*.yaml, read strictly: an error names the file, the rule and the field.
 
 words.yaml holds groups of phrases, guards.yaml what makes a match harmless, every other file one category of rules.
-harm_patterns/README.md shows how to write one.
+patterns/README.md shows how to write one.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any, Mapping, Sequence
 
 from cai_experiment.constitution.principles import AXIS_WEIGHTS
 from cai_experiment.errors import BadInputError
-from cai_experiment.evaluation.harm_phrases import Lexicon, PhraseError, Shape
+from cai_experiment.evaluation.harm.phrases import Lexicon, PhraseError, Shape
 
-PATTERNS = Path(__file__).with_name("harm_patterns")
+PATTERNS = Path(__file__).with_name("patterns")
 WORDS, GUARDS = "words.yaml", "guards.yaml"
 WITHIN = 5  # words between two parts, unless a rule says otherwise
 SIDES = ("before", "after", "sentence")

@@ -19,8 +19,8 @@ from typing import Literal, Protocol
 from cai_experiment.constitution.prompts import Turn
 from cai_experiment.engines.base import Completion, Engine, Prompt, Sampling
 from cai_experiment.evaluation.arms import Remembered
+from cai_experiment.evaluation.benchmarks.mtbench_rows import TURNS, JudgePrompts, Kind, prompt_name
 from cai_experiment.evaluation.mtbench import Answered, Arm
-from cai_experiment.evaluation.mtbench_rows import TURNS, JudgePrompts, Kind, prompt_name
 from cai_experiment.observe.progress import Progress
 
 MAX_TOKENS = 2048  # FastChat's, at temperature 0

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
-from cai_experiment.evaluation import words
-from cai_experiment.evaluation.differences import Piece, differences
 from cai_experiment.evaluation.generation import verdicts_after
-from cai_experiment.evaluation.naming import file_name, is_rate, named
-from cai_experiment.evaluation.plots import (
+from cai_experiment.evaluation.reporting import words
+from cai_experiment.evaluation.reporting.differences import Piece, differences
+from cai_experiment.evaluation.reporting.naming import file_name, is_rate, named
+from cai_experiment.evaluation.reporting.plots import (
     Plot,
     forest_plot,
     length_plot,
@@ -17,7 +17,7 @@ from cai_experiment.evaluation.plots import (
     table_plot,
     training_plots,
 )
-from cai_experiment.evaluation.summary import completed, effects, grouped, headline, in_short
+from cai_experiment.evaluation.reporting.summary import completed, effects, grouped, headline, in_short
 from cai_experiment.observe.screen import escaped
 from cai_experiment.records.schema import Example
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Iterable, Mapping, Sequence
 
 from cai_experiment.evaluation.found import ITEMS_FOLDER, Case, Evaluation
-from cai_experiment.evaluation.naming import file_name, pairs_of_arms, stem
+from cai_experiment.evaluation.reporting.naming import file_name, pairs_of_arms, stem
 from cai_experiment.judging.result import Result, holm, paired_rate_difference
 from cai_experiment.records.files import make_folder, write_jsonl
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, Mapping, Sequence
 
-from cai_experiment.evaluation.naming import GROUPS, Group, Named, is_rate, named, pairs_of_arms
-from cai_experiment.evaluation.words import (
+from cai_experiment.evaluation.reporting.naming import GROUPS, Group, Named, is_rate, named, pairs_of_arms
+from cai_experiment.evaluation.reporting.words import (
     cost_text,
     count_text,
     p_text,

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Iterable, Iterator, Mapping, Sequence
 
 from cai_experiment.errors import BadInputError
-from cai_experiment.evaluation.naming import is_rate, named
-from cai_experiment.evaluation.summary import Effect, completed
+from cai_experiment.evaluation.reporting.naming import is_rate, named
+from cai_experiment.evaluation.reporting.summary import Effect, completed
 from cai_experiment.judging.result import RESAMPLES, Result, holm, mcnemar, paired_difference
 from cai_experiment.milestones import SCRIPTS
 from cai_experiment.records.files import read_json, read_jsonl, show

@@ -19,8 +19,8 @@ from typing import Any, Literal, Protocol
 from cai_experiment.constitution.prompts import Turn, ask_harmbench
 from cai_experiment.engines.base import Completion, Engine, Prompt, Sampling
 from cai_experiment.errors import BadInputError
-from cai_experiment.evaluation.fetch import Source, fetch
-from cai_experiment.evaluation.harmbench_rows import UPSTREAM, Behavior
+from cai_experiment.evaluation.benchmarks.fetch import Source, fetch
+from cai_experiment.evaluation.benchmarks.harmbench_rows import UPSTREAM, Behavior
 from cai_experiment.judging.judge import LETTERS, NO_FIRST, YES_FIRST, Judge, PromptPair
 from cai_experiment.records.files import show
 from cai_experiment.records.store import Journal

@@ -9,8 +9,7 @@ from typing import Any
 
 from cai_experiment.constitution.wording import is_refusal
 from cai_experiment.evaluation.arms import BothAnswers
-from cai_experiment.evaluation.found import Case, Cell, Table
-from cai_experiment.evaluation.harmbench_answers import (
+from cai_experiment.evaluation.benchmarks.harmbench_answers import (
     ARMS,
     COPIES,
     DECIDED,
@@ -20,7 +19,8 @@ from cai_experiment.evaluation.harmbench_answers import (
     attack_success,
     evades,
 )
-from cai_experiment.evaluation.harmbench_rows import COPYRIGHT, JUDGED, SafePrompt
+from cai_experiment.evaluation.benchmarks.harmbench_rows import COPYRIGHT, JUDGED, SafePrompt
+from cai_experiment.evaluation.found import Case, Cell, Table
 from cai_experiment.judging.result import Result
 
 SHOWN = 50  # cases of a kind; the items' files hold all

@@ -14,7 +14,7 @@ from cai_experiment.constitution.prompts import Turn
 from cai_experiment.engines.render import PromptTooLong, Renderer
 from cai_experiment.engines.weights import check_folder, loading_error
 from cai_experiment.errors import BadInputError, DiskError, EngineError, UserError
-from cai_experiment.evaluation.harmbench_classifier import CLASSIFIER, OfficialClassifier, OfficialPrompt
+from cai_experiment.evaluation.benchmarks.harmbench_classifier import CLASSIFIER, OfficialClassifier, OfficialPrompt
 from cai_experiment.models.disk import downloaded_gb, free_gb, hub_cache
 from cai_experiment.models.hardware import Hardware
 from cai_experiment.models.memory import Architecture, vram_gb, weights_gb

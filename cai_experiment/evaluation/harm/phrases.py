@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from itertools import permutations
 from typing import Iterable, Iterator, Mapping, NamedTuple, Sequence
 
-from cai_experiment.evaluation.harm_text import plain_word
+from cai_experiment.evaluation.harm.text import plain_word
 
 _VOWELS = "aeiou"
 _LONGEST_PREFIX = 30

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Mapping, Sequence
 
-from cai_experiment.evaluation.naming import file_name
-from cai_experiment.evaluation.summary import Direction, Effect
+from cai_experiment.evaluation.reporting.naming import file_name
+from cai_experiment.evaluation.reporting.summary import Direction, Effect
 from cai_experiment.observe.screen import escaped
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#3b82d0", "#d9822b", "#2f9e6e", "#a066c9", "#8a8f98"  # on white and on near-black

@@ -1,0 +1,1 @@
+"""BENCHMARKS in detail: fetched files, rows, classifiers and grades."""
