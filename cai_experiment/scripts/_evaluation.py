@@ -195,19 +195,19 @@ def detection_alone(args: argparse.Namespace) -> int:
 def plan(args: argparse.Namespace, milestone: Milestone, choice: ModelChoice) -> list[str]:
     """Memory, hours and dollars of the milestone's suites; nothing is run."""
     from cai_experiment.scripts import _plan, _plan_harmbench
-    from cai_experiment.scripts._plan_training import backend_of, evaluation_lines
+    from cai_experiment.scripts._plan_training import evaluation_lines
 
     hardware = _plan.machine(args)
     choice = _plan.drawn(args, choice, hardware)
     truth = is_nano(choice.path_or_id) and args.random_weights is None
     quantization = args.quantization or hardware.quantization
-    engine = "unsloth" if backend_of(args, hardware, quantization) == "unsloth" else "hf"
+    engine = "unsloth" if args.engine == "unsloth" else "hf"
     lines = _plan.heading(args, hardware, choice)
     parts, needs, said = _held_out.held_out_plan(args, milestone, choice, hardware)
     lines += said
     suites = suites_of(args, milestone, truth)
     if "milestone" in suites:
-        part, said = evaluation_lines(args, choice, hardware, args.held_out // 2, args.held_out)
+        part, said = evaluation_lines(args, choice, hardware, args.held_out // 2, args.held_out, engine)
         parts, lines = [*parts, *part], [*lines, *said]
     others = {"forgetting": _suite_forgetting, "harmbench": _plan_harmbench, "mtbench": _suite_mtbench}
     for name in suites:

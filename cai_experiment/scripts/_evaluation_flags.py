@@ -10,7 +10,6 @@ from cai_experiment.scripts import _suite_detection, _suite_forgetting, _suite_h
 from cai_experiment.scripts._common import base_parser, positive_int
 from cai_experiment.scripts._held_out import add_held_out_flags
 from cai_experiment.scripts._judge import add_judge_flags
-from cai_experiment.training.settings import BACKENDS
 
 SUITES = ("milestone", "detection", "harmbench", "mtbench", "forgetting")
 
@@ -29,6 +28,7 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     for suite in (_suite_harmbench, _suite_mtbench, _suite_forgetting, _suite_detection):
         suite.add_flags(flags)
     group = flags.add_argument_group("engine")
-    group.add_argument("--backend", choices=BACKENDS, default="auto", help="as in train_dpo.py")
+    group.add_argument("--engine", choices=("auto", "hf", "unsloth"), default="auto",
+                       help="auto: hf, which answers in large batches, in 4 bit too; Unsloth cannot")  # fmt: skip
     group.add_argument("--max-length", type=positive_int, default=4096, metavar="N", help="longer pairs are left out")
     return flags

@@ -162,11 +162,14 @@ def _in_parts(parts: Parts) -> str:
 
 
 def evaluation_lines(
-    args: argparse.Namespace, choice: ModelChoice, hardware: Hardware, held_out: int, unused: int
+    args: argparse.Namespace, choice: ModelChoice, hardware: Hardware, held_out: int, unused: int, engine: str = ""
 ) -> tuple[list[Part], list[str]]:
-    """(part, line) of train_dpo.py's evaluation: held-out pairs, and instructions whose examples were rejected."""
+    """(part, line) of train_dpo.py's evaluation: held-out pairs, and instructions whose examples were rejected.
+
+    `engine` speaks; without it the one that training loads.
+    """
     quantization = args.quantization or hardware.quantization
-    engine = "unsloth" if backend_of(args, hardware, quantization) == "unsloth" else "hf"
+    engine = engine or ("unsloth" if backend_of(args, hardware, quantization) == "unsloth" else "hf")
     questions = min(HELD_OUT, held_out + max(0, unused))
     part = evaluation(choice, hardware, engine, quantization, questions, held_out)
     said = f"{engine}, {quantization}: base and trained answer {questions} held-out instructions and 400 sums, "

@@ -19,6 +19,7 @@ from cai_experiment.training.data import Pair, read_pairs
 from cai_experiment.training.settings import adapter_sha256
 
 if TYPE_CHECKING:
+    from cai_experiment.engines.load import LoadSettings
     from cai_experiment.evaluation.arms import Remembered, Speakers
     from cai_experiment.judging.judge import Judge
 
@@ -34,6 +35,7 @@ class Trained:
     settings: dict[str, Any]
     history: list[dict[str, Any]]
     pairs: list[Pair]
+    backend: str = ""  # that trained it
 
     @property
     def sha256(self) -> str:
@@ -53,17 +55,22 @@ def finished_training(args: argparse.Namespace) -> Trained:
     alone = adapter.parent.name == sft.FOLDER
     started = folder / sft.FOLDER / "final"
     reference = started if "start_adapter" in settings and not alone and args.adapter is None else None
-    history = dpo.finished(folder).history if args.adapter is None and (adapter / dpo.RECORD).exists() else []
+    made = dpo.finished(folder) if args.adapter is None and (adapter / dpo.RECORD).exists() else None
     pairs = args.pairs or args.data_dir / args.run / "pairs.jsonl"
     if not pairs.exists():
         raise BadInputError(f"{show(pairs)} is not there", "name the pairs that were trained on with --pairs")
-    return Trained(adapter, reference, settings, history, read_pairs(pairs))
+    said = ([], "") if made is None else (made.history, made.backend)
+    return Trained(adapter, reference, settings, said[0], read_pairs(pairs), said[1])
 
 
 def check_base(trained: Trained, engine: Any) -> None:
-    """Raise BadInputError if the adapter was trained on other weights than those that are loaded."""
+    """Raise BadInputError if the adapter was trained on other weights than those that are loaded.
+
+    A hub's revision says nothing where Unsloth trained on its own quantised copy, and another engine evaluates.
+    """
     known = json.loads(_training.base_of(engine) or "{}")
-    for name in ("weights_sha256", "revision", "random_seed"):
+    same_files = (trained.backend == "unsloth") == (engine.name == "unsloth")
+    for name in ("weights_sha256", "random_seed", *(["revision"] if same_files else [])):
         then = trained.settings.get(f"base_{name}")
         if then is not None and known.get(name) is not None and then != known[name]:
             raise BadInputError(
@@ -73,6 +80,17 @@ def check_base(trained: Trained, engine: Any) -> None:
 
 
 # ---------------------------------------------------------------- the target
+
+
+def load_settings(args: argparse.Namespace) -> LoadSettings:
+    """How base and adapter are loaded: by transformers, whose batches hold many answers, unless --engine unsloth."""
+    from cai_experiment.engines.load import LoadSettings
+
+    engine = "unsloth" if args.engine == "unsloth" else "hf"
+    return LoadSettings(
+        args.model, args.format, args.quantization, args.batch_size, engine, seed=args.seed,
+        random_weights=args.random_weights, max_length=args.max_length,
+    )  # fmt: skip
 
 
 class Target:
@@ -87,13 +105,15 @@ class Target:
         self._judge: Judge | None = None
 
     def speakers(self) -> Speakers:
-        """The model with its adapter, loaded as training loads it. BadInputError: it is not the adapter's base."""
+        """The model with its adapter. Raises BadInputError if it is not the adapter's base."""
+        from cai_experiment.engines.load import load_engine
         from cai_experiment.evaluation.arms import Speakers
 
         if self.model is None:
             if not is_url(self.args.judge):
                 self._close_judge()
-            self.engine = _training.load_for_training(self.args)
+            self.engine = load_engine(load_settings(self.args))
+            print(self.engine.first_line, flush=True)
             check_base(self.trained, self.engine)
             model, _ = self.engine.release_for_training()
             self.model = dpo.load_adapter(model, self.trained.adapter)
