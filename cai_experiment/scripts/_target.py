@@ -147,7 +147,7 @@ class Target:
 
         if self.args.judge is None:
             base = self.speakers().base()
-            return Judge(base, f"{shown(str(base.describe().get('model')))}, the base model")
+            return Judge(base, f"{shown(str(self.described()['model']))}, the base model")
         if self._judge is None or max_length is not None:
             self._close_judge()
             if not is_url(self.args.judge):
