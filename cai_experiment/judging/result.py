@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Hashable, Literal, Sequence
 
 Interval = tuple[float, float]
+Scale = Literal["", "rate", "points"]  # a share from 0 to 1; a difference of two shares; anything else
 
 RESAMPLES = 10_000
 WIDE = 0.2  # an interval wider than this says little: a rate needs about 100 items to be narrower
@@ -17,7 +18,8 @@ class Result:
     """One metric. `value` is None if nothing could be measured (n = 0); `interval` is at 95%, None if it has none.
 
     `n` counts what was measured; `unparsed` counts judgements that came back unreadable and stand outside `n`. `items`
-    names the file, in the run's folder, that holds every item behind the figure; empty if there is none.
+    names the file, in the run's folder, that holds every item behind the figure; empty if there is none. `scale` says
+    how people should read the figure ("rate": in percent, "points": in percentage points) and is no part of it.
     """
 
     value: float | None
@@ -25,13 +27,14 @@ class Result:
     interval: Interval | None
     unparsed: int = 0
     items: str = ""
+    scale: Scale = field(default="", compare=False)
 
     @classmethod
     def rate(cls, successes: int, n: int, unparsed: int = 0) -> Result:
         """A share of n items, with its Wilson interval."""
         if n == 0:
             return cls(None, 0, None, unparsed)
-        return cls(successes / n, n, wilson(successes, n), unparsed)
+        return cls(successes / n, n, wilson(successes, n), unparsed, scale="rate")
 
     @classmethod
     def mean(cls, values: Sequence[float], unparsed: int = 0, seed: int = 0) -> Result:
@@ -48,8 +51,8 @@ class Result:
     def to_json(self) -> dict[str, Any]:
         """The metric as report.json holds it."""
         interval = None if self.interval is None else list(self.interval)
-        items = {"items": self.items} if self.items else {}
-        return {"value": self.value, "n": self.n, "interval": interval, "unparsed": self.unparsed, **items}
+        known = {name: value for name, value in (("items", self.items), ("scale", self.scale)) if value}
+        return {"value": self.value, "n": self.n, "interval": interval, "unparsed": self.unparsed, **known}
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +140,8 @@ def paired_rate_difference(before: Sequence[bool], after: Sequence[bool], unpars
     lost, won = sum(b and not a for b, a in pairs), sum(a and not b for b, a in pairs)
     up, down = (won + 1) / (n + 2), (lost + 1) / (n + 2)
     half = float(norm.ppf(0.975)) * math.sqrt((up + down - (up - down) ** 2) / (n + 2))
-    return Result((won - lost) / n, n, (max(-1.0, up - down - half), min(1.0, up - down + half)), unparsed)
+    interval = (max(-1.0, up - down - half), min(1.0, up - down + half))
+    return Result((won - lost) / n, n, interval, unparsed, scale="points")
 
 
 def paired_p_value(before: Sequence[float], after: Sequence[float], seed: int = 0, resamples: int = RESAMPLES) -> float:

@@ -7,6 +7,7 @@ verdicts are the judge's, in both orders, and a principle's second one is about 
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Iterable, Sequence
@@ -34,6 +35,7 @@ REASONS: dict[str, str] = {
     "length_surplus": "left out by --match-lengths, though it passed the gate",
 }  # fmt: skip
 NO_PAIR = frozenset({"empty", "too_long", "prompt_too_long", "engine_error", "no_violation_found", "identical"})
+MOST_ALIKE = 20_000  # pairs of places with the same word; two human texts of 1,500 words have about 12,000
 CANNOT_SKIP = NO_PAIR | {"guard_unsafe", "guard_unparsed", "length_surplus"}  # these have flags of their own
 
 
@@ -100,5 +102,13 @@ def verdict_reasons(verdicts: Sequence[tuple[str, str]]) -> set[str]:
 
 
 def similarity(before: str, after: str) -> float:
-    """Share of words that both texts have in the same order: 2 * matches / total words (Ratcliff-Obershelp), 0 to 1."""
-    return SequenceMatcher(None, before.split(), after.split(), autojunk=False).ratio()
+    """Share of words that both texts have in the same order: 2 * matches / total words (Ratcliff-Obershelp), 0 to 1.
+
+    Of two loops ("the the the ...") its time would grow with the cube of their length, so there the order is not
+    looked at: that share is an upper bound, and the same for one repeated phrase.
+    """
+    one, two = before.split(), after.split()
+    matcher = SequenceMatcher(None, one, two, autojunk=False)
+    counts, others = Counter(one), Counter(two)
+    alike = sum(count * others[word] for word, count in counts.items())  # pairs of places with the same word
+    return matcher.ratio() if alike <= MOST_ALIKE else matcher.quick_ratio()
