@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from openai_server import Body, Serving, chat, models
+from openai_server import Answer, Body, Serving, chat, models
 
 from cai_experiment.scripts import eval_model, generate_mvp, train_dpo
 from cai_experiment.scripts._common import run_main
@@ -40,7 +40,7 @@ def few() -> Iterator[None]:
     """Fewer sums and comparisons than the real evaluation asks, which the slow test runs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cai_experiment.scripts._evaluation.SUMS", SUMS)
-        patch.setattr("cai_experiment.evaluation.milestone.KNOWN", 40)
+        patch.setattr("cai_experiment.evaluation.verdicts.KNOWN", 40)
         yield
 
 
@@ -106,7 +106,80 @@ def test_a_judge_at_random_is_not_fit_and_never_a_go(made: Path, tmp_path: Path)
     assert not gate["passed"] and abs(gate["value"]) < 0.35 and report["verdict"] == "no-go"
     assert report["metrics"]["win_rate_undecided"]["value"] > 0.2
     assert any("nothing that it says counts" in alarm for alarm in report["alarms"])
-    assert "critique_meaningful" in report["metrics"] and report["methods"]["critiques"].startswith("coin")
+    assert "critique_meaningful_judge" in report["metrics"] and report["methods"]["critiques"].startswith("coin")
+
+
+def gate_names(report: dict[str, Any]) -> list[str]:
+    return [gate["name"] for gate in report["gates"]]
+
+
+def test_another_suite_leaves_the_milestones_gates_alone(made: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "made"
+    shutil.copytree(made, folder)
+    before = report_of(folder)
+    problems = tmp_path / "gsm8k.jsonl"
+    problems.write_text(json.dumps({"question": "What is 2 plus 3?", "answer": "#### 5"}) + "\n")
+    tasks = own_task(tmp_path)
+    flags = ["--suite", "forgetting", "--gsm8k", str(problems), "--tasks", "sums", "--task-folder", str(tasks)]
+    assert evaluate(folder, *flags) == (0 if before["verdict"] == "go" else 3)
+    after = report_of(folder)
+    assert set(gate_names(before)) < set(gate_names(after)) and after["verdict"] == before["verdict"]
+    assert {"gsm8k_direct_base", "flawed_answers_base"} <= after["metrics"].keys()
+
+
+def own_task(folder: Path) -> Path:
+    """A task of lm-eval's in files of our own."""
+    place = folder / "tasks"
+    place.mkdir()
+    rows = [{"question": f"What is {n} plus 1?", "choices": [str(n + 1), str(n + 7)], "gold": 0} for n in range(4)]
+    (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (place / "sums.yaml").write_text(
+        f"task: sums\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {place / 'rows.jsonl'}\n"
+        "test_split: test\noutput_type: multiple_choice\ndoc_to_text: '{{question}}'\n"
+        "doc_to_choice: '{{choices}}'\ndoc_to_target: gold\nmetric_list:\n  - metric: acc\n"
+    )
+    return place
+
+
+def test_a_suite_alone_is_no_ground_for_a_go(made: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "made"
+    shutil.copytree(made, folder)
+    (folder / "data" / "mvp" / "report.json").unlink()
+    problems = tmp_path / "gsm8k.jsonl"
+    problems.write_text(json.dumps({"question": "What is 2 plus 3?", "answer": "#### 5"}) + "\n")
+    tasks = own_task(tmp_path)
+    assert evaluate(folder, "--suite", "forgetting", "--tasks", "sums", "--task-folder", str(tasks)) == 3
+    assert "the milestone's own suite has been run" in gate_names(report_of(folder))
+
+
+def test_a_judge_that_fails_on_most_comparisons_is_no_go(made: Path, tmp_path: Path) -> None:
+    """It answers what is short, as a judge with a small context does."""
+    folder = tmp_path / "made"
+    shutil.copytree(made, folder)
+
+    def answer(path: str, body: Body | None) -> Any:
+        if path == "/models":
+            return models("short", max_model_len=2048)
+        assert body is not None
+        if "known" in json.dumps(body) and len(json.dumps(body)) < 10:
+            return chat("A")
+        raise Answer(400, {"error": {"message": "this model's maximum context length is 16 tokens"}})
+
+    with Serving(answer) as server:
+        code = evaluate(folder, "--judge", server.url, "--judge-format", "chat")
+    assert code != 0
+
+
+def test_pairs_of_ones_own_serve_as_held_out_ones_unless_they_were_trained_on(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "made"
+    shutil.copytree(made, folder)
+    own = folder / "data" / "mvp" / "held_out" / "pairs.jsonl"
+    assert evaluate(folder, "--held-out-pairs", str(own)) in (0, 3)
+    assert report_of(folder)["metrics"]["words_base"]["n"] == len(own.read_text().splitlines())
+    assert evaluate(folder, "--held-out-pairs", str(folder / "data" / "mvp" / "pairs.jsonl")) == 2
+    assert "asks what the adapter was trained on" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

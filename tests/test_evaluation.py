@@ -445,7 +445,7 @@ def test_mvp_gates() -> None:
     other_model = {k: v for k, v in mvp_metrics().items() if not k.startswith("flawed")}
     assert "quality up: trained answers preferred" in verdicts(training_gates("mvp", other_model, Training(), 80))
     unmeasured = training_gates("mvp", {"preference_accuracy": Result.rate(20, 20)}, Training(), 80)
-    assert [g.passed for g in unmeasured] == [True, False, False]
+    assert [g.passed for g in unmeasured] == [True, False, False, False]
     assert json.dumps([g.to_json() for g in unmeasured], allow_nan=False)
 
 

@@ -33,6 +33,8 @@ def answers_found(both: Sequence[BothAnswers], truth: bool, speakers: Speakers) 
     if not all(gate.passed for gate in found.gates):  # what is no language any more is harmless too
         harm.notes = ["no advice on one model or two: the trained model's language has collapsed"]
     found += harm
+    came = sum(not one.failed for one in both)
+    found.metrics["answers_came"] = Result.rate(came, len(both))
     found.answers = list(both)
     return found + world_found(both) if truth else found
 

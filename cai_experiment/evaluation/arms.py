@@ -45,7 +45,7 @@ class Remembered:
 
     def key(self, arm: str, prompt: Prompt) -> str:
         """What a completion depends on beside the weights: arm, conversation, sampling."""
-        said = repr((arm, prompt.turns, prompt.speak_as, prompt.sampling, prompt.id))
+        said = repr((arm, prompt.turns, prompt.speak_as, prompt.sampling, prompt.options, prompt.id))
         return hashlib.blake2b(said.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
     def keep(self, key: str, completion: Completion) -> None:
@@ -53,6 +53,34 @@ class Remembered:
         if completion.finish != "error":
             row = completion.as_dict() | {"logprobs": list(completion.logprobs)}
             self.journal.append({"key": key, "whose": self.whose, "completion": row})
+
+
+class Remembering:
+    """An engine whose completions are written down as they come, and not asked for again by a later call."""
+
+    def __init__(self, engine: Any, remembered: Remembered, role: str) -> None:
+        """`role` is its arm among what is remembered ("judge")."""
+        self.engine, self.remembered, self.role = engine, remembered, role
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is the engine's own."""
+        return getattr(self.engine, name)
+
+    def stream(self, prompts: Iterable[Prompt | None]) -> Iterator[Completion]:
+        """See `base.Engine.stream`; what is remembered comes first."""
+        keys: dict[str, str] = {}
+        asked: list[Prompt] = []
+        for prompt in prompts:
+            if prompt is None:
+                continue
+            keys[prompt.id] = self.remembered.key(self.role, prompt)
+            if (known := self.remembered.found.get(keys[prompt.id])) is not None:
+                yield known
+            else:
+                asked.append(prompt)
+        for completion in self.engine.stream(asked):
+            self.remembered.keep(keys[completion.id], completion)
+            yield completion
 
 
 def _completion(row: dict[str, Any]) -> Completion:

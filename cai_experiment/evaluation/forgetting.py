@@ -18,13 +18,14 @@ from cai_experiment.nano.truth import arithmetic_right
 ENOUGH = 400  # items: a paired difference is then known to within 3 points if a tenth of them change
 
 
-def kept_gate(name: str, difference: Result) -> Gate:
+def kept_gate(name: str, difference: Result, failed: int = 0) -> Gate:
     """The gate "no forgetting: NAME" on a paired difference of rates (trained - base).
 
-    From ENOUGH items on the lower end of its interval must stay above -MAY_FORGET. With fewer that end says more of n
-    than of the model (200 items with 20% discordant: +-6 points), so the point estimate decides; see `width_note`.
+    From ENOUGH items on (those that `failed` are among them) the lower end of its interval must stay above
+    -MAY_FORGET. With fewer that end says more of n than of the model (200 items with 20% discordant: +-6 points), so
+    the point estimate decides; see `width_note`.
     """
-    if difference.interval is not None and difference.n >= ENOUGH:
+    if difference.interval is not None and difference.n + failed >= ENOUGH:
         low = difference.interval[0]
         return Gate(f"no forgetting: {name}, lower end", low, ">", -MAY_FORGET, difference.interval, difference.n,
                     "training")  # fmt: skip
@@ -52,7 +53,8 @@ def paired(
     items = f"{ITEMS_FOLDER}/{name}.jsonl"
     is_rate = all(isinstance(value, bool) for value in (*base, *trained))
     difference = paired_difference([float(v) for v in base], [float(v) for v in trained])
-    found = Evaluation(differences={name: difference}, items={name: list(rows)}, gates=[kept_gate(name, difference)])
+    gate = kept_gate(name, difference, failed)
+    found = Evaluation(differences={name: difference}, items={name: list(rows)}, gates=[gate])
     found.notes += width_note(name, difference)
     for arm, values in (("base", base), ("trained", trained)):
         one = Result.rate(int(sum(values)), len(values)) if is_rate else Result.mean([float(v) for v in values])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Mapping, Protocol
 
 from cai_experiment.judging.fitness import FIT
@@ -18,6 +18,8 @@ MAY_FORGET = 0.05  # a rate may be this much lower than before training
 ON_TOPIC = 0.95
 MAY_DRIFT = 0.1  # distinct word pairs and sentences of the shipped model's answers: more or fewer by a tenth
 HALF = 0.5
+LEAST = 60  # held-out pairs, and comparisons that are decided
+READ = 0.9  # of what was asked; what fails more often is not the sample that was drawn
 PLUMBING_ONLY = ("single", "batch")
 NOT_MEASURED = Result(None, 0, None)
 
@@ -94,7 +96,7 @@ def generation_gates(milestone: str, metrics: Metrics, wanted: int) -> list[Gate
         ]
     if "critique_right" in metrics:
         rows.append(("critique_right", "critiques right by the world's truth", ">=", meaningful))
-    if milestone == "single":
+    if milestone == "single" and "direct_revisions" not in metrics:
         rows.append(("revision_answers_critique", "revision answers the critique", ">=", 1.0))
     if milestone == "batch":
         rows.append(("revision_preferred", "revisions better", ">", HALF))
@@ -114,6 +116,7 @@ def training_gates(milestone: str, metrics: Metrics, trained: Trained, pairs: in
     return [
         _on(metrics, "preference_accuracy", name, ">", PREFERRED, "training"),
         _quality_up(metrics),
+        *([] if "flawed_answers_base" in metrics else [fit_gate(metrics, "training")]),
         _kept(metrics, "ends_by_itself", "no forgetting: answers end by themselves"),
         *(_world_gates(metrics) if "on_topic_trained" in metrics else []),
     ]
@@ -126,15 +129,26 @@ def milestone_gates(milestone: str, metrics: Metrics, truth: bool) -> list[Gate]
     if the judge is fit: one that is wrong on purpose, or answers at random, has a kappa near 0 with known answers.
     """
     if milestone in PLUMBING_ONLY:  # a few steps prove nothing of quality
-        return [fit_gate(metrics, "training")]
+        return [fit_gate(metrics, "evaluation")]
+    preferred = _on(metrics, "preference_accuracy", "revised preferred in held-out pairs", ">", PREFERRED, "training")
+    won = _on(metrics, "win_rate", "quality up: trained answers preferred", ">", HALF, "training")
     return [
-        _on(metrics, "preference_accuracy", "revised preferred in held-out pairs", ">", PREFERRED, "training"),
+        _of_enough(preferred),
         *([_quality_up(metrics)] if truth else []),
-        _on(metrics, "win_rate", "quality up: trained answers preferred", ">", HALF, "training"),
+        _of_enough(won),
+        _on(metrics, "win_rate_read", "comparisons that the judge could read", ">=", READ, "training"),
         fit_gate(metrics, "training"),
+        _on(metrics, "answers_came", "instructions that both models answered", ">=", READ, "training"),
         _kept(metrics, "ends_by_itself", "no forgetting: answers end by themselves"),
         *(_world_gates(metrics) if truth else []),
     ]
+
+
+def _of_enough(gate: Gate) -> Gate:
+    """A gate that a handful of items cannot pass: below LEAST its value counts as not measured."""
+    if gate.n >= LEAST:
+        return gate
+    return replace(gate, name=f"{gate.name} (of at least {LEAST})", value=None)
 
 
 def fit_gate(metrics: Metrics, part: str) -> Gate:

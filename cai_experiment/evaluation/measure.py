@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Sequence
 
@@ -16,7 +15,7 @@ from cai_experiment.evaluation.gates import Trained, generation_gates, training_
 from cai_experiment.evaluation.generation import generation_metrics
 from cai_experiment.evaluation.preference import Pair, preference_metrics, score_pairs
 from cai_experiment.evaluation.shortcuts import shortcut_metrics
-from cai_experiment.evaluation.verdicts import critiques_again, revisions_again, win_rate
+from cai_experiment.evaluation.verdicts import critiques_again, drawn, fitness_of, revisions_again, win_rate
 from cai_experiment.judging.judge import Judge
 from cai_experiment.judging.result import Result
 from cai_experiment.nano.world import held_out_questions
@@ -62,9 +61,9 @@ def evaluate_generation(
     found.metrics["accepted_pairs"] = Result(len(accepted), len(accepted) + len(rejected), None)
     if judge is not None and principles:
         by_id = {principle.id: principle for principle in principles}
-        found += critiques_again(judge, list(islice(chain(accepted, counted), COMPARED)), by_id, settings.truth)
+        found += critiques_again(judge, drawn(accepted, counted, COMPARED, settings.seed), by_id, settings.truth)
     if judge is not None:
-        found += revisions_again(judge, accepted[:COMPARED], settings.truth)
+        found += revisions_again(judge, drawn(accepted, (), COMPARED, settings.seed), settings.truth)
     found.gates = generation_gates(settings.milestone, found.metrics, wanted)
     return found
 
@@ -102,7 +101,10 @@ def evaluate_training(
         questions = held_out_instructions(settings, train_pairs, held_out_pairs, unused_instructions, also_trained_on)
         speakers = Speakers(trained.model, tokenizer, renderer, engine_over or transformers_engine)
         found += _evaluate_answers(settings, speakers, questions)
-    found.gates += training_gates(settings.milestone, found.metrics, trained, len(train_pairs))
+    gated = dict(found.metrics)
+    if not held_out_pairs:  # what was trained on proves nothing
+        gated.pop("preference_accuracy")
+    found.gates += training_gates(settings.milestone, gated, trained, len(train_pairs))
     found.notes += warnings(found.metrics)
     return found
 
@@ -126,7 +128,8 @@ def _evaluate_answers(settings: EvaluationSettings, speakers: Speakers, question
         arms = BothArms(speakers.bare(), speakers.model, settings.seed, progress)
         both, sums = ask_both(arms, "answer", questions, settings.sums)
     found = sums + answers_found(both, settings.truth, speakers)
-    return found + win_rate(Judge(speakers.base(), "the base model"), both, {})
+    judge = Judge(speakers.base(), "the base model")
+    return found + win_rate(judge, both, {}, settings.truth) + fitness_of(judge, settings.truth, settings.seed)
 
 
 def warnings(metrics: dict[str, Result]) -> list[str]:

@@ -18,14 +18,18 @@ from cai_experiment.evaluation.measure import warnings
 from cai_experiment.evaluation.perplexity import own_texts, perplexity, world_texts
 from cai_experiment.evaluation.preference import Pair, score_pairs
 from cai_experiment.evaluation.slices import held_out_preference
-from cai_experiment.evaluation.verdicts import NONE_BROKEN, critiques_again, revisions_again, win_rate
-from cai_experiment.judging.fitness import FIT, judge_fitness, known_answers, world_comparisons
+from cai_experiment.evaluation.verdicts import (
+    NONE_BROKEN,
+    critiques_again,
+    drawn,
+    fitness_of,
+    revisions_again,
+    win_rate,
+)
 from cai_experiment.judging.judge import Judge
-from cai_experiment.judging.result import Result
 from cai_experiment.observe.progress import Progress
 from cai_experiment.records.schema import Example
 
-KNOWN = 200  # comparisons of the world whose answer is known: kappa is then known to within a tenth
 JUDGED = 200  # examples that another judge reads again: a rate is then known to within 7 points
 
 
@@ -81,27 +85,18 @@ def ask_judge(scope: Scope, judge: Judge, both: Sequence[BothAnswers]) -> Evalua
     return win_rate(judge, both, scope.broken, scope.truth) + fitness_of(judge, scope.truth, scope.seed)
 
 
-def fitness_of(judge: Judge, truth: bool, seed: int) -> Evaluation:
-    """`judge_fitness`: the judge's kappa with comparisons whose answer is known; no value if it cannot be relied on."""
-    fit = judge_fitness(judge, world_comparisons(KNOWN, seed) if truth else known_answers())
-    counts = fit.is_fit or (fit.kappa.value or 0.0) < FIT  # else it is unsure, or most of it could not be read
-    agreed = fit.kappa if counts else Result(None, fit.kappa.n, None, fit.kappa.unparsed)
-    found = Evaluation({"judge_fitness": agreed, "judge_undecided": fit.undecided})
-    found.methods["judge"] = f"{judge.name}: {judge.method}; {fit.line}"
-    if not fit.is_fit:
-        found.alarms.append(f"the judge {judge.name} is {fit.line}: nothing that it says counts")
-    return found
-
-
 def judge_again(
     scope: Scope, judge: Judge, accepted: Sequence[Example], rejected: Sequence[Example],
     principles: Sequence[Principle],
 ) -> Evaluation:  # fmt: skip
-    """Critiques and revisions of the run by another judge than the critic that sat with them; the first JUDGED."""
+    """Critiques and revisions of the run by another judge than the critic that sat with them: JUDGED examples drawn by
+    the seed, accepted and rejected ones alike. The metrics end in "_judge": the critic's own stand beside them.
+    """
     by_id = {principle.id: principle for principle in principles}
-    some = [*accepted, *rejected][:JUDGED]
-    found = critiques_again(judge, some, by_id, scope.truth)
-    return found + revisions_again(judge, list(accepted)[:JUDGED], scope.truth)
+    found = critiques_again(judge, drawn(accepted, rejected, JUDGED, scope.seed), by_id, scope.truth)
+    found += revisions_again(judge, drawn(accepted, (), JUDGED, scope.seed), scope.truth)
+    found.metrics = {f"{name}_judge": result for name, result in found.metrics.items()}
+    return found
 
 
 # ---------------------------------------------------------------- go or no-go

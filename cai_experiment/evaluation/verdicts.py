@@ -5,6 +5,7 @@ Orders that disagree are "undecided" and counted; so are verdicts that could not
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -14,7 +15,13 @@ from cai_experiment.evaluation.arms import BothAnswers
 from cai_experiment.evaluation.found import Case, Evaluation, Table
 from cai_experiment.evaluation.generation import critique_metrics, critiques_of, truth_metrics
 from cai_experiment.evaluation.slices import grouped, with_items
-from cai_experiment.judging.fitness import preferred_kappa
+from cai_experiment.judging.fitness import (
+    FIT,
+    judge_fitness,
+    known_answers,
+    preferred_kappa,
+    world_comparisons,
+)
 from cai_experiment.judging.judge import (
     Judge,
     PromptPair,
@@ -27,6 +34,7 @@ from cai_experiment.judging.result import Result
 from cai_experiment.records.schema import Example
 
 WIN_RATE, CRITIQUES, REVISIONS = "win_rate", "critiques_judged", "revisions_judged"
+KNOWN = 200  # comparisons of the world whose answer is known: kappa is then known to within a tenth
 TIE = "tie"  # the two texts are equal: nobody is asked
 NONE_BROKEN = "none broken"
 AGAINST_BASE = "trained against base"
@@ -51,6 +59,8 @@ def win_rate(
     outcomes = [said[id(a)].answer if id(a) in said else "unparsed" if a.failed else TIE for a in answers]
     kinds = [principles.get(a.instruction, NONE_BROKEN) for a in answers]
     metrics = {"win_rate": decided(outcomes), "win_rate_undecided": undecided(outcomes)}
+    read = sum(verdict.answer != "unparsed" for verdict in verdicts)
+    metrics["win_rate_read"] = Result.rate(read, len(verdicts))
     if truth:
         metrics["win_rate_kappa"] = preferred_kappa(verdicts, [(a.trained.text, a.base.text) for a in differ])
     rows = [
@@ -100,7 +110,29 @@ def _case(kind: str, instruction: str, texts: Mapping[str, str]) -> Case:
     return Case(kind, instruction, {"instruction": instruction, **texts})
 
 
+# ---------------------------------------------------------------- is the judge to be believed
+
+
+def fitness_of(judge: Judge, truth: bool, seed: int) -> Evaluation:
+    """`judge_fitness`: the judge's kappa with comparisons whose answer is known; no value if it cannot be relied on."""
+    fit = judge_fitness(judge, world_comparisons(KNOWN, seed) if truth else known_answers())
+    counts = fit.is_fit or (fit.kappa.value or 0.0) < FIT  # else it is unsure, or most of it could not be read
+    agreed = fit.kappa if counts else Result(None, fit.kappa.n, None, fit.kappa.unparsed)
+    found = Evaluation({"judge_fitness": agreed, "judge_undecided": fit.undecided})
+    found.methods["judge"] = f"{judge.name}: {judge.method}; {fit.line}"
+    if not fit.is_fit:
+        found.alarms.append(f"the judge {judge.name} is {fit.line}: nothing that it says counts")
+    return found
+
+
 # ---------------------------------------------------------------- critiques and revisions
+
+
+def drawn(accepted: Sequence[Example], rejected: Sequence[Example], count: int, seed: int) -> list[Example]:
+    """At most `count` examples of both lists, drawn by the seed, in their order: no kind of example comes first."""
+    places = range(len(accepted) + len(rejected))
+    some = sorted(random.Random(f"judged/{seed}").sample(places, min(count, len(places))))
+    return [accepted[i] if i < len(accepted) else rejected[i - len(accepted)] for i in some]
 
 
 def critiques_again(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import re
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from cai_experiment.constitution.principles import load_constitution
 from cai_experiment.constitution.prompts import ask_for_answer
 from cai_experiment.errors import EXIT_OK, BadInputError
+from cai_experiment.evaluation.found import Evaluation
+from cai_experiment.evaluation.gates import Gate
 from cai_experiment.milestones import MILESTONES, SCRIPTS, Milestone
 from cai_experiment.models.presets import ModelChoice
 from cai_experiment.nano import is_nano
@@ -26,16 +30,15 @@ from cai_experiment.scripts import (
     _training,
 )
 from cai_experiment.scripts._following import next_command
-from cai_experiment.scripts._judge import check_judge, is_url
+from cai_experiment.scripts._judge import check_judge, is_url, shown
 from cai_experiment.scripts._target import Target, Trained, finished_training
-from cai_experiment.training.data import Pair, read_pairs
+from cai_experiment.training.data import Pair, normalized, read_pairs
 
 if TYPE_CHECKING:
-    from cai_experiment.evaluation.found import Evaluation
     from cai_experiment.evaluation.milestone import Scope
 
 PLUMBING_ONLY = ("single", "batch")
-PART = {"milestone": "training"}  # of the report: the milestone's suite takes the place of train_dpo.py's findings
+NOT_YET = "the milestone's own suite has been run"  # without it other suites are no ground for a go
 SUMS = 400  # short sums: a rate of 98% is then known to within 2 points
 AFTER_EVALUATION = {
     "single": f"{SCRIPTS}test_batch.py", "batch": f"{SCRIPTS}generate_mvp.py", "mvp": f"{SCRIPTS}generate_full.py",
@@ -63,10 +66,8 @@ def suites_of(args: argparse.Namespace, milestone: Milestone, truth: bool) -> li
 
 def evaluate(args: argparse.Namespace, milestone: Milestone, choice: ModelChoice) -> dict[str, Any]:
     """Run every suite; the report is written after each, so that a later one's failure loses nothing."""
-    from cai_experiment.evaluation.report import RunFacts, write_report
-
     truth = is_nano(choice.path_or_id) and args.random_weights is None
-    folder, report = args.data_dir / args.run, {}
+    report: dict[str, Any] = {}
     target = Target(args, finished_training(args))
     check_judge(args)
     try:
@@ -75,25 +76,58 @@ def evaluate(args: argparse.Namespace, milestone: Milestone, choice: ModelChoice
         for suite in suites_of(args, milestone, truth):
             started = time.monotonic()
             found = run_suite(suite, args, milestone, truth, target)
-            accepted, rejected = run_examples(folder)
-            facts = RunFacts(
-                milestone, args.run, accepted, rejected,
-                settings=target.described() | {"adapter": target.trained.sha256[:16]} | told(args, suite),
-                seconds={f"evaluation: {suite}": time.monotonic() - started},
-                peak_gpu_gb={f"evaluation: {suite}": _training.peak_gpu_gb()},
-                price_per_hour=args.price_per_hour,
-                next_command=next_command(args, milestone, AFTER_EVALUATION[milestone.name]),
-                history=target.trained.history, settings_part=f"evaluation: {suite}", adapter=target.trained.sha256,
-            )  # fmt: skip
-            report = write_report(folder, {PART.get(suite, suite): found}, facts)
+            report = add_to_report(args, milestone, target, suite, found, time.monotonic() - started)
     finally:
         target.close()
     return report
 
 
+def add_to_report(
+    args: argparse.Namespace, milestone: Milestone, target: Target, suite: str, found: Evaluation, seconds: float
+) -> dict[str, Any]:
+    """Write one suite's findings into the run's report. Their gates are of the suite's part, whatever they say."""
+    from cai_experiment.evaluation.report import RunFacts, write_report
+
+    folder, part = args.data_dir / args.run, part_of(suite, milestone)
+    found.gates = [replace(gate, part=part) for gate in found.gates]
+    parts = {part: found}
+    if part != "training" and not has_gates(folder, "training", target.trained.sha256):
+        parts["training"] = Evaluation(gates=[Gate(NOT_YET, None, "=", 1.0, None, 0, "training")])
+    accepted, rejected = run_examples(folder)
+    facts = RunFacts(
+        milestone, args.run, accepted, rejected,
+        settings=target.described() | {"adapter": target.trained.sha256[:16]} | told(args, suite),
+        seconds={f"evaluation: {suite}": seconds},
+        peak_gpu_gb={f"evaluation: {suite}": _training.peak_gpu_gb()},
+        price_per_hour=args.price_per_hour,
+        next_command=next_command(args, milestone, AFTER_EVALUATION[milestone.name]),
+        history=[] if target.trained.result is None else target.trained.result.history,
+        settings_part=f"evaluation: {suite}", adapter=target.trained.sha256,
+    )  # fmt: skip
+    return write_report(folder, parts, facts)
+
+
+def part_of(suite: str, milestone: Milestone) -> str:
+    """The part of the report that a suite writes. The milestone's suite takes the place of train_dpo.py's findings, but
+    at milestones 0 and 1, whose few steps only DPO's own gates speak of.
+    """
+    if suite != "milestone":
+        return suite
+    return "evaluation" if milestone.name in PLUMBING_ONLY else "training"
+
+
+def has_gates(folder: Path, part: str, adapter: str) -> bool:
+    """True if the run's report holds gates of that part, for that adapter."""
+    if not (folder / "report.json").exists():
+        return False
+    report = read_json(folder / "report.json")
+    return report.get("adapter") == adapter and any(gate.get("part") == part for gate in report.get("gates", []))
+
+
 def told(args: argparse.Namespace, suite: str) -> dict[str, Any]:
     """The flags that a suite's figures depend on."""
-    found: dict[str, Any] = {"seed": args.seed, "judge": args.judge or "the base model"}
+    judge = re.sub(r"//[^/@]*@", "//", shown(args.judge)) if args.judge else "the base model"  # no name and key
+    found: dict[str, Any] = {"seed": args.seed, "judge": judge}
     return found | ({"held_out_instructions": args.held_out} if suite == "milestone" else {})
 
 
@@ -122,9 +156,9 @@ def milestone_suite(args: argparse.Namespace, milestone: Milestone, truth: bool,
     """Held-out pairs, answers, harm, collapse, what was forgotten, and a judge's word."""
     from cai_experiment.evaluation import labels
     from cai_experiment.evaluation import milestone as full
+    from cai_experiment.evaluation.reporting.merging import Parts, write_items
 
-    accepted, rejected = _held_out.held_out_run(args, milestone)
-    scope = scope_of(args, milestone, target.trained, accepted, rejected, truth)
+    scope = scope_of(args, milestone, target.trained, truth)
     found = full.ask_target(scope, target.speakers(), target.remembered())
     folder = args.data_dir / args.run
     judge = target.judge()
@@ -132,7 +166,10 @@ def milestone_suite(args: argparse.Namespace, milestone: Milestone, truth: bool,
     if args.judge is not None:
         principles = load_constitution(args.constitution).principles
         found += full.judge_again(scope, judge, *run_examples(folder), principles)
-    return full.conclude(scope, found) + labels.agreement(folder)
+    found = full.conclude(scope, found)
+    found.notes += target.trained.notes
+    write_items(folder, Parts.of({"training": found}))  # which the labels are held against
+    return found + labels.agreement(folder)
 
 
 def run_examples(folder: Path) -> tuple[list[Example], list[Example]]:
@@ -142,19 +179,38 @@ def run_examples(folder: Path) -> tuple[list[Example], list[Example]]:
     return accepted, rejected
 
 
-def scope_of(
-    args: argparse.Namespace, milestone: Milestone, trained: Trained, accepted: Sequence[Example],
-    rejected: Sequence[Example], truth: bool,
-) -> Scope:  # fmt: skip
-    """What the milestone's suite is about."""
+def scope_of(args: argparse.Namespace, milestone: Milestone, trained: Trained, truth: bool) -> Scope:
+    """What the milestone's suite is about; makes the held-out pairs, or reads those of --held-out-pairs."""
     from cai_experiment.evaluation.milestone import Scope, principle_of
+    from cai_experiment.evaluation.slices import UNKNOWN
 
+    common = (trained.reference, args.seed, SUMS, args.verbosity)
+    if args.held_out_pairs is not None:
+        pairs = separate(args.held_out_pairs, trained.pairs)
+        questions = list(dict.fromkeys(pair.turns[0].text for pair in pairs if len(pair.turns) == 1))[: args.held_out]
+        return Scope(milestone.name, truth, trained.pairs, pairs, [UNKNOWN] * len(pairs), questions, {}, *common)
+    if args.random_weights is None and not (args.data_dir / args.run / "manifest.json").exists():
+        raise BadInputError(
+            f"{show(args.data_dir / args.run)} holds no generated run, whose pipeline would make held-out pairs",
+            "name a file of pairs that nobody trained on with --held-out-pairs",
+        )
+    others = [] if args.pairs is None else [pair.turns[-1].text for pair in trained.pairs]
+    accepted, rejected = _held_out.held_out_run(args, milestone, trained_on=others)
     return Scope(
         milestone.name, truth, trained.pairs, [pair_of(example) for example in accepted],
         [principle_of(example) for example in accepted], _held_out.held_out_questions(accepted, rejected),
-        {example.instruction: principle_of(example) for example in (*accepted, *rejected)},
-        trained.reference, args.seed, SUMS, args.verbosity,
+        {example.instruction: principle_of(example) for example in (*accepted, *rejected)}, *common,
     )  # fmt: skip
+
+
+def separate(path: Path, trained_on: Sequence[Pair]) -> list[Pair]:
+    """The pairs of a file. BadInputError if one of them asks what was trained on."""
+    known = {normalized(pair.instruction) for pair in trained_on}
+    pairs = read_pairs(path)
+    for pair in pairs:
+        if normalized(pair.instruction) in known:
+            raise BadInputError(f"{pair.place} asks what the adapter was trained on", "take the row out")
+    return pairs
 
 
 def pair_of(example: Example) -> Pair:

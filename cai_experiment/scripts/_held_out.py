@@ -57,6 +57,8 @@ def add_held_out_flags(parser: argparse.ArgumentParser) -> None:
                             f"1 {FEW['batch']})")  # fmt: skip
     group.add_argument("--held-out-instructions", type=Path, metavar="FILE",
                        help="take them from FILE (default: written by the model)")  # fmt: skip
+    group.add_argument("--held-out-pairs", type=Path, metavar="FILE",
+                       help="these pairs instead, which nobody trained on (any preference file)")  # fmt: skip
     group.add_argument("--held-out-field", metavar="NAME", help="the field of FILE that holds the instruction")
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from cai_experiment.constitution.principles import load_constitution
 from cai_experiment.engines.load import ELSEWHERE
 from cai_experiment.errors import EXIT_NO_GO, EXIT_OK, BadInputError
-from cai_experiment.milestones import MILESTONES, Milestone
+from cai_experiment.milestones import MILESTONES, SCRIPTS, Milestone
 from cai_experiment.models.hardware import detect
 from cai_experiment.models.presets import ModelChoice
 from cai_experiment.pipeline.settings import RunSettings
@@ -62,6 +62,11 @@ def run_milestone(doc: str | None, name: str, argv: Sequence[str] | None) -> int
         print(*milestone_lines(args, milestone, settings), sep="\n")
         return EXIT_OK
     check_judge(args)
+    if args.judge and not is_url(args.judge) and name in WITH_TRAINING and detect().kind == "cuda":
+        raise BadInputError(
+            f"--judge {args.judge} would share the GPU with the model that is trained next",
+            f"name an endpoint, or judge afterwards: {SCRIPTS}eval_model.py --milestone {name} --judge {args.judge}",
+        )
     path = args.data_dir / args.run
     if args.add:
         print(extension_line(args, settings.pairs), flush=True)
@@ -135,7 +140,7 @@ def judged(
     """
     from cai_experiment.evaluation.gates import fit_gate
     from cai_experiment.evaluation.measure import evaluate_generation
-    from cai_experiment.evaluation.milestone import fitness_of
+    from cai_experiment.evaluation.verdicts import fitness_of
     from cai_experiment.judging.judge import Judge
 
     if args.judge is None:

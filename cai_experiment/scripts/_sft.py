@@ -214,7 +214,6 @@ def train(
     model, tokenizer = engine.release_for_training()
     if warm is not None:
         warm.settings = replace(warm.settings, base=settings.base)  # known since the model is loaded
-        warm.settings = replace(warm.settings, base=settings.base)
         warm.result = first = sft.train(warm.settings, model, tokenizer, engine.renderer, content=content)
         print(warm.note, flush=True)
         if first.stopped or warm.alone:
