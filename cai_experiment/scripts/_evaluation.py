@@ -7,7 +7,6 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +44,10 @@ AFTER_EVALUATION = {
     "full": f"{SCRIPTS}export_model.py --run full --to merged",
 }  # fmt: skip
 FETCHED = ("harmbench", "mtbench")  # suites whose questions mean nothing to the shipped model
+SUITES: dict[str, Any] = {  # beside the milestone's own; each has `read` and `run`
+    "detection": _suite_detection, "forgetting": _suite_forgetting, "harmbench": _suite_harmbench,
+    "mtbench": _suite_mtbench,
+}  # fmt: skip
 
 
 def suites_of(args: argparse.Namespace, milestone: Milestone, truth: bool) -> list[str]:
@@ -67,15 +70,19 @@ def suites_of(args: argparse.Namespace, milestone: Milestone, truth: bool) -> li
 def evaluate(args: argparse.Namespace, milestone: Milestone, choice: ModelChoice) -> dict[str, Any]:
     """Run every suite; the report is written after each, so that a later one's failure loses nothing."""
     truth = is_nano(choice.path_or_id) and args.random_weights is None
-    report: dict[str, Any] = {}
+    names, report = suites_of(args, milestone, truth), {}
     target = Target(args, finished_training(args))
     check_judge(args)
     try:
         if is_url(args.judge):
             target.judge()  # an endpoint that does not answer is named now, not when the target has spoken
-        for suite in suites_of(args, milestone, truth):
+        wanted = {name: SUITES[name].read(args) for name in names if name in SUITES}  # files, before hours of answers
+        for suite in names:
             started = time.monotonic()
-            found = run_suite(suite, args, milestone, truth, target)
+            if suite in SUITES:
+                found = SUITES[suite].run(args, wanted[suite], target, args.data_dir / args.run)
+            else:
+                found = milestone_suite(args, milestone, truth, target)
             report = add_to_report(args, milestone, target, suite, found, time.monotonic() - started)
     finally:
         target.close()
@@ -129,24 +136,6 @@ def told(args: argparse.Namespace, suite: str) -> dict[str, Any]:
     judge = re.sub(r"//[^/@]*@", "//", shown(args.judge)) if args.judge else "the base model"  # no name and key
     found: dict[str, Any] = {"seed": args.seed, "judge": judge}
     return found | ({"held_out_instructions": args.held_out} if suite == "milestone" else {})
-
-
-def run_suite(suite: str, args: argparse.Namespace, milestone: Milestone, truth: bool, target: Target) -> Evaluation:
-    """One suite's findings."""
-    if suite == "milestone":
-        return milestone_suite(args, milestone, truth, target)
-    folder = args.data_dir / args.run
-    if suite == "detection":
-        target.close()
-        return _suite_detection.run(args)
-    if suite == "mtbench":
-        from cai_experiment.evaluation.benchmarks.mtbench_grades import JUDGE_CONTEXT
-
-        judge = partial(target.judge, JUDGE_CONTEXT)
-        return _suite_mtbench.run(args, target.speakers, target.remembered, judge, folder)
-    if suite == "harmbench":
-        return _suite_harmbench.run(args, target.speakers, target.remembered, target.judge, folder, target.free)
-    return _suite_forgetting.run(args, target.speakers, target.remembered)
 
 
 # ---------------------------------------------------------------- the milestone's suite
@@ -239,7 +228,7 @@ def detection_alone(args: argparse.Namespace) -> int:
     from cai_experiment.evaluation.reporting.screen import print_tables
     from cai_experiment.evaluation.reporting.tables import write_tables
 
-    found = _suite_detection.run(args)
+    found = _suite_detection.run(args, _suite_detection.read(args), None, args.data_dir / "detection")
     folder = args.data_dir / "detection"
     write_items(folder, Parts.of(found))
     write_tables(folder, [table.to_json() for table in found.tables])
