@@ -267,7 +267,7 @@ def test_the_shipped_model_on_a_server_gives_its_own_verdicts(
 @pytest.fixture
 def transformers_serve(nano_dir: Path, tmp_path: Path) -> Iterator[str]:
     """The address of `transformers serve` over the shipped model's folder."""
-    for package in ("fastapi", "uvicorn"):
+    for package in ("fastapi", "uvicorn") if "CI" not in os.environ else ():  # there a missing part fails
         pytest.importorskip(package, reason="transformers serve needs fastapi and uvicorn")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -292,7 +292,6 @@ def transformers_serve(nano_dir: Path, tmp_path: Path) -> Iterator[str]:
         process.wait(30)
 
 
-@pytest.mark.slow
 def test_the_shipped_model_behind_transformers_serve(transformers_serve: str, nano: Engine, nano_dir: Path) -> None:
     """It takes no token ids and gives no log-probabilities: messages go there, and letters come back."""
     known = world_comparisons(40)
