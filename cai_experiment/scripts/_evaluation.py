@@ -54,7 +54,7 @@ def suites_of(args: argparse.Namespace, milestone: Milestone, truth: bool) -> li
     """The suites that were asked for; else the milestone's own, of which the shipped model has only the first."""
     if args.suite:
         return list(dict.fromkeys(args.suite))
-    if truth or milestone.name in PLUMBING_ONLY:
+    if truth or args.random_weights is not None or milestone.name in PLUMBING_ONLY:
         return ["milestone"]
     if milestone.name != "full":
         return ["milestone", "forgetting"]
