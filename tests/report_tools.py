@@ -52,7 +52,7 @@ def training_found(text: str = "Rinse it.", flawed: float = 0.05) -> Evaluation:
     found.gates = [Gate("fewer flaws", flawed, "<", 0.6, (0.0, 0.4), ITEMS, "training")]
     found.notes, found.alarms = ["measured on 60 held-out pairs"], [f"collapse: {text}"]
     found.answers = [BothAnswers(f"How? {text}", Completion("a", f"One {text}", "stop"), Completion("a", text, "stop"))]
-    rates = [(text, Result.rate(5, 9), Result.rate(8, 9)), ("useful", Result.rate(4, 9), "–")]
+    rates = [(text, Result.rate(5, 19), Result.rate(8, 19)), ("useful", Result.rate(4, 19), "–")]
     found.tables = [Table("by_principle", f"By principle {text}", ("principle", "base", "trained"), tuple(rates), text)]
     found.cases = [Case(f"undecided {text}", f"case {i} {text}", {f"label {text}": text}) for i in range(53)]
     found.methods = {f"judge {text}": f"letters {text}"}

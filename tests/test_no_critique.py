@@ -83,7 +83,10 @@ def test_examples_gates_and_log_of_a_run(tmp_path: Path) -> None:
     assert len(accepted) == 12 and all(one.critique == "" and one.principle for one in accepted)
     assert not any(round.critique for one in (*accepted, *rejected) for round in one.rounds)
     metrics = generation_metrics(accepted, rejected, truth=False)
-    assert not {"critique_meaningful", "critique_abstained", "complete_examples"} & metrics.keys()
+    of_critiques = {"critique_meaningful", "critique_abstained", "complete_examples", "revision_answers_critique"}
+    assert not of_critiques & metrics.keys()
+    assert "revision_answers_critique" in generation_metrics(*run(tmp_path / "with", critique=True), truth=False)
+    assert [gate.name for gate in generation_gates("single", metrics, 1)] == ["accepted pairs"]
     revised = [bool(round.revised_answer) for one in (*accepted, *rejected) for round in one.rounds]
     assert (metrics["direct_revisions"].value, metrics["direct_revisions"].n) == (sum(revised), len(revised))
     assert [gate.name for gate in generation_gates("mvp", metrics, 12)] == ["accepted pairs"]
@@ -113,7 +116,10 @@ def test_worked_examples_of_direct_revision_are_the_others_without_their_critiqu
     _, asked = play(DIRECT)
     revision = next(prompt for prompt in asked if prompt.speak_as == "revision")
     assert examples_for("revision", revision.turns) == DIRECT_EXAMPLES
-    assert examples_for("verdict", asked[-1].turns) == DIRECT_EXAMPLES  # of the revised answer
+    verdicts = [prompt for prompt in asked if prompt.speak_as == "verdict"]
+    before, after = verdicts[0], verdicts[-1]
+    assert len(after.turns) > len(before.turns), "of the answer, and of its revision"
+    assert examples_for("verdict", before.turns) == examples_for("verdict", after.turns) == TRANSCRIPT_EXAMPLES
     assert examples_for("answer", asked[0].turns) == TRANSCRIPT_EXAMPLES
     _, asked = play(StageSettings(principles="random"))
     revision = next(prompt for prompt in asked if prompt.speak_as == "revision")

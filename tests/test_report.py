@@ -71,6 +71,8 @@ class Page(HTMLParser):
         self.cells: list[str] = []
         self.levels: list[int] = []
         self.text, self.in_cell = "", False
+        self.rows: list[list[str]] = []  # cells of figures in tables without a column of their own for n
+        self.head: list[str] = []
         self.feed(html)
         self.close()
         assert self.stack == []
@@ -81,6 +83,10 @@ class Page(HTMLParser):
         self.ids += [named["id"] or ""] if "id" in named else []
         self.links += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "action")]
         assert not any(name.startswith("on") for name, _ in attrs)
+        if tag == "thead":
+            self.head = []
+        if tag == "tr":
+            self.rows.append([])
         if tag == "td" and named.get("class") == "number":
             self.in_cell = True
             self.cells.append("")
@@ -96,10 +102,14 @@ class Page(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         assert self.stack.pop() == tag
+        if tag == "td" and self.in_cell and "n" not in self.head:
+            self.rows[-1].append(self.cells[-1])
         self.in_cell = self.in_cell and tag != "td"
 
     def handle_data(self, data: str) -> None:
         self.text += data
+        if "thead" in self.stack and self.stack[-1] == "th":
+            self.head.append(data)
         if self.in_cell:
             self.cells[-1] += data
 
@@ -136,7 +146,8 @@ def test_p_values_are_adjusted_over_all_tests_of_the_report(tmp_path: Path, no_p
     write_report(tmp_path, {"training": training_found()}, facts())
     report = write_report(tmp_path, {"harmbench": harmbench_found()}, facts())
     expected = holm([test["p_value"] for test in report["tests"].values()])
-    assert len(expected) == 3 and [test["p_holm"] for test in report["tests"].values()] == expected
+    assert report["tests"].keys() == {"flawed_answers", "arithmetic", "words", "attack_success"}, "one family"
+    assert [test["p_holm"] for test in report["tests"].values()] == expected
 
 
 def test_of_another_adapter_only_generation_is_kept(tmp_path: Path, no_plots: None) -> None:
@@ -206,7 +217,7 @@ def test_the_page_answers_three_questions_and_its_contents_lead_somewhere(writte
 
 def test_no_rate_stands_without_interval_and_n(written: Path) -> None:
     page = Page((written / "report.html").read_text(encoding="utf-8"))
-    bare = [cell for cell in page.cells if "%" in cell and "n\u00a0=\u00a0" not in cell]
+    bare = [cell for row in page.rows for cell in row if "%" in cell and "n\u00a0=\u00a0" not in cell]
     assert bare == [] and any("% to" in cell or " to " in cell for cell in page.cells)
     assert sum("n\u00a0=\u00a060" in cell for cell in page.cells) >= 9
 
@@ -228,8 +239,10 @@ def test_hostile_text_stays_text_everywhere(tmp_path: Path) -> None:
 def test_the_terminal_fits_and_alarms_are_red(written: Path) -> None:
     report = read_report(written)
     shown = screen_of(report)
-    table = shown[shown.index("base and trained") : shown.index("ALARM")]
-    assert all(len(line) <= 80 for line in table.splitlines()) and "−" in table and "better" in table
+    table = shown[shown.index("base and trained") : shown.index("✓ clearly better")]
+    assert all(len(line) <= 80 for line in table.splitlines()) and "−" in table
+    (line,) = [line for line in table.splitlines() if line.startswith(" weighted") or "answers with a flaw" in line]
+    assert line.rstrip().endswith("✓"), "the mark is never cut"
     assert "ALARM: Collapse: Rinse it." in shown and "next: " in shown
     assert "\x1b[1;31mALARM" in screen_of(report, colours=True)
 
@@ -247,9 +260,9 @@ def test_metrics_have_names_for_people() -> None:
 
 @pytest.mark.parametrize(
     "better, interval, p, says",
-    [("up", [0.1, 0.2], None, "better"), ("down", [0.1, 0.2], 0.01, "worse"),
+    [("up", [0.1, 0.2], 0.01, "better"), ("down", [0.1, 0.2], 0.01, "worse"), ("up", [0.1, 0.2], None, ""),
      ("up", [-0.1, 0.2], 0.01, "no clear change"),
-     ("up", [0.1, 0.2], 0.06, "no clear change"), ("same", [-0.2, -0.1], None, "moved"), ("", [0.1, 0.2], None, ""),
+     ("up", [0.1, 0.2], 0.06, "no clear change"), ("same", [-0.2, -0.1], 0.01, "moved"), ("", [0.1, 0.2], 0.01, ""),
      ("up", None, 0.01, "")],
 )  # fmt: skip
 def test_a_change_is_clear_by_its_interval_and_its_p(better: Any, interval: Any, p: float | None, says: str) -> None:
@@ -294,7 +307,7 @@ def test_latex_is_whole_and_escaped(tmp_path: Path) -> None:
     assert [len(re.findall(r"(?<!\\)&", line)) for line in lines] == [1, 1] and all(x.endswith(r" \\") for x in lines)
     assert lines[0].startswith("{}[a]"), "a bracket after a line break would be its argument"
     assert balanced(text) and text.count("\\begin{") == text.count("\\end{") == 2
-    assert "0.333 [0.0615, 0.792], $n$ = 3" in text and "\\label{tab:odd-one}" in text
+    assert r"33.3\% [6.1, 79.2], $n$ = 3" in text and "\\label{tab:odd-one}" in text
     tables.write_tables(tmp_path, [table.to_json() for table in training_found(HOSTILE).tables])
     for path in tmp_path.glob("*.tex"):
         assert balanced(path.read_text(encoding="utf-8")), path.name
@@ -323,10 +336,12 @@ def test_figures_are_pdf_with_embedded_fonts(written: Path) -> None:
 
 def test_plots_only_where_there_is_something_to_draw() -> None:
     assert rates_plot([]) is None and forest_plot([]) is None
-    three = ("a", Result.rate(1, 3), Result.rate(2, 3), Result.mean([3.0, 5.0]))
-    table = Table("t", "T", ("row", "x, base", "x, trained", "score"), (three, ("b", "–", "–", "–"))).to_json()
+    rows = [(name, Result.rate(1, n), Result.rate(2, n), Result.mean([0.0, 1.0])) for name, n in (("a", 30), ("b", 12))]
+    few = ("few", Result.rate(1, 3), Result.rate(2, 3), Result.mean([0.0, 0.5]))
+    table = Table("t", "T", ("row", "x, base", "x, trained", "score"), (*rows, few, ("c", "–", "–", "–"))).to_json()
     drawn = table_plot(table)
-    assert drawn is not None and "x, base" in drawn.svg and "score" not in drawn.svg and "a, n = 3" in drawn.svg
+    assert drawn is not None and "x, base" in drawn.svg and "score" not in drawn.svg and "a, n = 30" in drawn.svg
+    assert "few, n" not in drawn.svg and "2 of fewer than 10 items" in drawn.title, "it stands in the table alone"
     assert table_plot({**table, "rows": table["rows"][:1]}) is None
     assert table_plot(Table("t", "T", ("row", "score"), (("a", "1"), ("b", "2"))).to_json()) is None
 
@@ -383,13 +398,6 @@ def test_an_unpaired_difference_of_rates_is_newcombes() -> None:
     assert compare.unpaired_difference(Result(None, 0, None).to_json(), Result.rate(1, 2).to_json()) is None
 
 
-def test_permuted_signs_give_the_exact_p_of_a_small_sample() -> None:
-    assert compare.permutation_p([0, 0, 0, 0, 0], [1, 2, 3, 4, 5]) == pytest.approx(2 / 32)
-    assert compare.permutation_p([1.0, 2.0], [1.0, 2.0]) == 1.0
-    with pytest.raises(ValueError):
-        compare.permutation_p([1.0], [1.0, 2.0])
-
-
 def test_the_comparison_is_written_and_shown(data_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _compare.run(argparse.Namespace(compare=["mvp", "direct"], data_dir=data_dir)) == 0
     shown = capsys.readouterr().out
@@ -397,7 +405,7 @@ def test_the_comparison_is_written_and_shown(data_dir: Path, capsys: pytest.Capt
     folder = data_dir / "compare-mvp-direct"
     page = Page((folder / "compare.html").read_text(encoding="utf-8"))
     assert (
-        page.text.index("Settings that differ") < page.text.index("direct against mvp") < page.text.index("not paired")
+        page.text.index("direct against mvp") < page.text.index("Settings that differ") < page.text.index("not paired")
     )
     assert {"settings.csv", "runs.tex", "against_direct.csv"} <= {path.name for path in (folder / "tables").iterdir()}
     assert {path.name for path in (folder / "figures").iterdir()} == {"rates_direct.pdf", "differences_direct.pdf"}

@@ -233,5 +233,5 @@ def examples_for(speak_as: str, turns: Sequence[Turn]) -> tuple[tuple[Turn, ...]
     if turns and turns[0].kind == "question":
         return HARM_EXAMPLES if turns[0].text.startswith(HARM_START) else COMPARISON_EXAMPLES
     kinds = {turn.kind for turn in turns}
-    direct = "revision_request" in kinds and "critique" not in kinds
+    direct = speak_as == "revision" and "critique" not in kinds  # verdicts before and after read the same examples
     return DIRECT_EXAMPLES if direct else TRANSCRIPT_EXAMPLES

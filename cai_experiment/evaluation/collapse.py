@@ -81,7 +81,8 @@ MEASURES = {
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A measure before and after. `difference` is trained - base with its paired interval; `p_value` is adjusted."""
+    """A measure before and after. `difference` is trained - base with its paired interval; `p_value` is adjusted
+    before it may ring (`_adjusted`)."""
 
     measure: Measure
     base: Result
@@ -140,9 +141,9 @@ def collapse_watch(answers: Sequence[BothAnswers], model: Any = None, renderer: 
         figures["answers_nll_under_base"] = nll_under_base(model, renderer, read)
     changes = [_change(name, *both) for name, both in figures.items()]
     changes += [_distinct_change(name, n, read) for name, n in (("distinct_1", 1), ("distinct_2", 2))]
-    changes = _adjusted(changes)
     for one in changes:
         _keep(found, one, failed)
+    changes = _adjusted(changes)
     ringing = [one for one in changes if one.rings]
     found.alarms += [one.text() for one in ringing]
     collapsed = float(sum(one.measure.collapse for one in ringing)) if read else None
@@ -259,6 +260,8 @@ def _keep(found: Evaluation, one: Change, failed: int) -> None:
     found.differences[name] = one.difference
     if one.test is not None:
         found.tests[name] = one.test
+    else:
+        found.p_values[name] = one.p_value
 
 
 def _table(changes: Sequence[Change]) -> Table:

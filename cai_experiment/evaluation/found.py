@@ -9,6 +9,7 @@ compared item by item (`eval_model.py --compare`):
   if it could not be judged (then it counts for neither). A row that measures several things holds an object in each,
   {"words": 45, "ends_by_itself": true}, whose names are metrics' names without _base and _trained. What has one
   value only (preference accuracy and its margin, win rate) stands in `trained` alone;
+- `question_id`: rows that share one (the turns of a question) belong together, and are tested together;
 - anything else, for people: `base_text`, `trained_text`, `verdict`, `category`, `principle` ...
 """
 
@@ -39,8 +40,11 @@ class Table:
     note: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """The table as report.json holds it: a cell is a string or a result's four fields."""
-        rows = [[cell if isinstance(cell, str) else cell.to_json() for cell in row] for row in self.rows]
+        """The table as report.json holds it: a cell is a string or a result's fields, of which `scale` always."""
+        rows = [
+            [cell if isinstance(cell, str) else cell.to_json() | {"scale": cell.scale} for cell in row]
+            for row in self.rows
+        ]
         return {"name": self.name, "title": self.title, "columns": list(self.columns), "rows": rows, "note": self.note}
 
 
@@ -63,7 +67,8 @@ class Case:
 @dataclass(slots=True)
 class Evaluation:
     """What was found. `tests` compares base and trained on the same items; `differences` are trained - base over the
-    same items; `answers` are there to be read; `methods` says how each thing was judged ("judge": "...").
+    same items, and `p_values` their p-values, unadjusted, where `tests` has none (of a mean the report computes both
+    from the rows that hold it); `answers` are there to be read; `methods` says how each thing was judged.
 
     `items` maps a measurement's name to its rows, which are written to ITEMS_FOLDER/NAME.jsonl; a metric names that
     file in `Result.items`.
@@ -73,6 +78,7 @@ class Evaluation:
     gates: list[Gate] = field(default_factory=list)
     tests: dict[str, McNemar] = field(default_factory=dict)
     differences: dict[str, Result] = field(default_factory=dict)
+    p_values: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     alarms: list[str] = field(default_factory=list)
     answers: list[BothAnswers] = field(default_factory=list)

@@ -6,7 +6,7 @@ truth on the shipped model. Abstentions stand apart: a critic that never speaks 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Callable, Collection, Iterator, Sequence
 
@@ -17,6 +17,11 @@ from cai_experiment.nano.truth import critique_right, find_flaws, is_flawed, rep
 from cai_experiment.records.schema import Example, Round
 
 DIRECT = "direct_revisions"  # rounds that revised without a critique, of so many: there only in a run without them
+OF_PAIRS = frozenset({  # metrics of a run's files; a report of before does not say whose a metric is
+    "accepted_pairs", "complete_examples", "revision_answers_critique", "revision_preferred", "revision_repaired",
+    "critique_meaningful", "critique_abstained", "critique_right", "critique_false_alarm", "judge_kappa",
+    "meaningful_kappa", DIRECT,
+})  # fmt: skip
 NO_CRITIQUE = "--no-critique: answers were revised directly from the principle, so no gate speaks of critiques"
 
 
@@ -71,7 +76,6 @@ def generation_metrics(accepted: Collection[Example], rejected: Collection[Examp
     metrics = {
         "accepted_pairs": Result(len(accepted), len(accepted) + len(rejected), None),
         "complete_examples": _share(accepted, is_complete),
-        "revision_answers_critique": Result.rate(sum(map(answers_critique, accepted)), len(accepted)),
         **critique_metrics(critiques),
     }
     rounds = [example.rounds for example in chain(accepted, rejected) if is_direct(example)]
@@ -79,6 +83,8 @@ def generation_metrics(accepted: Collection[Example], rejected: Collection[Examp
         del metrics["complete_examples"]
         revised = sum(bool(one.revised_answer) for each in rounds for one in each)
         metrics[DIRECT] = Result(revised, sum(map(len, rounds)), None)
+    else:
+        metrics["revision_answers_critique"] = Result.rate(sum(map(answers_critique, accepted)), len(accepted))
     return metrics | (truth_metrics(critiques) if truth else {})
 
 
@@ -89,8 +95,7 @@ def is_direct(example: Example) -> bool:
 
 def _share(examples: Collection[Example], holds: Callable[[Example], bool]) -> Result:
     """A share that is a check, not a sample: it has no interval."""
-    found = Result.rate(sum(map(holds, examples)), len(examples))
-    return Result(found.value, found.n, None)
+    return replace(Result.rate(sum(map(holds, examples)), len(examples)), interval=None)
 
 
 def is_complete(example: Example) -> bool:

@@ -1,9 +1,10 @@
 """Runs beside each other: which settings differ, and what that did to the trained models, item by item.
 
-Each run is held against the first one named. Where both answered the same item (the rows' contract is in `found`), the
-difference is paired: McNemar's test for rates, a permutation of the signs for other figures, and the paired bootstrap
-interval. Where they did not, the difference stands between two independent figures: its interval is Newcombe's for
-rates, and by the same formula for others (MOVER: G. Y. Zou and A. Donner 2008), and it says so.
+Each run is held against the first one named. Where both answered the same item (the rows' contract is in `found`; of a
+pair both answers belong to the item), the difference is paired: McNemar's test and Bonett and Price's interval for
+rates, a permutation test and the paired bootstrap for other figures. Where they did not, the difference stands between
+two independent figures: its interval is Newcombe's for rates, and by the same formula for others (MOVER: G. Y. Zou and
+A. Donner 2008), and it says so.
 """
 
 from __future__ import annotations
@@ -14,15 +15,18 @@ from pathlib import Path
 from typing import Any, Iterable, Iterator, Mapping, Sequence
 
 from cai_experiment.errors import BadInputError
-from cai_experiment.evaluation.reporting.naming import is_rate, named
+from cai_experiment.evaluation.reporting.naming import Named, is_rate, named
 from cai_experiment.evaluation.reporting.summary import Effect, completed
-from cai_experiment.judging.result import RESAMPLES, Result, holm, mcnemar, paired_difference
+from cai_experiment.judging.result import Result, holm, mcnemar, paired_difference, paired_p_value
 from cai_experiment.milestones import SCRIPTS
 from cai_experiment.records.files import read_json, read_jsonl, show
 
 ENOUGH_SHARED = 0.5  # of the smaller run's items; with fewer in common the difference is not paired
 
-Key = tuple[str, str]  # id and text of an item
+NO_OUTCOME = ("adapter", "exclude")  # settings that differ in every run and say nothing of how it was made
+NO_PART = "not made in this run"
+
+Key = tuple[str, ...]  # id and text of an item, of a pair both answers too
 Values = dict[str, dict[Key, float]]  # measurement -> item -> what it says of the trained model
 
 
@@ -39,11 +43,24 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One measure of two runs' trained models: `effect.base` is the first run's, `effect.trained` the other's."""
+    """One measure of two runs' trained models: `effect.base` is the first run's, `effect.trained` the other's.
+
+    `items` is how many items each run has of its own; of a paired one the figures are of those that both have.
+    """
 
     effect: Effect
     paired: bool
     p_value: float | None
+    items: tuple[int, int] = (0, 0)
+
+    @property
+    def note(self) -> str:
+        """What a reader must know of the figures: that they are not paired, or not of all items; else ""."""
+        n = self.effect.base["n"]
+        if not self.paired:
+            return "not paired"
+        one, two = self.items
+        return "" if (n, n) == self.items else f"on the {n:,} items that both runs have ({one:,} and {two:,})"
 
 
 # ---------------------------------------------------------------- reading
@@ -98,7 +115,8 @@ def _read_items(folder: Path, report: Mapping[str, Any]) -> tuple[Values, set[st
     files = {file for part in report.get("parts", {}).values() for file in part.get("items", [])}
     for path in sorted(folder / file for file in files):
         for row in read_jsonl(path, repair=False):
-            key = (str(row.get("id", "")), str(row.get("instruction", row.get("text", ""))))
+            pair = (str(row[side]) for side in ("chosen", "rejected") if side in row)
+            key = (str(row.get("id", "")), str(row.get("instruction", row.get("text", ""))), *pair)
             for name, value in _measured(path.stem, row.get("trained")):
                 values.setdefault(name, {})[key] = float(value)
                 if isinstance(value, bool):
@@ -118,9 +136,15 @@ def _measured(name: str, trained: Any) -> Iterator[tuple[str, bool | float]]:
 
 
 def differing_settings(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """(setting, its value in each run) of those that are not the same in all; "–" where a run has none."""
-    names = dict.fromkeys(name for run in runs for name in run.settings)
-    rows = [(name, [run.settings.get(name, "–") for run in runs]) for name in names]
+    """(setting, its value in each run) of those that are not the same in all; "–" where a run has none. A part that a
+    run lacks is one row."""
+    names = dict.fromkeys(name for run in runs for name in run.settings if name.split(": ")[-1] not in NO_OUTCOME)
+    parts = [{name.split(": ")[0] for name in run.settings if ": " in name} for run in runs]
+    lacking = [part for part in dict.fromkeys(name.split(": ")[0] for name in names if ": " in name)
+               if not all(part in own for own in parts)]  # fmt: skip
+    rows = [(part, ["made" if part in own else NO_PART for own in parts]) for part in lacking]
+    rows += [(name, [run.settings.get(name, "–") for run in runs]) for name in names
+             if name.split(": ")[0] not in lacking]  # fmt: skip
     return [(name, values) for name, values in rows if len(set(values)) > 1]
 
 
@@ -143,7 +167,8 @@ def _against(first: Run, other: Run) -> Iterator[Comparison]:
         shared = _shared(first.values[name], other.values.get(name, {}))
         if shared:
             paired.add(name)
-            yield _paired(name, shared, name in first.booleans and name in other.booleans)
+            items = len(first.values[name]), len(other.values[name])
+            yield _paired(name, shared, name in first.booleans and name in other.booleans, items)
     for metric, one in first.report["metrics"].items():
         two = other.report["metrics"].get(metric)
         name = metric.removesuffix("_trained")
@@ -158,46 +183,32 @@ def _shared(one: Mapping[Key, float], two: Mapping[Key, float]) -> list[tuple[fl
     return [(one[key], two[key]) for key in keys] if len(keys) >= enough else []
 
 
-def _paired(name: str, shared: Sequence[tuple[float, float]], rate: bool) -> Comparison:
+def outcome(name: str) -> Named:
+    """The measure's name; what says nothing of a trained model (the data, the judge) is neither better nor worse."""
+    found = named(name)
+    return replace(found, better="") if found.group == "other" else found
+
+
+def _paired(name: str, shared: Sequence[tuple[float, float]], rate: bool, items: tuple[int, int]) -> Comparison:
     before, after = [a for a, _ in shared], [b for _, b in shared]
     one, two = (_summary(values, rate) for values in (before, after))
     if rate:
         p = mcnemar([bool(a) for a in before], [bool(b) for b in after]).p_value
     else:
-        p = permutation_p(before, after)
+        p = paired_p_value(before, after)
     change = paired_difference(before, after).to_json()
-    return Comparison(Effect(name, named(name), rate, one, two, change, None), True, p)
+    return Comparison(Effect(name, outcome(name), rate, one, two, change, None), True, p, items)
 
 
 def _summary(values: Sequence[float], rate: bool) -> dict[str, Any]:
     return (Result.rate(round(sum(values)), len(values)) if rate else Result.mean(values)).to_json()
 
 
-def permutation_p(before: Sequence[float], after: Sequence[float], seed: int = 0) -> float:
-    """The two-sided p-value of a paired difference of means: signs of the differences permuted (Fisher 1935), seeded.
-
-    1.0 if no item differs. Raises ValueError if the two lists differ in length.
-    """
-    import numpy as np
-    from scipy.stats import permutation_test
-
-    one, two = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
-    if one.shape != two.shape:
-        raise ValueError("before and after differ in length")
-    if (one == two).all():
-        return 1.0
-    found = permutation_test(
-        (two, one), lambda x, y, axis: np.mean(x - y, axis=axis), permutation_type="samples", vectorized=True,
-        n_resamples=RESAMPLES - 1, batch=1000, rng=np.random.default_rng(seed),
-    )  # fmt: skip
-    return float(found.pvalue)
-
-
 def _unpaired(name: str, metric: str, one: Mapping[str, Any], two: Mapping[str, Any]) -> Comparison:
     rate = is_rate(metric, one) and is_rate(metric, two)
-    outcome = named(name).group != "other"  # what the data were like needs no test, and each test costs the others
-    p = _fisher_p(one, two) if outcome and rate and one["n"] and two["n"] else None
-    return Comparison(Effect(name, named(name), rate, one, two, unpaired_difference(one, two), None), False, p)
+    tested = named(name).group != "other"  # what the data were like needs no test, and each test costs the others
+    p = _fisher_p(one, two) if tested and rate and one["n"] and two["n"] else None
+    return Comparison(Effect(name, outcome(name), rate, one, two, unpaired_difference(one, two), None), False, p)
 
 
 def unpaired_difference(one: Mapping[str, Any], two: Mapping[str, Any]) -> dict[str, Any] | None:

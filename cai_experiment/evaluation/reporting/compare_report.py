@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Sequence
@@ -12,16 +13,18 @@ from cai_experiment.evaluation.reporting.merging import make_folder
 from cai_experiment.evaluation.reporting.naming import file_name
 from cai_experiment.evaluation.reporting.page import as_markup, environment
 from cai_experiment.evaluation.reporting.plots import Plot, forest_plot, rates_plot
-from cai_experiment.evaluation.reporting.screen import effect_table, print_tables
+from cai_experiment.evaluation.reporting.screen import MARKS_SAY, effect_table, print_tables
 from cai_experiment.evaluation.reporting.summary import Effect, grouped
-from cai_experiment.evaluation.reporting.tables import Table, write_tables
+from cai_experiment.evaluation.reporting.tables import NAME, Table, write_tables
 from cai_experiment.evaluation.reporting.words import p_text
+from cai_experiment.observe.screen import escaped
 from cai_experiment.records.files import write_atomic
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 COMPARE_HTML = "compare.html"
+SHOWN = 6  # clear differences named on top
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,7 @@ def comparison_tables(compared: Compared) -> list[Table]:
     return [settings_table(compared), standing_table(compared), *(
         {
             "name": f"against_{name}", "title": f"{name} against {names[0]}", "note": "",
-            "columns": ["measure", "name", names[0], name, "difference", "p (Holm)", "items"],
+            "columns": ["measure", NAME, names[0], name, "difference", "p (Holm)", "items"],
             "rows": [_row(one) for one in found],
         }
         for name, found in compared.pairs
@@ -81,9 +84,10 @@ def comparison_tables(compared: Compared) -> list[Table]:
 
 def _row(one: Comparison) -> list[Any]:
     effect = one.effect
-    change = effect.change or "–"
-    return [effect.named.label, effect.name, effect.base, effect.trained, change, p_text(effect.p_holm),
-            "paired" if one.paired else "not paired"]  # fmt: skip
+    scale = "rate" if effect.rate else ""
+    base, trained = ({"scale": scale, **metric} for metric in (effect.base, effect.trained))
+    change = {**effect.change, "scale": "points" if effect.rate else ""} if effect.change else "–"
+    return [effect.named.label, effect.name, base, trained, change, p_text(effect.p_holm), one.note or "paired"]
 
 
 def settings_table(compared: Compared) -> Table:
@@ -104,8 +108,8 @@ def render_comparison(compared: Compared, plots: dict[str, list[Plot]]) -> str:
     """The page; `plots` by the other run's name."""
     against = [
         {"name": name, "line": pairing_line(found), "plots": as_markup(plots.get(name, [])),
-         "groups": grouped([one.effect for one in found]),
-         "unpaired": [one.effect.name for one in found if not one.paired]}
+         "groups": grouped([one.effect for one in found]), "short": short_lines(compared.names[0], name, found),
+         "notes": {one.effect.name: one.note for one in found if one.note}}
         for name, found in compared.pairs
     ]  # fmt: skip
     return (
@@ -122,6 +126,25 @@ def pairing_line(found: Sequence[Comparison]) -> str:
     paired = sum(one.paired for one in found)
     text = f"{paired} of {len(found)} measures are paired: both runs were asked the same items"
     return f"{text}; the others are compared as independent figures." if paired < len(found) else f"{text}."
+
+
+def short_lines(first: str, other: str, found: Sequence[Comparison]) -> list[str]:
+    """What a reader must know of one run against the first: how much is clear, and what; safety first."""
+    measured = outcomes(found)
+    counts = Counter(one.direction for one in measured)
+    moved = f", {counts['moved']} moved (neither gain nor loss)" if counts["moved"] else ""
+    lines = [
+        f"Of {len(measured)} measures of the trained models, {counts['better']} are clearly better in {other} than in "
+        f"{first}, {counts['worse']} clearly worse{moved}; {counts['unclear']} cannot be told apart."
+    ]
+    clear = [one for _, group in grouped(measured) for one in group if one.direction in ("better", "worse")]
+    lines += [one.sentence() for one in clear[:SHOWN]]
+    if len(clear) > SHOWN:
+        lines.append(f"{len(clear) - SHOWN} more in the table.")
+    safer = [one for one in measured if one.named.group == "safer"]
+    if safer and not any(one.direction in ("better", "worse") for one in safer):
+        lines.append("No measure of safety differs clearly.")
+    return lines
 
 
 def outcomes(found: Sequence[Comparison]) -> list[Effect]:
@@ -151,5 +174,11 @@ def print_comparison(compared: Compared, console: Console | None = None) -> None
     for name, found in compared.pairs:
         first = compared.names[0]
         title = f"{name} against {first}, rates in % and points"
+        for line in short_lines(first, name, found):
+            console.print(Text(escaped(line)), soft_wrap=True)
         console.print(effect_table(outcomes(found), (first, name), title, with_p=True))
+        console.print(Text(MARKS_SAY), soft_wrap=True)
+        for one in found:
+            if one.note and one.paired:
+                console.print(Text(escaped(f"{one.effect.named.label}: {one.note}")), soft_wrap=True)
         console.print(Text(pairing_line(found)), soft_wrap=True)

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any, Iterable, Mapping, Sequence
 
 from cai_experiment.evaluation.found import ITEMS_FOLDER, Case, Evaluation
+from cai_experiment.evaluation.generation import OF_PAIRS
 from cai_experiment.evaluation.reporting.naming import file_name, pairs_of_arms, stem
-from cai_experiment.judging.result import Result, holm, paired_rate_difference
+from cai_experiment.evaluation.reporting.significance import adjusted, differences_of, holds, tests_of
+from cai_experiment.judging.result import Result, paired_rate_difference
 from cai_experiment.records.files import make_folder, write_jsonl
 
 FIRST_PARTS = ("generation", "training")  # in this order, then the others as they are named
@@ -46,7 +48,7 @@ def merge(parts: Parts, earlier: Mapping[str, Any]) -> Report:
     """The findings of both: `earlier`'s but for the parts that were measured again, then those of now.
 
     Tests are adjusted by Holm over all tests of the report; rates that were compared by McNemar's test alone get their
-    paired difference from its counts.
+    paired difference from its counts, anew each time: an earlier one belongs to no part and would not be replaced.
     """
     report: Report = {name: dict(_kept_names(name, parts, earlier)) for name in NAMED}
     report |= {name: _kept_entries(name, parts, earlier) for name in LISTED}
@@ -76,17 +78,26 @@ def _order(part: str) -> tuple[int, str]:
 
 
 def _known_parts(earlier: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
-    """Which part found what; of a report of before, notes are training's, and what has a name is kept."""
-    if "parts" in earlier:
-        return earlier["parts"]
-    return {"training": {"notes": earlier.get("notes", [])}} if earlier else {}
+    """Which part found what. A report of before does not say it: what it says of the pairs is generation's by its name,
+    and all else training's; where it says it of some, what no part owns belongs to a part that is gone."""
+    known: dict[str, Mapping[str, Any]] = dict(earlier.get("parts", {}))
+    of_pairs = [name for name in earlier.get("metrics", {}) if name in OF_PAIRS]
+    if of_pairs and "generation" not in known:
+        owned = {name for row in known.values() for name in row.get("metrics", [])}
+        known["generation"] = {"metrics": [name for name in of_pairs if name not in owned]}
+    if earlier and "parts" not in earlier:
+        others = {kind: [name for name in earlier.get(kind, {}) if name not in of_pairs] for kind in NAMED}
+        known["training"] = {**others, "notes": earlier.get("notes", [])}
+    return known
 
 
 def _kept_names(kind: str, parts: Parts, earlier: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
-    """The earlier findings of a kind, without those of the parts that were measured again."""
-    known = _known_parts(earlier)
-    gone = {name for part in parts.measured for name in known.get(part, {}).get(kind, [])}
-    return ((name, value) for name, value in earlier.get(kind, {}).items() if name not in gone)
+    """The earlier findings of a kind: those of the parts that were not measured again."""
+    kept: set[str] = set()
+    gone: set[str] = set()
+    for part, row in _known_parts(earlier).items():
+        (gone if part in parts.measured else kept).update(row.get(kind, []))
+    return ((name, value) for name, value in earlier.get(kind, {}).items() if name in kept - gone)
 
 
 def _kept_entries(kind: str, parts: Parts, earlier: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -101,19 +112,13 @@ def only_generation(earlier: Mapping[str, Any]) -> Report:
     return {**earlier, **kept}
 
 
-def adjusted(tests: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The tests with "p_holm": Holm's adjustment over all of them."""
-    values = holm([test["p_value"] for test in tests.values()])
-    return {name: {**test, "p_holm": p} for (name, test), p in zip(tests.items(), values, strict=True)}
-
-
 def add_differences(report: Report) -> None:
     """Fill in the paired difference of every rate that has McNemar's counts and no difference yet."""
     metrics, tests, differences = report["metrics"], report["tests"], report["differences"]
     for name in pairs_of_arms(metrics):
-        n = metrics[f"{name}_base"]["n"]
-        if name in tests and name not in differences and n and n == metrics[f"{name}_trained"]["n"]:
-            lost, gained = tests[name]["only_base"], tests[name]["only_trained"]
+        n, test = metrics[f"{name}_base"]["n"], tests.get(name, {})
+        if "only_base" in test and name not in differences and n and n == metrics[f"{name}_trained"]["n"]:
+            lost, gained = test["only_base"], test["only_trained"]
             unparsed = metrics[f"{name}_trained"]["unparsed"]
             same = [True] * (n - lost - gained)
             before, after = [True] * lost + [False] * gained + same, [False] * lost + [True] * gained + same
@@ -124,14 +129,10 @@ def add_differences(report: Report) -> None:
 
 
 def _as_json(part: str, found: Evaluation) -> Report:
-    tests = {
-        name: {"only_base": t.only_before, "only_trained": t.only_after, "p_value": t.p_value}
-        for name, t in found.tests.items()
-    }
     return {
         "metrics": {name: _metric(name, one, found.items) for name, one in found.metrics.items()},
-        "tests": tests,
-        "differences": {name: _metric(name, one, found.items) for name, one in found.differences.items()},
+        "tests": tests_of(found),
+        "differences": {name: _metric(name, one, found.items) for name, one in differences_of(found).items()},
         "methods": dict(found.methods),
         "gates": [gate.to_json() for gate in found.gates],
         "answers": [
@@ -148,17 +149,8 @@ def _as_json(part: str, found: Evaluation) -> Report:
 def _metric(name: str, result: Result, items: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     """The metric; its `items` names the file of rows that hold it, where it does not name one itself."""
     row = result.to_json()
-    file = next((key for key, rows in items.items() if _holds(key, rows, name)), "")
+    file = next((key for key, rows in items.items() if holds(key, rows, stem(name)[0])), "")
     return row if "items" in row or not file else {**row, "items": items_file(file)}
-
-
-def _holds(key: str, rows: Sequence[Mapping[str, Any]], metric: str) -> bool:
-    """True if the rows of items `key` say what `metric` is made of."""
-    name = stem(metric)[0]
-    if name == key:
-        return True
-    first = rows[0].get("trained") if rows else None
-    return isinstance(first, Mapping) and name in first
 
 
 def _by_kind(cases: Iterable[Case]) -> dict[str, list[Case]]:

@@ -6,11 +6,13 @@ A metric that this table does not know keeps its own name, and stands in the gro
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Mapping
 
+from cai_experiment.evaluation.gates import MAY_FORGET
+
 Group = Literal["safer", "helpful", "lost", "other"]
-Better = Literal["up", "down", "same", ""]  # "same": training should leave it alone; "": neither is better
+Better = Literal["up", "down", "same", ""]  # "same": a change is worth seeing, and no loss; "": neither is better
 
 GROUPS: dict[Group, str] = {
     "safer": "Is it safer?",
@@ -23,17 +25,22 @@ ARMS = ("_base", "_trained")
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """A metric for people. `rate`: a share from 0 to 1, shown in percent; else `unit` follows the number."""
+    """A metric for people. `rate`: a share from 0 to 1, shown in percent; else `unit` follows the number.
+
+    `margin`: how much worse it may be and still count as kept, of the base's figure if `of_base`; None: not stated.
+    """
 
     label: str
     group: Group
     better: Better = ""
     rate: bool = False
     unit: str = ""
+    margin: float | None = None
+    of_base: bool = False
 
 
 def _rate(label: str, group: Group, better: Better = "") -> Named:
-    return Named(label, group, better, rate=True)
+    return Named(label, group, better, rate=True, margin=MAY_FORGET)
 
 
 METRICS: dict[str, Named] = {
@@ -53,7 +60,7 @@ METRICS: dict[str, Named] = {
     "over_refusal": _rate("harmless look-alikes refused", "helpful", "down"),
     "refusal": _rate("answers that refuse", "helpful", "down"),
     "evasive": _rate("answers to HarmBench that refuse or evade", "other"),
-    "mt_bench": Named("MT-Bench grade", "helpful", "up", unit="of 10"),
+    "mt_bench": Named("MT-Bench grade", "helpful", "up", unit="of 10", margin=0.2),
     "mt_bench_pairwise": _rate("MT-Bench turns: trained preferred", "helpful", "up"),
     # lost
     "arithmetic": _rate("short sums right", "lost", "up"),
@@ -62,17 +69,19 @@ METRICS: dict[str, Named] = {
     "arc_easy": _rate("ARC-Easy questions right", "lost", "up"),
     "arc_challenge": _rate("ARC-Challenge questions right", "lost", "up"),
     "hellaswag": _rate("HellaSwag endings right", "lost", "up"),
-    "clean_nll": Named("loss on clean text", "lost", "down", unit="nats a token"),
+    "clean_nll": Named("loss on clean text", "lost", "down", unit="nats a token", margin=0.095),
     "clean_perplexity": Named("perplexity on clean text", "lost", "down"),
     "clean_perplexity_factor": Named("perplexity on clean text, trained / base", "lost", "down"),
     "ends_by_itself": _rate("answers that end by themselves", "lost", "up"),
-    "repetition": Named("repeated word sequences in an answer", "lost", "down"),
+    "repetition": Named("repeated word sequences in an answer", "lost", "down", margin=0.05),
     "empty": _rate("empty answers", "lost", "down"),
-    "answers_nll_under_base": Named("answers' loss under the base", "lost", "down", unit="nats a token"),
-    "distinct_1": Named("distinct words", "lost", "same"),
-    "distinct_2": Named("distinct word pairs", "lost", "same"),
+    "answers_nll_under_base": Named("answers' loss under the base", "lost", "down", unit="nats a token", margin=0.5),
+    "distinct_1": Named("distinct words", "lost", "up", margin=0.2, of_base=True),
+    "distinct_2": Named("distinct word pairs", "lost", "up", margin=0.2, of_base=True),
     "words": Named("words an answer", "lost", "same"),
     "sentences": Named("sentences an answer", "lost", "same"),
+    "words_harmbench": Named("words an answer to HarmBench", "other", "same"),
+    "words_safe_prompts": Named("words an answer to a safe look-alike", "other", "same"),
     "chosen_logp_change": Named("chosen answers: log-probability change", "lost", "up", unit="nats"),
     "rejected_logp_change": Named("rejected answers: log-probability change", "other", "down", unit="nats"),
     # the data and the judge
@@ -116,7 +125,7 @@ def named(metric: str) -> Named:
         return Named(metric.replace("_", " ") + arm, "other")
     found, rest = METRICS[known], metric[len(known) + 1 :].replace("_", " ")
     rest = f": {rest}" if rest else ""
-    return Named(found.label + rest + arm, found.group, found.better, found.rate, found.unit)
+    return replace(found, label=found.label + rest + arm)
 
 
 def _known(metric: str) -> str:
@@ -135,7 +144,10 @@ def stem(metric: str) -> tuple[str, str]:
 
 
 def is_rate(name: str, metric: Mapping[str, Any]) -> bool:
-    """True if the metric (as report.json holds it) is a share of its n items, by its name or by its figures."""
+    """True if the metric (as report.json holds it) is a share of its n items: it says so itself, or by its name, or (a
+    report of before) by its figures."""
+    if metric.get("scale"):
+        return bool(metric["scale"] == "rate")
     known = _known(stem(name)[0])
     if known and (known == stem(name)[0] or not METRICS[known].rate):
         return METRICS[known].rate
@@ -143,6 +155,27 @@ def is_rate(name: str, metric: Mapping[str, Any]) -> bool:
     if value is None or interval is None or not (0 <= interval[0] <= value <= interval[1] <= 1):
         return False
     return abs(value * n - round(value * n)) < 1e-6  # a mean of scores is hardly ever a whole number of items
+
+
+def scaled(name: str, metric: Mapping[str, Any]) -> dict[str, Any]:
+    """The metric of this name with its scale said."""
+    return {**metric, "scale": metric.get("scale") or ("rate" if is_rate(name, metric) else "")}
+
+
+def scaled_rows(table: Mapping[str, Any]) -> list[list[Any]]:
+    """The rows of a table (as report.json holds it), every result with its scale. Results of a report of before do not
+    say theirs: there a column is one of rates if all of it looks like rates."""
+    rates = set()
+    for place in range(len(table["columns"])):
+        cells = [row[place] for row in table["rows"] if isinstance(row[place], Mapping)]
+        measured = [cell for cell in cells if cell.get("value") is not None]
+        if measured and all(is_rate("", cell) for cell in measured):
+            rates.add(place)
+    return [
+        [{"scale": "rate" if place in rates else "", **cell} if isinstance(cell, Mapping) else cell
+         for place, cell in enumerate(row)]
+        for row in table["rows"]
+    ]  # fmt: skip
 
 
 def pairs_of_arms(metrics: Mapping[str, Any]) -> list[str]:

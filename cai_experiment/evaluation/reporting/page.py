@@ -8,7 +8,7 @@ from typing import Any, Mapping, Sequence
 from cai_experiment.evaluation.generation import verdicts_after
 from cai_experiment.evaluation.reporting import words
 from cai_experiment.evaluation.reporting.differences import Piece, differences
-from cai_experiment.evaluation.reporting.naming import file_name, is_rate, named
+from cai_experiment.evaluation.reporting.naming import file_name, named, scaled, scaled_rows
 from cai_experiment.evaluation.reporting.plots import (
     Plot,
     forest_plot,
@@ -52,6 +52,7 @@ def render_page(report: Mapping[str, Any], examples: Sequence[Example], plots: S
     return environment().get_template("report.html.j2").render(
         **sections,
         report={**report, "metrics": _with_files(report["metrics"])},
+        gates=[(gate, words.gate_cells(gate, report)) for gate in report["gates"]],
         contents=[(id, title) for id, title in CONTENTS.items() if id in shown],
         headline=headline(report),
         short=in_short(report),
@@ -85,15 +86,14 @@ def environment() -> Any:
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
     made.filters |= {
-        "figure": words.figure,
-        "interval": words.interval_text,
-        "figures": words.gate_figures,
         "value": words.value_text,
         "between": words.range_text,
+        "scaled_value": words.scaled_value,
+        "scaled_between": words.scaled_range,
         "p": words.p_text,
         "count": lambda number: f"{number:,}",
         "label": lambda name: named(name).label,
-        "looks_like_rate": lambda cell: is_rate("", cell),
+        "scaled_rows": scaled_rows,
         "shown": lambda value: escaped(str(value)),
     }
     return made
@@ -103,12 +103,12 @@ def as_markup(plots: Sequence[Plot]) -> list[dict[str, Any]]:
     """The plots as templates take them."""
     from markupsafe import Markup
 
-    return [{"title": plot.title, "svg": Markup(plot.svg)} for plot in plots]
+    return [{"title": plot.title, "svg": Markup(plot.svg), "tall": plot.tall} for plot in plots]
 
 
 def _with_files(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """The metrics with their file under a name that Jinja2 does not take for the dict's own method."""
-    return {name: {**metric, "items_file": metric.get("items", "")} for name, metric in metrics.items()}
+    """The metrics with their scale, and their file under a name that Jinja2 does not take for the dict's own method."""
+    return {name: {**scaled(name, metric), "items_file": metric.get("items", "")} for name, metric in metrics.items()}
 
 
 def _example(example: Example) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Mapping, Sequence
 
-from cai_experiment.evaluation.reporting.naming import file_name
+from cai_experiment.evaluation.reporting.naming import file_name, scaled_rows
 from cai_experiment.evaluation.reporting.summary import Direction, Effect
 from cai_experiment.observe.screen import escaped
 
@@ -22,6 +22,8 @@ BLUE, ORANGE, GREEN, PURPLE, GREY = "#3b82d0", "#d9822b", "#2f9e6e", "#a066c9", 
 INK = "#010203"  # stands for the page's own text colour until the SVG is finished
 FEW_POINTS = 20  # with fewer, each is marked
 MOST_ROWS = 40  # a table with more is not drawn
+DRAWN_N = 10  # a rate of fewer items has an interval of half the axis: it stands in the table alone
+TALL = 6.0  # inches; a plot above it is folded on the page
 MOST_SERIES = 4
 SHAPES = "oDs^"
 LABEL = 62  # characters of a row's label
@@ -32,8 +34,8 @@ _ABOVE: Mapping[str, Any] = {  # where a legend covers nothing
 }  # fmt: skip
 LABEL_HEIGHT, LINE_HEIGHT = 0.24, 0.15  # inches
 MARKS: dict[Direction, tuple[str, str, str]] = {
-    "better": ("better", BLUE, "^"), "worse": ("worse or moved", ORANGE, "v"), "unclear": ("not clear", GREY, "o"),
-    "none": ("neither is better", PURPLE, "s"),
+    "better": ("better", BLUE, "^"), "worse": ("worse", ORANGE, "v"), "unclear": ("not clear", GREY, "o"),
+    "moved": ("moved, neither is better", PURPLE, "D"), "none": ("neither is better", PURPLE, "s"),
 }  # fmt: skip
 
 
@@ -45,6 +47,7 @@ class Plot:
     title: str
     svg: str
     pdf: bytes
+    tall: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,13 +135,14 @@ def forest_plot(
 
 def table_plot(table: Mapping[str, Any]) -> Plot | None:
     """The rates of a report's table by row (per principle, per category ...), with their intervals; None for a table
-    that has no column of rates, or fewer than 2 rows, or too many."""
+    that has no column of rates, or fewer than 2 rows with enough items, or too many."""
     places = _drawn_columns(table)
-    if not places or not 2 <= len(table["rows"]) <= MOST_ROWS:
+    drawn = [row for row in scaled_rows(table) if _enough([row[place] for place in places])]
+    if not places or not 2 <= len(drawn) <= MOST_ROWS:
         return None
     colours = _series_colours([table["columns"][place] for place in places])
     rows, labels = [], []
-    for line, cells in enumerate(table["rows"]):
+    for line, cells in enumerate(drawn):
         results = [cells[place] for place in places if isinstance(cells[place], Mapping)]
         labels.append(_counted(str(cells[0]), *(one["n"] for one in results)))
         for series, place in enumerate(places):
@@ -149,19 +153,26 @@ def table_plot(table: Mapping[str, Any]) -> Plot | None:
     axes.set_xlim(-2, 102)
     if len(places) > 1:
         _legend(axes, [(table["columns"][p], colours[i], SHAPES[i]) for i, p in enumerate(places)])
-    return _finish(figure, axes, table["name"], str(table["title"]))
+    left_out = len(table["rows"]) - len(drawn)
+    note = f" ({left_out} of fewer than {DRAWN_N} items in the table alone)" if left_out else ""
+    return _finish(figure, axes, table["name"], f"{table['title']}{note}")
 
 
-def _are_rates(table: Mapping[str, Any], place: int) -> bool:
-    """True if the column holds results from 0 to 1 with intervals (and strings here and there)."""
-    cells = [row[place] for row in table["rows"] if isinstance(row[place], Mapping)]
-    values = [cell for cell in cells if cell.get("value") is not None]
-    return bool(values) and all(0 <= cell["value"] <= 1 and cell.get("interval") is not None for cell in values)
+def _enough(cells: Sequence[Any]) -> bool:
+    return any(isinstance(cell, Mapping) and cell["n"] >= DRAWN_N for cell in cells)
+
+
+def _are_rates(rows: Sequence[Sequence[Any]], place: int) -> bool:
+    """True if the column holds rates (and strings here and there)."""
+    cells = [row[place] for row in rows if isinstance(row[place], Mapping)]
+    measured = [cell for cell in cells if cell.get("value") is not None]
+    return bool(measured) and all(cell["scale"] == "rate" for cell in measured)
 
 
 def _drawn_columns(table: Mapping[str, Any]) -> list[int]:
     """The first columns of rates; of a table with both arms the first pair of them ("evasive, base", ", trained")."""
-    places = [place for place in range(1, len(table["columns"])) if _are_rates(table, place)]
+    rows = scaled_rows(table)
+    places = [place for place in range(1, len(table["columns"])) if _are_rates(rows, place)]
     for one, two in pairwise(places):
         names = [str(table["columns"][place]) for place in (one, two)]
         if names[0].endswith("base") and names[0].removesuffix("base") == names[1].removesuffix("trained"):
@@ -268,7 +279,8 @@ def _finish(figure: Any, axes: Any, name: str, title: str) -> Plot:
         figure.set_layout_engine("none")  # as it was laid out for the page
         figure.savefig(pdf, format="pdf", metadata={"CreationDate": None, "Producer": None, "Creator": None})
     name = file_name(name)
-    return Plot(name, title, _page_svg(file.getvalue(), name, title), pdf.getvalue())
+    tall = float(figure.get_figheight()) > TALL
+    return Plot(name, title, _page_svg(file.getvalue(), name, title), pdf.getvalue(), tall)
 
 
 def _page_svg(svg: str, name: str, title: str) -> str:

@@ -6,13 +6,21 @@ from typing import TYPE_CHECKING, Any, Mapping, Sequence
 
 from cai_experiment.evaluation.generation import verdicts_after
 from cai_experiment.evaluation.reporting.differences import Piece, differences
-from cai_experiment.evaluation.reporting.summary import Direction, Effect, completed, effects, grouped
+from cai_experiment.evaluation.reporting.naming import scaled_rows
+from cai_experiment.evaluation.reporting.summary import (
+    Direction,
+    Effect,
+    completed,
+    effects,
+    grouped,
+    headline,
+    preference_lines,
+)
 from cai_experiment.evaluation.reporting.words import (
     ALARM,
     cost_text,
     dataset_lines,
-    gate_figures,
-    interval_text,
+    gate_cells,
     report_alarms,
     report_warnings,
     result_text,
@@ -25,7 +33,10 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-COLOURS: Mapping[Direction, str] = {"better": "green", "worse": "red", "unclear": "dim", "none": "dim"}
+MARKS: Mapping[Direction, tuple[str, str]] = {  # one character, so that no width cuts it
+    "better": ("✓", "green"), "worse": ("✗", "red"), "moved": ("~", ""), "unclear": ("–", "dim"), "none": ("", ""),
+}  # fmt: skip
+MARKS_SAY = "✓ clearly better, ✗ clearly worse, ~ moved (neither gain nor loss), – no clear change"
 
 
 def print_report(report: Mapping[str, Any], console: Console | None = None) -> None:
@@ -39,6 +50,9 @@ def print_report(report: Mapping[str, Any], console: Console | None = None) -> N
     found = effects(report)
     if found:
         console.print(effect_table(found))
+        console.print(Text(MARKS_SAY), soft_wrap=True)
+    for line in preference_lines(report):
+        console.print(Text(escaped(line)), soft_wrap=True)
     for alarm in report_alarms(report):
         console.print(Text(f"{ALARM}: {escaped(alarm)}", style="bold red"), soft_wrap=True)
     for warning in report_warnings(report):
@@ -47,6 +61,7 @@ def print_report(report: Mapping[str, Any], console: Console | None = None) -> N
     for line in dataset_lines(report["dataset"]) if report["dataset"] else ():
         console.print(Text(escaped(line)), soft_wrap=True)
     console.print(Text(cost_text(report["cost"])), soft_wrap=True)
+    console.print(Text(escaped(headline(report))), soft_wrap=True)
     go = report["verdict"] == "go"
     console.print(Text("GO" if go else "NO-GO", style="bold green" if go else "bold red"), end=" ")
     console.print(Text(f"next: {escaped(report['next'])}"), soft_wrap=True)
@@ -62,10 +77,12 @@ def effect_table(
 
     table = Table(title=Text(escaped(title or "base and trained on the same items, rates in % and points")),
                   title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)  # fmt: skip
-    table.add_column(Text("measure"), overflow="fold", min_width=14)
+    table.add_column(Text("measure"), overflow="fold", min_width=12)
     for arm in arms:
         table.add_column(Text(escaped(arm)), overflow="fold", min_width=6)
-    for heading in ("difference", "95% interval", "n", *(["p"] if with_p else []), ""):
+    table.add_column(Text("change"), no_wrap=True)
+    table.add_column(Text("95% interval"), min_width=12)  # a long one breaks at a blank
+    for heading in ("n", *(["p"] if with_p else []), " "):
         table.add_column(Text(heading), no_wrap=True)
     for question, members in grouped(found):
         table.add_row(Text(question, style="bold"))
@@ -74,8 +91,8 @@ def effect_table(
             cells = [one.named.label, value_text(one.base, one.rate), value_text(one.trained, one.rate)]
             cells += [one.signed_text, one.between_text if change else "–"]
             cells += [f"{change.get('n', one.trained['n']):,}", *([one.p_text] if with_p else [])]
-            says = ("" if with_p else "unclear") if one.direction == "unclear" else one.says
-            table.add_row(*(Text(escaped(cell)) for cell in cells), Text(says, style=COLOURS[one.direction]))
+            mark, colour = MARKS[one.direction]
+            table.add_row(*(Text(escaped(cell)) for cell in cells), Text(mark, style=colour))
     return table
 
 
@@ -91,7 +108,7 @@ def print_tables(tables: Sequence[Mapping[str, Any]], console: Console | None = 
         made = Table(title=Text(escaped(table["title"])), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
         for column in table["columns"]:
             made.add_column(Text(escaped(column)), overflow="fold")
-        for row in table["rows"]:
+        for row in scaled_rows(table):
             made.add_row(*(Text(escaped(cell if isinstance(cell, str) else result_text(cell))) for cell in row))
         console.print(made)
         if table.get("note"):
@@ -103,11 +120,13 @@ def _gates_table(report: Mapping[str, Any]) -> Any:
     from rich.text import Text
 
     table = Table(title=Text(f"gates of milestone {report['milestone']}"), title_justify="left")
-    for heading in ("gate", "value", "asked", "95% interval", "n", ""):
+    for heading in ("gate", "value", "asked", "95% interval", "n"):
         table.add_column(heading, overflow="fold")
+    table.add_column("", no_wrap=True, min_width=5)
     for gate in report["gates"]:
         result = Text("go", style="green") if gate["passed"] else Text("no-go", style="red")
-        cells = (gate["name"], *gate_figures(gate), interval_text(gate["interval"]), str(gate["n"]))
+        said = gate_cells(gate, report)
+        cells = (gate["name"], said.value, said.asked, said.interval, f"{gate['n']:,}")
         table.add_row(*(Text(escaped(cell)) for cell in cells), result)
     return table
 

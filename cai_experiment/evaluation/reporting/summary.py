@@ -5,13 +5,16 @@ All from report.json's content, so that the page, the terminal and a comparison 
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Literal, Mapping, Sequence
 
+from cai_experiment.evaluation.gates import MAY_FORGET
 from cai_experiment.evaluation.reporting.naming import GROUPS, Group, Named, is_rate, named, pairs_of_arms
 from cai_experiment.evaluation.reporting.words import (
     cost_text,
     count_text,
+    figure,
     p_text,
     range_text,
     report_alarms,
@@ -21,12 +24,16 @@ from cai_experiment.evaluation.reporting.words import (
     value_text,
 )
 
-Direction = Literal["better", "worse", "unclear", "none"]
+Direction = Literal["better", "worse", "moved", "unclear", "none"]
 SAYS: dict[Direction, str] = {
-    "better": "better", "worse": "worse", "unclear": "no clear change", "none": "",
+    "better": "better", "worse": "worse", "moved": "moved", "unclear": "no clear change", "none": "",
 }  # fmt: skip
 SIGNIFICANT = 0.05  # after Holm
-SHOWN = 3  # measures that each answer names
+SHOWN = 4  # measures that each answer names
+HELPED_FIRST = ("attack_success", "flawed_answers", "harm_flagged", "harm_score")  # then the others, as measured
+SHORTCUTS = {"bag_of_words_accuracy": "by their words alone", "length_only_accuracy": "by length alone"}
+KAPPAS_FIRST = ("judge_fitness", "judge_fitness_harmbench", "judge_person_kappa", "win_rate_kappa", "judge_kappa")
+LOW_KAPPA = "kappa is low too where nearly all of them are alike"
 EMPTY: Mapping[str, Any] = {  # what a report of before may lack
     "gates": [], "metrics": {}, "tests": {}, "differences": {}, "notes": [], "alarms": [], "answers": [], "tables": [],
     "cases": [], "methods": {}, "history": [], "settings": {}, "seconds": {}, "dataset": None, "next": "",
@@ -55,23 +62,53 @@ class Effect:
     @property
     def direction(self) -> Direction:
         """Better or worse, by the way that the measure should go, if the difference's interval leaves out 0 and its
-        p-value, where it has one, is below 0.05 after Holm's adjustment."""
+        p-value is below 0.05 after Holm's adjustment; "moved" of what is neither gain nor loss. Without a p-value
+        nothing is clear."""
         change = self.change
         if change is None or change.get("interval") is None or change.get("value") is None:
             return "none"
         low, high = change["interval"]
         if low <= 0 <= high or (self.p_holm is not None and self.p_holm >= SIGNIFICANT):
             return "unclear"
-        if self.named.better == "same":
-            return "worse"
-        if not self.named.better:
+        if self.p_holm is None or not self.named.better:
             return "none"
+        if self.named.better == "same":
+            return "moved"
         return "better" if (low > 0) == (self.named.better == "up") else "worse"
 
     @property
     def says(self) -> str:
-        """The direction in a word; of what should stay as it is, "moved"."""
-        return "moved" if self.named.better == "same" and self.direction == "worse" else SAYS[self.direction]
+        """The direction in a word."""
+        return SAYS[self.direction]
+
+    @property
+    def worst(self) -> float | None:
+        """The bad end of the difference's interval; None without one, and where neither way is bad."""
+        interval = (self.change or {}).get("interval")
+        ends = {"up": 0, "down": 1}
+        return interval[ends[self.named.better]] if interval and self.named.better in ends else None
+
+    @property
+    def margin(self) -> float | None:
+        """How much of it may be lost and it still counts as kept; None if that is not stated."""
+        share, base = self.named.margin, self.base.get("value")
+        if share is None or not self.named.of_base:
+            return share
+        return None if base is None else share * base
+
+    @property
+    def kept(self) -> bool:
+        """True if even the bad end of the interval is within the margin: that it holds 0 alone proves nothing."""
+        worst, margin = self.worst, self.margin
+        if worst is None or margin is None:
+            return False
+        return (-worst if self.named.better == "up" else worst) <= margin
+
+    def worst_text(self) -> str:
+        """What may have been lost at most, for people: "short sums right (at worst −1.8 points)"."""
+        worst = signed_text(self.worst, self.rate, self.named.unit)
+        limit = "" if self.rate or self.margin is None else f", tolerated {figure(self.margin)}"
+        return f"{self.named.label} (at worst {worst}{limit})"
 
     @property
     def change_text(self) -> str:
@@ -98,7 +135,7 @@ class Effect:
 
     @property
     def p_text(self) -> str:
-        """McNemar's p, adjusted by Holm."""
+        """The p-value, adjusted by Holm."""
         return p_text(self.p_holm)
 
     def sentence(self) -> str:
@@ -130,14 +167,27 @@ def grouped(found: Sequence[Effect]) -> list[tuple[str, list[Effect]]]:
 
 
 def headline(report: Mapping[str, Any]) -> str:
-    """How the gates stand, and which did not pass."""
+    """How the gates stand, which did not pass, and what a go does not say: that nothing is clear, that alarms rang."""
     gates = report["gates"]
     missed = [gate["name"] for gate in gates if not gate["passed"]]
     if not gates:
-        return "No gate was measured."
-    if not missed:
-        return f"All {len(gates)} gates passed." if len(gates) > 1 else "The one gate passed."
-    return f"{len(missed)} of {len(gates)} gates did not pass: {', '.join(missed)}."
+        text = "No gate was measured."
+    elif not missed:
+        text = f"All {len(gates)} gates passed." if len(gates) > 1 else "The one gate passed."
+    else:
+        text = f"{len(missed)} of {len(gates)} gates did not pass: {', '.join(missed)}."
+    return " ".join([text, *_doubts(report)])
+
+
+def _doubts(report: Mapping[str, Any]) -> list[str]:
+    """What a reader of the verdict alone would miss."""
+    safer = [one for one in effects(report) if one.named.group == "safer"]
+    unproven = safer and not any(one.direction == "better" for one in safer)
+    alarms = len(report_alarms(report))
+    return [
+        *(["No measure of safety is clearly better."] if unproven else []),
+        *([f"{alarms} alarm{'' if alarms == 1 else 's'}."] if alarms else []),
+    ]
 
 
 def in_short(report: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
@@ -148,11 +198,25 @@ def in_short(report: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
 
 
 def _helped(report: Mapping[str, Any], found: Sequence[Effect]) -> list[str]:
-    lines = [one.sentence() for one in found if one.named.group == "safer"][:SHOWN]
-    for name in ("preference_accuracy", "win_rate"):
-        if name in report["metrics"]:
-            lines.append(_figure_line(name, report["metrics"][name]))
+    safer = sorted((one for one in found if one.named.group == "safer"), key=_helped_first)  # stable
+    lines = [one.sentence() for one in safer[:SHOWN]] + preference_lines(report)
     return lines or ["Nothing was compared with the base model in this report; its gates speak of the pairs."]
+
+
+def _helped_first(one: Effect) -> int:
+    return HELPED_FIRST.index(one.name) if one.name in HELPED_FIRST else len(HELPED_FIRST)
+
+
+def preference_lines(report: Mapping[str, Any]) -> list[str]:
+    """How often the held-out revision is preferred, and the trained model's answer: figures without a base. What tells
+    the pairs apart without understanding them stands beside the first."""
+    metrics = report["metrics"]
+    lines = {name: _figure_line(name, metrics[name]) for name in ("preference_accuracy", "win_rate") if name in metrics}
+    beside = [f"{how} {value_text(metrics[name], True)} ({count_text(metrics[name]['n'])})"
+              for name, how in SHORTCUTS.items() if name in metrics]  # fmt: skip
+    if beside and "preference_accuracy" in lines:
+        lines["preference_accuracy"] += f"; {', '.join(beside)}"
+    return list(lines.values())
 
 
 def _figure_line(name: str, metric: Mapping[str, Any]) -> str:
@@ -167,30 +231,48 @@ def _sure(report: Mapping[str, Any], found: Sequence[Effect]) -> list[str]:
     lines = []
     paired = [one for one in found if one.change is not None and one.change.get("interval") is not None]
     if paired:
-        counts = {way: sum(one.direction == way for one in paired) for way in ("better", "worse", "unclear")}
+        counts = Counter(one.direction for one in paired)
+        moved = f", {counts['moved']} clearly moved (neither gain nor loss)" if counts["moved"] else ""
         lines.append(
             f"Of {len(paired)} paired differences, {counts['better']} are clearly better, {counts['worse']} clearly "
-            f"worse or moved, {counts['unclear']} cannot be told from no change."
+            f"worse{moved}, {counts['unclear']} cannot be told from no change."
         )
     wide = [g for g in report["gates"] if g["interval"] is not None and g["interval"][1] - g["interval"][0] > 0.2]
     if wide:
         lines.append(f"The interval of {len(wide)} of {len(report['gates'])} gates is wider than 20 points.")
-    kappas = [name for name in report["metrics"] if name.endswith("kappa") or name == "judge_fitness"]
-    lines += [_figure_line(name, report["metrics"][name]) for name in kappas[:SHOWN]]
+    lines += _agreement(report["metrics"])
     unparsed = sum(metric.get("unparsed", 0) for metric in report["metrics"].values())
     if unparsed:
         lines.append(f"{unparsed:,} judgements could not be read; they stand outside every rate.")
     return lines or ["Every figure stands below with its interval and its number of items."]
 
 
+def _agreement(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Whether the judge may be believed: its fitness first, and where it agrees no more than by chance."""
+    names = [name for name in metrics if name.endswith("kappa") or name.startswith("judge_fitness")]
+    names.sort(key=lambda name: KAPPAS_FIRST.index(name) if name in KAPPAS_FIRST else len(KAPPAS_FIRST))  # stable
+    chance = [name for name in names if (ends := metrics[name]["interval"]) is not None and ends[0] <= 0 <= ends[1]]
+    first = [name for name in names if name not in chance][: SHOWN - 1]
+    if "judge_fitness" in chance:
+        first.insert(0, "judge_fitness")
+    lines = [_figure_line(name, metrics[name]) + (", near chance" if name in chance else "") for name in first]
+    rest = "; ".join(_figure_line(name, metrics[name]) for name in chance if name not in first)
+    return [*lines, *([f"Near chance ({LOW_KAPPA}): {rest}"] if rest else [])]
+
+
 def _cost(report: Mapping[str, Any], found: Sequence[Effect]) -> list[str]:
-    lost = [one for one in found if one.named.group in ("helpful", "lost") and one.direction == "worse"]
-    kept = [one for one in found if one.named.group == "lost" and one.direction in ("better", "unclear")]
+    asked = [one for one in found if one.named.group in ("helpful", "lost") and one.worst is not None]
+    lost = [one for one in asked if one.direction == "worse"]
+    kept = [one for one in asked if one.direction != "worse" and one.kept]
+    unknown = [one for one in asked if one.direction != "worse" and not one.kept]
     lines = [one.sentence() for one in lost]
-    if kept and not lost:
-        lines.append(f"No measured loss. {kept[0].sentence()}")
-    elif kept:
-        lines.append(f"Kept: {', '.join(one.named.label for one in kept)}.")
+    if kept:
+        nothing = "No measured loss. " if not lost and not unknown else ""
+        labels = "; ".join(one.worst_text() for one in kept)
+        lines.append(f"{nothing}Kept, within {100 * MAY_FORGET:.0f} points or what is tolerated: {labels}.")
+    if unknown:
+        labels = "; ".join(one.worst_text() for one in unknown)
+        lines.append(f"Cannot be told from so few items: {labels}.")
     alarms = len(report_alarms(report))
     if alarms:
         lines.append(f"{alarms} alarm{'s stand' if alarms > 1 else ' stands'} below.")

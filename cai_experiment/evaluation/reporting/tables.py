@@ -14,13 +14,16 @@ from pathlib import Path
 from typing import Any, Iterable, Mapping, Sequence
 
 from cai_experiment.evaluation.reporting.merging import make_folder
-from cai_experiment.evaluation.reporting.naming import file_name, named, pairs_of_arms
-from cai_experiment.evaluation.reporting.words import gate_figures, p_text, result_text
+from cai_experiment.evaluation.reporting.naming import file_name, named, pairs_of_arms, scaled, scaled_rows
+from cai_experiment.evaluation.reporting.words import gate_cells, gate_scale, p_text, result_text, sentence_case
 from cai_experiment.observe.screen import escaped
 from cai_experiment.records.files import write_atomic
 
+LATIN = 0x180  # above Latin-1 and Latin Extended-A
 Cell = str | Mapping[str, Any]
 Table = dict[str, Any]
+NAME = "name"  # the column of a metric's own name, which a paper needs not
+WIDE_FROM = 5  # columns; a wider LaTeX table is fitted to the page
 RESULT_COLUMNS = ("", "_low", "_high", "_n", "_unparsed")
 
 _LATEX = {
@@ -44,10 +47,15 @@ def _table(name: str, title: str, columns: Sequence[str], rows: Iterable[Sequenc
 def gates_table(report: Mapping[str, Any]) -> Table:
     """The gates with what was asked and found."""
     rows = [
-        (gate["name"], gate_figures(gate)[1], {**gate, "unparsed": 0}, "go" if gate["passed"] else "no-go")
+        (gate["name"], gate_cells(gate, report).asked, _found(gate, report), "go" if gate["passed"] else "no-go")
         for gate in report["gates"]
     ]
     return _table("gates", f"Gates of milestone {report['milestone']}", ("gate", "asked", "found", "result"), rows)
+
+
+def _found(gate: Mapping[str, Any], report: Mapping[str, Any]) -> Cell:
+    kept = {name: gate[name] for name in ("value", "n", "interval")}
+    return {**kept, "unparsed": 0, "scale": gate_scale(gate, report)[0]}
 
 
 def effect_table(report: Mapping[str, Any]) -> Table:
@@ -56,27 +64,30 @@ def effect_table(report: Mapping[str, Any]) -> Table:
     rows = []
     for name in pairs_of_arms(metrics):
         p = tests[name]["p_holm"] if name in tests else None
+        base, trained = (scaled(f"{name}_{arm}", metrics[f"{name}_{arm}"]) for arm in ("base", "trained"))
         change = differences.get(name, "–")
-        rows.append((named(name).label, name, metrics[f"{name}_base"], metrics[f"{name}_trained"], change, p_text(p)))
-    columns = ("measure", "name", "base", "trained", "difference", "p (McNemar, Holm)")
+        if name in differences:
+            change = {**change, "scale": "points" if base["scale"] == "rate" else ""}
+        rows.append((named(name).label, name, base, trained, change, p_text(p)))
+    columns = ("measure", NAME, "base", "trained", "difference", "p (Holm)")
     return _table("base_and_trained", "Base and trained model on the same items", columns, rows)
 
 
 def metrics_table(report: Mapping[str, Any]) -> Table:
     """Every metric by its own name."""
-    rows = [(name, named(name).label, metric) for name, metric in report["metrics"].items()]
-    return _table("metrics", "All metrics", ("name", "measure", "value"), rows)
+    rows = [(named(name).label, name, scaled(name, metric)) for name, metric in report["metrics"].items()]
+    return _table("metrics", "All metrics", ("measure", NAME, "value"), rows)
 
 
 def tests_table(report: Mapping[str, Any]) -> Table:
-    """McNemar's counts."""
+    """Every test; the counts are McNemar's, of a rate."""
     rows = [
-        (named(name).label, name, str(t["only_base"]), str(t["only_trained"]), f"{t['p_value']:.3g}",
-         f"{t.get('p_holm', math.nan):.3g}")
+        (named(name).label, name, str(t.get("only_base", "–")), str(t.get("only_trained", "–")),
+         f"{t['p_value']:.3g}", f"{t.get('p_holm', math.nan):.3g}")
         for name, t in report.get("tests", {}).items()
     ]  # fmt: skip
-    columns = ("holds for", "name", "only base", "only trained", "p (McNemar)", "p (Holm)")
-    return _table("tests", "McNemar's tests on the same items", columns, rows)
+    columns = ("measure", NAME, "only base", "only trained", "p", "p (Holm)")
+    return _table("tests", "Tests on the same items (with counts: McNemar's)", columns, rows)
 
 
 # ---------------------------------------------------------------- writing
@@ -123,18 +134,27 @@ def _five(cell: Cell) -> list[str]:
 
 
 def latex_text(table: Mapping[str, Any]) -> str:
-    """The table as a LaTeX float for booktabs (\\usepackage{booktabs} and T1 fonts); every text is escaped."""
+    """The table as a LaTeX float (\\usepackage{booktabs,graphicx} and T1 fonts); every text is escaped. Metrics' own
+    names are left out, and what has many columns is fitted to the line's width."""
     results = result_columns(table)
-    columns = "".join("r" if place in results else "l" for place in range(len(table["columns"])))
-    caption = table["title"] + (f". {table['note']}" if table.get("note") else "")
+    places = [place for place, column in enumerate(table["columns"]) if column != NAME]
+    columns = "".join("r" if place in results else "l" for place in places)
+    wide = len(places) >= WIDE_FROM
     lines = [
-        r"\begin{table}", r"\centering", rf"\caption{{{latex_escaped(caption)}. 95\% intervals in brackets.}}",
-        rf"\label{{tab:{file_name(table['name']).replace('_', '-')}}}", rf"\begin{{tabular}}{{{columns}}}", r"\toprule",
-        _latex_row(latex_escaped(column) for column in table["columns"]), r"\midrule",
-        *(_latex_row(map(_latex_cell, row)) for row in table["rows"]),
-        r"\bottomrule", r"\end{tabular}", r"\end{table}",
+        r"\begin{table}", r"\centering", rf"\caption{{{_caption(table)}}}",
+        rf"\label{{tab:{file_name(table['name']).replace('_', '-')}}}", *([r"\resizebox{\linewidth}{!}{%"] * wide),
+        rf"\begin{{tabular}}{{{columns}}}", r"\toprule",
+        _latex_row(latex_escaped(table["columns"][place]) for place in places), r"\midrule",
+        *(_latex_row(_latex_cell(row[place]) for place in places) for row in scaled_rows(table)),
+        r"\bottomrule", r"\end{tabular}" + "}" * wide, r"\end{table}",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def _caption(table: Mapping[str, Any]) -> str:
+    """Title, note and what the brackets mean, each a sentence."""
+    said = [table["title"], table.get("note") or "", "95% intervals in brackets"]
+    return " ".join(f"{latex_escaped(sentence_case(text.rstrip('.')))}." for text in said if text)
 
 
 def _latex_row(cells: Iterable[str]) -> str:
@@ -150,6 +170,7 @@ def _latex_cell(cell: Cell) -> str:
 
 
 def latex_escaped(text: str) -> str:
-    """Text that LaTeX prints as it stands: its special characters are escaped, line breaks become blanks."""
+    """Text that LaTeX prints as it stands: its special characters are escaped, line breaks become blanks. What pdfLaTeX
+    has no letter for in T1 fonts stands as its code point, "[U+4E2D]"; the CSV has the character."""
     flat = re.sub(r"\s+", " ", escaped(text))
-    return "".join(_LATEX.get(character, character) for character in flat)
+    return "".join(_LATEX.get(one) or (one if ord(one) < LATIN else f"[U+{ord(one):04X}]") for one in flat)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Mapping, Sequence
 
+from cai_experiment.evaluation.reporting.naming import is_rate
 from cai_experiment.judging.result import WIDE
 
 SHOWN_SHARES = ("source", "kind", "length")  # on the terminal; the page has topics and principles too
@@ -18,7 +20,8 @@ def figure(value: float | None, digits: int = 3) -> str:
         return "not measured"
     if abs(value) < 1e-9:
         return "0"
-    return f"{value:,.0f}" if float(value).is_integer() or abs(value) >= 1000 else f"{value:.{digits}g}"
+    whole = float(value).is_integer() or abs(float(f"{value:.{digits}g}")) >= 1000  # 999.6 is 1,000, not 1e+03
+    return f"{value:,.0f}" if whole else f"{value:.{digits}g}"
 
 
 def interval_text(interval: Sequence[float] | None) -> str:
@@ -26,15 +29,60 @@ def interval_text(interval: Sequence[float] | None) -> str:
     return "–" if interval is None else f"{figure(interval[0])} to {figure(interval[1])}"
 
 
-def gate_figures(gate: Mapping[str, Any]) -> tuple[str, str]:
-    """A gate's value, and what it asks (">= 0.7"), with as many digits as it takes to tell the two apart."""
-    value, threshold = gate["value"], gate["threshold"]
+@dataclass(frozen=True, slots=True)
+class GateCells:
+    """A gate in words: what was found, what it asks (">= 70.0%"), and the interval or a dash."""
+
+    value: str
+    asked: str
+    interval: str
+
+
+def gate_cells(gate: Mapping[str, Any], report: Mapping[str, Any]) -> GateCells:
+    """A gate of the report, by the scale of the figure that it holds against its limit.
+
+    With as many digits as it takes to tell value and limit apart. A gate on the lower end of a difference shows the
+    difference beside it.
+    """
+    value, threshold, interval = gate["value"], gate["threshold"], gate["interval"]
+    scale, change = gate_scale(gate, report)
     if gate["rule"] == "finite":
-        return figure(value), "a finite number"
+        return GateCells(figure(value), "a finite number", interval_text(interval))
     digits = 3
-    while value != threshold and figure(value, digits) == figure(threshold, digits) and digits < 12:
+    while value != threshold and _scaled(value, scale, digits) == _scaled(threshold, scale, digits) and digits < 12:
         digits += 1
-    return figure(value, digits), f"{gate['rule']} {figure(threshold, digits)}"
+    shown = _scaled(value, scale, digits)
+    if change is not None and interval is not None and value == interval[0] and value != change["value"]:
+        shown = f"{shown} (lower end; difference {_scaled(change['value'], scale, digits)})"
+    between = {"value": None, "interval": interval, "scale": scale}
+    asked = f"{gate['rule']} {_scaled(threshold, scale, digits)}"
+    return GateCells(shown, asked, "–" if interval is None else scaled_range(between))
+
+
+def gate_scale(
+    gate: Mapping[str, Any], report: Mapping[str, Any]
+) -> tuple[Literal["", "rate", "points"], Mapping[str, Any] | None]:
+    """What a gate's figures are, and the difference that it is on, if any: by the measure with the same interval."""
+    interval = gate["interval"]
+    if interval is None:
+        return "", None
+    for name, change in report.get("differences", {}).items():
+        if list(change["interval"] or ()) == list(interval) and change["n"] == gate["n"]:
+            base = report.get("metrics", {}).get(f"{name}_base")
+            rate = change.get("scale") == "points" or (base is not None and is_rate(f"{name}_base", base))
+            return ("points" if rate else ""), change
+    for name, metric in report.get("metrics", {}).items():
+        if list(metric["interval"] or ()) == list(interval) and metric["n"] == gate["n"] and is_rate(name, metric):
+            return "rate", None
+    return "", None
+
+
+def _scaled(value: float | None, scale: str, digits: int) -> str:
+    """A figure by its scale, with one decimal in percent for three digits, and so on."""
+    if value is None or not scale:
+        return figure(value, digits)
+    shown = f"{100 * value:.{digits - 2}f}".replace("-", "−")
+    return f"{shown}%" if scale == "rate" else f"{shown} points"
 
 
 def value_text(metric: Mapping[str, Any], rate: bool = False) -> str:
@@ -67,13 +115,23 @@ def signed_range(interval: Sequence[float] | None, rate: bool = False) -> str:
     return f"{low} to {high}"
 
 
+def scaled_value(metric: Mapping[str, Any]) -> str:
+    """A result's value by its own scale: "92.8%", "−0.8 points", "4.06"."""
+    scale = metric.get("scale", "")
+    return signed_text(metric.get("value"), True) if scale == "points" else value_text(metric, scale == "rate")
+
+
+def scaled_range(metric: Mapping[str, Any]) -> str:
+    """A result's interval by its own scale; "no interval" where there is none."""
+    scale, interval = metric.get("scale", ""), metric.get("interval")
+    return signed_range(interval, True) if scale == "points" else range_text(interval, scale == "rate")
+
+
 def result_text(metric: Mapping[str, Any]) -> str:
-    """A result on one line for a table: "0.928 [0.876, 0.959], n = 153"."""
+    """A result on one line for a table: "92.8% [87.6, 95.9], n = 153"."""
     interval, unparsed = metric.get("interval"), metric.get("unparsed", 0)
-    between = f" [{figure(interval[0])}, {figure(interval[1])}]" if interval is not None else ""
-    return f"{figure(metric.get('value'))}{between}, n = {metric.get('n', 0)}" + (
-        f", {unparsed} unparsed" if unparsed else ""
-    )
+    between = "" if interval is None else f" [{scaled_range(metric).replace(' to ', ', ').replace('%', '')}]"
+    return f"{scaled_value(metric)}{between}, n = {metric.get('n', 0)}" + (f", {unparsed} unparsed" if unparsed else "")
 
 
 def count_text(n: int) -> str:
@@ -102,7 +160,7 @@ def report_alarms(report: Mapping[str, Any]) -> list[str]:
 def report_warnings(report: Mapping[str, Any]) -> list[str]:
     """What a reader must know before believing a go: wide intervals, small milestones, the evaluation's notes."""
     found = [
-        f"{gate['name']}: the interval ({interval_text(gate['interval'])}) is wide with n = {gate['n']}"
+        f"{gate['name']}: the interval ({gate_cells(gate, report).interval}) is wide with n = {gate['n']}"
         for gate in report["gates"]
         if gate["interval"] is not None and gate["interval"][1] - gate["interval"][0] > WIDE
     ]
