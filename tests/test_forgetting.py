@@ -18,10 +18,11 @@ from cai_experiment.constitution.prompts import ask_for_answer
 from cai_experiment.engines.base import Completion
 from cai_experiment.errors import BadInputError
 from cai_experiment.evaluation import collapse, perplexity
-from cai_experiment.evaluation.arms import BothAnswers, BothArms, Speakers, transformers_engine
-from cai_experiment.evaluation.benchmarks import gsm8k, lm_eval_tasks
+from cai_experiment.evaluation.arms import BothAnswers, BothArms, Remembered, Speakers, transformers_engine
+from cai_experiment.evaluation.benchmarks import gsm8k
 from cai_experiment.evaluation.benchmarks.gsm8k import load_gsm8k, read_number
-from cai_experiment.evaluation.benchmarks.lm_eval_tasks import TaskSettings, run_tasks, work_of
+from cai_experiment.evaluation.benchmarks.lm_eval_said import Asking, Said
+from cai_experiment.evaluation.benchmarks.lm_eval_tasks import TaskSettings, load_tasks, run_tasks, work_of
 from cai_experiment.evaluation.collapse import collapse_watch
 from cai_experiment.evaluation.forgetting import kept_gate, paired, score_sums, width_note
 from cai_experiment.evaluation.ngrams import distinct_n, jackknife_error, ngrams, repetition, units
@@ -210,8 +211,10 @@ def test_lm_eval_asks_both_arms_the_same_items_and_a_task_that_fails_is_named(
     settings = TaskSettings(tasks, 8, tmp_path)
     padding = adapted.tokenizer.pad_token
     adapted.model.train()
+    loaded = load_tasks(settings)
+    assert set(loaded.failed) == {"own_no_data"}
     with broken(adapted.model, 1.0):
-        found = run_tasks(adapted.model, adapted.tokenizer, settings, lambda _: None)
+        found = run_tasks(adapted.model, adapted.tokenizer, loaded, verbosity=0)
     assert adapted.model.training and adapted.tokenizer.pad_token == padding
     adapted.model.eval()
     for name in tasks[:2]:
@@ -245,12 +248,12 @@ def test_out_of_memory_halves_the_harness_batch(
         return real(harness, *args, **kwargs)
 
     monkeypatch.setattr(lm_eval.evaluator, "evaluate", evaluate)
-    settings = TaskSettings(("own_choosing",), 2, tmp_path)
-    found = run_tasks(adapted.model, adapted.tokenizer, settings, lambda _: None)
+    tasks = load_tasks(TaskSettings(("own_choosing",), 2, tmp_path))
+    found = run_tasks(adapted.model, adapted.tokenizer, tasks, verbosity=0)
     assert sizes == [8, 4, 2, 2] and found.differences["own_choosing"].value == 0
-    monkeypatch.setattr(lm_eval_tasks, "BATCH_ROWS_CPU", 1)
+    tasks = load_tasks(TaskSettings(("own_choosing",), 2, tmp_path, batch_rows=1))
     monkeypatch.setattr(lm_eval.evaluator, "evaluate", raise_out_of_memory)
-    found = run_tasks(adapted.model, adapted.tokenizer, settings, lambda _: None)
+    found = run_tasks(adapted.model, adapted.tokenizer, tasks, verbosity=0)
     assert "out of memory with one row at a time" in found.notes[0]
 
 
@@ -260,22 +263,61 @@ def raise_out_of_memory(*_: Any, **__: Any) -> None:
     raise torch.OutOfMemoryError("CUDA out of memory")
 
 
-def test_a_folder_of_tasks_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_a_killed_run_asks_for_no_item_twice(
+    adapted: Speakers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tasks(tmp_path)
+    file = tmp_path / "run" / "said.jsonl"
+    tasks = load_tasks(TaskSettings(("own_choosing", "own_writing"), 8, tmp_path))
+    told: list[str] = []
+    real = Asking.add_partial
+
+    def until(limit: int) -> None:
+        def add_partial(self: Asking, kind: str, request: Any, answer: Any) -> None:
+            if len(told) == limit:
+                raise KeyboardInterrupt
+            told.append(kind)
+            real(self, kind, request, answer)
+
+        monkeypatch.setattr(Asking, "add_partial", add_partial)
+
+    def run(whose: str = "these weights") -> Any:
+        return run_tasks(adapted.model, adapted.tokenizer, tasks, Said(file, whose))
+
+    until(30)  # within the trained arm of the first task, of 24 requests an arm
+    with broken(adapted.model, 1.0):
+        with pytest.raises(KeyboardInterrupt):
+            run()
+        with file.open("ab") as torn:  # as a kill -9 may leave it
+            torn.write(b'{"key": "torn')
+        until(1000)
+        found = run()
+        assert told.count("loglikelihood") == 2 * 24 and told.count("generate_until") == 2 * 8
+        shown = capsys.readouterr().out
+        assert "24/24 requests of own_choosing, trained" in shown and "8/8 requests of own_writing, base" in shown
+        again = run()
+        assert len(told) == 64 and again == found and found.differences["own_writing"].value < 0
+    assert run("other weights").differences["own_choosing"].value == 0 and len(told) == 128
+
+
+def test_what_lm_eval_cannot_find_is_refused_before_a_model_is_loaded(tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match="is no folder"):
-        run_tasks(None, None, TaskSettings(("mine",), 2, tmp_path / "missing"))
+        load_tasks(TaskSettings(("mine",), 2, tmp_path / "missing"))
 
 
 @pytest.mark.slow  # the index of the harness's 14,000 tasks takes ten seconds
 def test_an_unknown_task_and_a_data_set_behind_the_network_are_named(adapted: Speakers) -> None:
-    settings = TaskSettings(("arc_easyy", "arc_easy"), 2)
-    found = run_tasks(adapted.model, adapted.tokenizer, settings, lambda _: None)
-    assert "no such task (near it: arc_easy" in found.notes[0]
-    assert "--task-folder" in found.notes[1] and not any(gate.passed for gate in found.gates)
+    with pytest.raises(BadInputError, match=r"knows no task arc_easyy; near it: arc_easy"):
+        load_tasks(TaskSettings(("arc_easy", "arc_easyy"), 2))
+    tasks = load_tasks(TaskSettings(("arc_easy",), 2))
+    found = run_tasks(adapted.model, adapted.tokenizer, tasks, verbosity=0)
+    assert "--task-folder" in found.notes[0] and not any(gate.passed for gate in found.gates)
 
 
 def test_the_default_tasks_take_half_an_hour_at_most_on_the_pod() -> None:
     pod = PROFILES["a100-80gb"]
-    args = argparse.Namespace(tasks=None, task_limit=None, task_folder=None, milestone="mvp", price_per_hour=1.74)
+    args = argparse.Namespace(tasks=None, task_limit=None, task_folder=None, milestone="mvp", price_per_hour=1.74,
+                              batch_size=None)  # fmt: skip
     parts, lines = _suite_forgetting.plan_lines(args, resolve_model(None, pod), pod, "unsloth", "4bit")
     assert parts[0].hours is not None and 0.1 < parts[0].hours < 0.5 and "arc_easy" in lines[0]
     assert work_of(("gsm8k", "mine"), None) == (1319 * 1000, 1319 * 120, ("mine",))
@@ -289,10 +331,28 @@ def test_the_suite_reads_its_files_before_the_model_is_loaded(tmp_path: Path) ->
     flags = argparse.ArgumentParser()
     _suite_forgetting.add_flags(flags)
     args = flags.parse_args(["--tasks", "a, b,a", "--gsm8k", str(tmp_path / "missing.jsonl")])
-    args.milestone = "mvp"
+    vars(args).update(milestone="mvp", batch_size=4)
+    assert _suite_forgetting.settings_of(args).batch_rows == 4
     assert args.tasks == ("a", "b") and _suite_forgetting.settings_of(args).limit == 200
     with pytest.raises(BadInputError, match=r"missing\.jsonl"):
-        _suite_forgetting.run(args, lambda: pytest.fail("loaded"), lambda: None)
+        _suite_forgetting.read(args)
+
+
+def test_the_suite_from_end_to_end(
+    adapted: Speakers, tmp_path: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tasks(tmp_path)
+    monkeypatch.setattr(gsm8k, "MAX_TOKENS", 24)
+    flags = argparse.ArgumentParser()
+    _suite_forgetting.add_flags(flags)
+    given = ["--tasks", "own_choosing", "--task-folder", str(tmp_path), "--task-limit", "2"]
+    args = flags.parse_args([*given, "--gsm8k", str(shared_data / "gsm8k" / "test.jsonl")])
+    vars(args).update(milestone="mvp", batch_size=4, verbosity=0, seed=0)
+    remembered = Remembered(tmp_path / "run" / "evaluation" / "said.jsonl", "these weights")
+    target: Any = argparse.Namespace(speakers=lambda: adapted, remembered=lambda: remembered)
+    found = _suite_forgetting.run(args, _suite_forgetting.read(args), target, tmp_path / "run")
+    assert set(found.differences) == {"own_choosing", "gsm8k_direct"}
+    assert len((tmp_path / "run" / "evaluation" / "lm_eval_said.jsonl").read_text().splitlines()) == 12
 
 
 # ---------------------------------------------------------------- clean text

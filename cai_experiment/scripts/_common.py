@@ -84,6 +84,14 @@ def positive_int(text: str) -> int:
     return value
 
 
+def separated(text: str) -> tuple[str, ...]:
+    """argparse type: names between commas, each once."""
+    found = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if not found:
+        raise argparse.ArgumentTypeError("holds no name")
+    return found
+
+
 def positive(text: str) -> float:
     """argparse type: a number greater than 0."""
     return _number(text, float(text) > 0, "greater than 0")

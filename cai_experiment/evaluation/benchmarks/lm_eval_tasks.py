@@ -5,24 +5,25 @@ by their hashes) and items are paired by task and number. A task counts by acc_n
 else acc; of several ways to read an answer (gsm8k) by "flexible-extract", since a lost answer format is no lost skill.
 
 As with published base-model scores no chat template is applied: prompts are the task's own. Models as they are loaded:
-4-bit ones, adapters and their dtype; log-probabilities are summed in float32. An HFLM over a model that Unsloth has
-patched should be given Unsloth's inference mode first (FastLanguageModel.for_inference); that is not tried here.
+4-bit ones, adapters and their dtype; log-probabilities are summed in float32. Each answer is written down as its batch
+ends (lm_eval_said.py), and a killed run asks for none twice.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rich.console import Console
+
 from cai_experiment.engines.common import is_out_of_memory
 from cai_experiment.errors import BadInputError, EngineError
+from cai_experiment.evaluation.benchmarks.lm_eval_said import Asking, Said, quiet
 from cai_experiment.evaluation.forgetting import kept_gate, paired
 from cai_experiment.evaluation.found import Evaluation
 from cai_experiment.evaluation.preference import evaluating
@@ -72,31 +73,65 @@ def work_of(tasks: Sequence[str], limit: int | None) -> Work:
     )
 
 
-def check_folder(settings: TaskSettings) -> None:
-    """Raise BadInputError if the folder of task files is none."""
+@dataclass(frozen=True, slots=True)
+class Tasks:
+    """The tasks of `settings` as lm-eval has loaded them, with their data; and why some cannot be run."""
+
+    settings: TaskSettings
+    loaded: dict[str, Any] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def load_tasks(settings: TaskSettings) -> Tasks:
+    """Load every task and its data set, without any model.
+
+    Raises BadInputError for a folder that is none and for a name that lm-eval does not know; a task whose data cannot
+    be had stands in `failed`.
+    """
     if settings.folder is not None and not settings.folder.is_dir():
         raise BadInputError(f"{show(settings.folder)} is no folder", "--task-folder takes one of lm-eval's task files")
-
-
-def run_tasks(model: Any, tokenizer: Any, settings: TaskSettings, say: Callable[[str], None] = print) -> Evaluation:
-    """Every task of `settings` for both arms of a PEFT `model`; one line to `say` as each begins.
-
-    A task that cannot be loaded or run is named in a note, and its gate is not passed; the others go on. Raises
-    BadInputError for a folder that is none (`check_folder`).
-    """
-    check_folder(settings)
-    found = Evaluation()
-    with _quiet():
+    with quiet():
         manager = _manager(settings)
-        harness = _harness(model, tokenizer, settings)
+    tasks = Tasks(settings)
     for name in settings.tasks:
-        say(f"lm-eval {name}: {_items(settings.limit)}, base and trained")
+        if name not in manager.task_index:
+            near = ", ".join(get_close_matches(name, manager.all_tasks, 3))
+            raise BadInputError(f"lm-eval knows no task {name}", f"near it: {near}" if near else "check --tasks")
+    for name in settings.tasks:
         try:
-            with _quiet(), evaluating(model):
-                found += _task(name, manager, harness, settings)
-        except Exception as error:  # whatever a task's own code, files or metrics raise
-            _not_run(found, name, manager, error)
-    found.methods["lm_eval"] = f"lm-eval {_version()}, no chat template, {_items(settings.limit)}"
+            with quiet():
+                tasks.loaded[name] = manager.load([name])
+        except Exception as error:  # whatever a task's own code or files raise
+            tasks.failed[name] = _why(error)
+    return tasks
+
+
+def run_tasks(
+    model: Any, tokenizer: Any, tasks: Tasks, said: Said | None = None, verbosity: int = 1
+) -> Evaluation:  # fmt: skip
+    """Every task for both arms of a PEFT `model`, of which `said` remembers what it was answered.
+
+    One line begins a task, a bar or lines count the requests of each arm. A task that could not be loaded or run is
+    named in a note, and its gate is not passed; the others go on.
+    """
+    found = Evaluation()
+    with quiet():
+        harness = _harness(model, tokenizer, tasks.settings)
+    arms = _Arms(harness, said or Said(None, ""), tasks.settings.limit, verbosity, Console(file=sys.stdout))
+    for name in tasks.settings.tasks:
+        why = tasks.failed.get(name)
+        if why is None:
+            if verbosity:
+                print(f"lm-eval {name}: {_items(tasks.settings.limit)}, base and trained", flush=True)
+            try:
+                with evaluating(model):
+                    found += arms.task(name, tasks.loaded[name])
+            except Exception as error:  # whatever a task's own code or metrics raise
+                why = _why(error)
+        if why is not None:
+            found.notes.append(f"task {name} was not run: {why}")
+            found.gates.append(kept_gate(name, Result(None, 0, None)))
+    found.methods["lm_eval"] = f"lm-eval {version()}, no chat template, {_items(tasks.settings.limit)}"
     return found
 
 
@@ -104,50 +139,61 @@ def _items(limit: int | None) -> str:
     return "all items" if limit is None else f"the first {limit} items"
 
 
-def _version() -> str:
-    from importlib.metadata import version
+def version() -> str:
+    """lm-eval's."""
+    from importlib import metadata
 
-    return version("lm_eval")
+    return metadata.version("lm_eval")
 
 
 # ---------------------------------------------------------------- one task
 
 
-def _task(name: str, manager: Any, harness: Any, settings: TaskSettings) -> Evaluation:
-    loaded = manager.load([name])
-    for task in loaded["tasks"].values():
-        if task.get_config("num_fewshot") is None:
-            task.set_config(key="num_fewshot", value=0)
-    trained = _samples(harness, loaded, settings.limit)
-    with harness.model.disable_adapter():
-        base = _samples(harness, loaded, settings.limit)
-    rows = [_row(f"{task}/{number}", one, trained[task, number]) for (task, number), one in base.items()]
-    figures = [[row[arm] for row in rows] for arm in ("base", "trained")]
-    if all(value in (0.0, 1.0) for arm in figures for value in arm):
-        for row in rows:
-            row["base"], row["trained"] = bool(row["base"]), bool(row["trained"])
-    return paired(name, [row["base"] for row in rows], [row["trained"] for row in rows], rows)
+class _Arms(NamedTuple):
+    """Both arms of one model in the harness."""
 
+    harness: Any
+    said: Said
+    limit: int | None
+    verbosity: int
+    console: Console
 
-def _samples(harness: Any, loaded: Mapping[str, Any], limit: int | None) -> dict[tuple[str, int], Mapping[str, Any]]:
-    """The harness's log of every item by (task, number); few-shot examples are drawn alike each time.
+    def task(self, name: str, loaded: Mapping[str, Any]) -> Evaluation:
+        """One task, base and trained, item by item."""
+        for task in loaded["tasks"].values():
+            if task.get_config("num_fewshot") is None:
+                task.set_config(key="num_fewshot", value=0)
+        with self.harness.model.disable_adapter():
+            base = self.samples(name, "base", loaded)
+        trained = self.samples(name, "trained", loaded)
+        rows = [_row(f"{task}/{number}", one, trained[task, number]) for (task, number), one in base.items()]
+        figures = [[row[arm] for row in rows] for arm in ("base", "trained")]
+        if all(value in (0.0, 1.0) for arm in figures for value in arm):
+            for row in rows:
+                row["base"], row["trained"] = bool(row["base"]), bool(row["trained"])
+        return paired(name, [row["base"] for row in rows], [row["trained"] for row in rows], rows)
 
-    Out of memory, the batch is halved; EngineError if it does not hold one row.
-    """
-    from lm_eval.evaluator import evaluate
+    def samples(self, name: str, arm: str, loaded: Mapping[str, Any]) -> dict[tuple[str, int], Mapping[str, Any]]:
+        """The harness's log of every item by (task, number); few-shot examples are drawn alike each time.
 
-    for task in loaded["tasks"].values():
-        task.set_fewshot_seed(seed=FEWSHOT_SEED)
-    try:
-        logged = evaluate(harness, loaded, limit=limit, bootstrap_iters=0, log_samples=True)["samples"]
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        logged = None
-    if logged is None:  # outside the handler, whose traceback keeps tensors alive
-        _halve(harness)
-        return _samples(harness, loaded, limit)
-    return {(task, one["doc_id"]): one for task, samples in logged.items() for one in _chosen(samples)}
+        Out of memory, the batch is halved and goes on; EngineError if it does not hold one row.
+        """
+        from lm_eval.evaluator import evaluate
+
+        for task in loaded["tasks"].values():
+            task.set_fewshot_seed(seed=FEWSHOT_SEED)
+        asking = Asking(self.harness, self.said, name, arm, self.verbosity, self.console)
+        try:
+            with quiet():
+                logged = evaluate(asking, loaded, limit=self.limit, bootstrap_iters=0, log_samples=True)["samples"]
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            logged = None
+        if logged is None:  # outside the handler, whose traceback keeps tensors alive
+            _halve(self.harness)
+            return self.samples(name, arm, loaded)
+        return {(task, one["doc_id"]): one for task, samples in logged.items() for one in _chosen(samples)}
 
 
 def _halve(harness: Any) -> None:
@@ -219,30 +265,9 @@ def _harness(model: Any, tokenizer: Any, settings: TaskSettings) -> Any:
                     softmax_dtype="float32")  # fmt: skip
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Within it the harness and what it loads data with neither log nor draw bars."""
-    loggers = [logging.getLogger(name) for name in ("lm_eval", "huggingface_hub", "datasets")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-def _not_run(found: Evaluation, name: str, manager: Any, error: Exception) -> None:
-    """A note and a gate that does not pass, for a task that could not be loaded or run."""
-    near = "" if name in manager.task_index else ", ".join(get_close_matches(name, manager.all_tasks, 3))
-    if name not in manager.task_index:
-        why = "lm-eval knows no such task" + (f" (near it: {near})" if near else "")
-    elif isinstance(error, ConnectionError):
-        why = ("its data set is not here, and Hugging Face's hub cannot be reached; --task-folder DIR takes task "
-               "files with data_files of your own")  # fmt: skip
-    else:
-        why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-    found.notes.append(f"task {name} was not run: {why}")
-    found.gates.append(kept_gate(name, Result(None, 0, None)))
+def _why(error: Exception) -> str:
+    """Why a task cannot be loaded or run, in a line."""
+    if isinstance(error, ConnectionError):
+        return ("its data set is not here, and Hugging Face's hub cannot be reached; --task-folder DIR takes task "
+                "files with data_files of your own")  # fmt: skip
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
