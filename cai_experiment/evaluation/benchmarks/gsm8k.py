@@ -25,9 +25,13 @@ MARK = "####"  # before the number in the data's own answers
 _MINUS = r"(?:(?<!\d)(?<!\d\s)-)?"
 _NUMBER = rf"{_MINUS}(?:\$\s?{_MINUS})?(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
 _ANY = re.compile(_NUMBER)
-_MARKED = (re.compile(rf"{MARK}\s*({_NUMBER})"), re.compile(rf"\\boxed\s*\{{\s*({_NUMBER})"))
+_MARKED = (re.compile(rf"{MARK}\s*({_NUMBER})"), re.compile(rf"\\boxed\s*\{{(?:[^{{}}]*=)?\s*({_NUMBER})"))
 _SAID = re.compile(
-    r"\banswer\b(?:\s+(?:is|are|equals)\b|\s*[:=])(.*?)(?:[.!?](?=\s|$)|$)", re.IGNORECASE | re.MULTILINE
+    r"\banswer\b\**(?:\s+(?:is|are|equals)\b|\s*[:=])(.*?)(?:[.!?](?=\s|$)|$)", re.IGNORECASE | re.MULTILINE
+)
+_THIN = re.compile(r"\\[,!;: ]")  # LaTeX's spaces, which part thousands: 70\,000, as does {,}
+_NEXT = re.compile(  # a model that goes on asks itself the next question
+    r"^[ \t]*(?:#{1,3} +|\*\*)?(?:Question|Problem|Q)(?: +\d+)?(?:\*\*)?:", re.IGNORECASE | re.MULTILINE
 )
 
 
@@ -73,18 +77,28 @@ def _problem(raw: bytes, path: Path, line: int) -> Problem:
 def read_number(text: str) -> Decimal | None:
     """The number that a text gives as its answer: after "####", in \\boxed{}, after "the answer is", else the last one.
 
-    Of several signs of one kind the last counts; of "the answer is 9 - 3 = 6" what follows the last "=". Thousands
+    Of several signs of one kind the last counts; of "the answer is 9 - 3 = 6" what follows the last "=", of "the answer
+    is 2 dozen, or 24" the last number. What stands after a number under a line "Question:" is no answer. Thousands
     commas and dollar signs are passed over, and a minus after a number is a sum's. None if there is no number.
     """
-    text = text.replace("−", "-").replace("\\$", "$")
+    text = _THIN.sub("", _own(text).replace("−", "-").replace("\\$", "$").replace("{,}", ","))
     for pattern in _MARKED:
         if marked := pattern.findall(text):
             return _decimal(marked[-1])
     for said in reversed(_SAID.findall(text)):
-        if numbers := _ANY.findall(said.rpartition("=")[2]):
-            return _decimal(numbers[0])
+        _, equals, result = said.rpartition("=")
+        if numbers := _ANY.findall(result):
+            return _decimal(numbers[0 if equals else -1])
     numbers = _ANY.findall(text)
     return _decimal(numbers[-1]) if numbers else None
+
+
+def _own(text: str) -> str:
+    """A text up to the next question that it asks itself; a question repeated before any number is no such one."""
+    for question in _NEXT.finditer(text):
+        if _ANY.search(before := text[: question.start()]):
+            return before
+    return text
 
 
 def _decimal(text: str) -> Decimal:
