@@ -14,7 +14,6 @@ measures, and the change exceeds what is tolerated, so that what is certain but 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -25,6 +24,8 @@ from cai_experiment.evaluation.arms import BothAnswers
 from cai_experiment.evaluation.found import ITEMS_FOLDER, Evaluation, Table
 from cai_experiment.evaluation.gates import Gate
 from cai_experiment.evaluation.ngrams import distinct_n, jackknife_error, repetition, units
+from cai_experiment.evaluation.reporting.naming import named
+from cai_experiment.evaluation.reporting.words import p_text, signed_range, signed_text, value_text
 from cai_experiment.judging.result import (
     McNemar,
     Result,
@@ -116,15 +117,19 @@ class Change:
         one = self.measure
         if one.worse == 0:
             return f"x {1 / one.tolerated:g} to x {one.tolerated:g}"
-        return f"{one.worse * one.tolerated:+.0%}" if one.relative else f"{one.worse * one.tolerated:+g}"
+        if one.relative:
+            return f"{one.worse * one.tolerated:+.0%} of the base"
+        is_rate = self.base.scale == "rate"
+        return f"{100 * one.worse * one.tolerated:+g} points" if is_rate else f"{one.worse * one.tolerated:+g}"
 
     def text(self) -> str:
         """The alarm's line: what has happened, from what to what, with interval and n."""
-        (low, high), kind = self.difference.interval or (math.nan, math.nan), self.measure
+        kind, rate = self.measure, self.base.scale == "rate"
+        before, after = (value_text(arm.to_json(), rate) for arm in (self.base, self.trained))
         head = "collapse" if kind.collapse else "alarm"
-        return (f"{head}: {kind.says}: {kind.name} {self.base.value:.3g} -> {self.trained.value:.3g} (change "
-                f"{self.difference.value:+.3g}, 95% interval {low:+.3g} to {high:+.3g}, n = {self.difference.n}; "
-                f"tolerated {self.allowed})")  # fmt: skip
+        change, between = signed_text(self.difference.value, rate), signed_range(self.difference.interval, rate)
+        return (f"{head}: {kind.says}: {kind.name} {before} -> {after} (change {change}, 95% interval {between}, "
+                f"n = {self.difference.n}; tolerated {self.allowed})")  # fmt: skip
 
 
 def collapse_watch(answers: Sequence[BothAnswers], model: Any = None, renderer: Renderer | None = None) -> Evaluation:
@@ -266,14 +271,14 @@ def _keep(found: Evaluation, one: Change, failed: int) -> None:
 
 def _table(changes: Sequence[Change]) -> Table:
     rows = tuple(
-        (one.measure.name, one.base, one.trained, one.difference, one.allowed, f"{one.p_value:.2g}",
+        (named(one.measure.name).label, one.base, one.trained, one.difference, one.allowed, p_text(one.p_value),
          ("collapse" if one.measure.collapse else "alarm") if one.rings else "–")
         for one in changes
     )  # fmt: skip
     return Table(
         "collapse", "Collapse watch: the same held-out answers before and after",
         ("measure", "base", "trained", "change", "tolerated", "p (Holm)", "alarm"), rows,
-        "an alarm needs an interval without 0, p < 0.05 after Holm, and more than is tolerated",
+        "An alarm needs an interval without 0, p < 0.05 (adjusted over this table alone), and more than is tolerated.",
     )  # fmt: skip
 
 

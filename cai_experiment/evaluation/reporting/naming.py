@@ -100,6 +100,8 @@ METRICS: dict[str, Named] = {
     "judge_fitness": Named("judge right on known answers (kappa)", "other", "up"),
     "judge_undecided": _rate("known answers, judge undecided", "other", "down"),
     "win_rate_kappa": Named("judge agrees with the truth on held-out answers (kappa)", "other", "up"),
+    "win_rate_read": _rate("held-out answers, judge could be read", "other", "up"),
+    "answers_came": _rate("instructions that both models answered", "other", "up"),
     "win_rate_undecided": _rate("held-out answers, judge undecided", "other"),
     "revision_undecided": _rate("revisions, judge undecided", "other"),
     "judge_person_kappa": Named("judge agrees with a person on critiques (kappa)", "other", "up"),

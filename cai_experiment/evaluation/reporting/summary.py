@@ -33,7 +33,7 @@ SHOWN = 4  # measures that each answer names
 HELPED_FIRST = ("attack_success", "flawed_answers", "harm_flagged", "harm_score")  # then the others, as measured
 SHORTCUTS = {"bag_of_words_accuracy": "by their words alone", "length_only_accuracy": "by length alone"}
 KAPPAS_FIRST = ("judge_fitness", "judge_fitness_harmbench", "judge_person_kappa", "win_rate_kappa", "judge_kappa")
-LOW_KAPPA = "kappa is low too where nearly all of them are alike"
+LOW_KAPPA = "kappa is low too where nearly all judgements are alike"
 EMPTY: Mapping[str, Any] = {  # what a report of before may lack
     "gates": [], "metrics": {}, "tests": {}, "differences": {}, "notes": [], "alarms": [], "answers": [], "tables": [],
     "cases": [], "methods": {}, "history": [], "settings": {}, "seconds": {}, "dataset": None, "next": "",

@@ -21,7 +21,7 @@ def figure(value: float | None, digits: int = 3) -> str:
     if abs(value) < 1e-9:
         return "0"
     whole = float(value).is_integer() or abs(float(f"{value:.{digits}g}")) >= 1000  # 999.6 is 1,000, not 1e+03
-    return f"{value:,.0f}" if whole else f"{value:.{digits}g}"
+    return (f"{value:,.0f}" if whole else f"{value:.{digits}g}").replace("-", "−")
 
 
 def interval_text(interval: Sequence[float] | None) -> str:
@@ -53,7 +53,7 @@ def gate_cells(gate: Mapping[str, Any], report: Mapping[str, Any]) -> GateCells:
         digits += 1
     shown = _scaled(value, scale, digits)
     if change is not None and interval is not None and value == interval[0] and value != change["value"]:
-        shown = f"{shown} (lower end; difference {_scaled(change['value'], scale, digits)})"
+        shown = f"{shown} (lower end of {_scaled(change['value'], scale, digits).removesuffix(' points')})"
     between = {"value": None, "interval": interval, "scale": scale}
     asked = f"{gate['rule']} {_scaled(threshold, scale, digits)}"
     return GateCells(shown, asked, "–" if interval is None else scaled_range(between))
@@ -63,16 +63,18 @@ def gate_scale(
     gate: Mapping[str, Any], report: Mapping[str, Any]
 ) -> tuple[Literal["", "rate", "points"], Mapping[str, Any] | None]:
     """What a gate's figures are, and the difference that it is on, if any: by the measure with the same interval."""
-    interval = gate["interval"]
-    if interval is None:
-        return "", None
+    interval, n = gate["interval"], gate["n"]
+    if interval is None:  # a check, not a sample
+        same = (m for m in report.get("metrics", {}).items() if m[1]["interval"] is None)
+        rate = any((m["value"], m["n"]) == (gate["value"], n) and is_rate(name, m) for name, m in same)
+        return ("rate" if rate and gate["value"] is not None else ""), None
     for name, change in report.get("differences", {}).items():
-        if list(change["interval"] or ()) == list(interval) and change["n"] == gate["n"]:
+        if list(change["interval"] or ()) == list(interval) and change["n"] == n:
             base = report.get("metrics", {}).get(f"{name}_base")
             rate = change.get("scale") == "points" or (base is not None and is_rate(f"{name}_base", base))
             return ("points" if rate else ""), change
     for name, metric in report.get("metrics", {}).items():
-        if list(metric["interval"] or ()) == list(interval) and metric["n"] == gate["n"] and is_rate(name, metric):
+        if list(metric["interval"] or ()) == list(interval) and metric["n"] == n and is_rate(name, metric):
             return "rate", None
     return "", None
 
