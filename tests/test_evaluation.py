@@ -42,7 +42,7 @@ from cai_experiment.evaluation.report import RunFacts, print_report, read_report
 from cai_experiment.evaluation.reporting.differences import differences
 from cai_experiment.evaluation.reporting.page import render_page
 from cai_experiment.evaluation.reporting.screen import print_example
-from cai_experiment.evaluation.reporting.words import PLUMBING, figure, gate_figures
+from cai_experiment.evaluation.reporting.words import PLUMBING, figure, gate_cells
 from cai_experiment.evaluation.shortcuts import by_length, by_words, shortcut_metrics
 from cai_experiment.evaluation.verdicts import win_rate
 from cai_experiment.judging.judge import Judge
@@ -591,7 +591,7 @@ def test_report_json_has_the_house_plans_keys(tmp_path: Path) -> None:
     assert written == read_report(tmp_path) == json.loads(json.dumps(report))
     assert written["verdict"] == "go"
     assert {"name", "value", "threshold", "interval", "n", "passed"} <= written["gates"][0].keys()
-    assert written["metrics"]["critique_right"].keys() == {"value", "n", "interval", "unparsed"}
+    assert written["metrics"]["critique_right"].keys() == {"value", "n", "interval", "unparsed", "scale"}
     assert written["cost"]["dollars"] == pytest.approx(90 / 3600 * 1.74)
     assert written["next"] == MILESTONES["single"].next_command
 
@@ -683,15 +683,20 @@ def test_terminal_report_warns_of_wide_intervals(tmp_path: Path) -> None:
     screen = Console(file=io.StringIO(), width=160)
     print_report(report, screen)
     shown = screen.file.getvalue()  # type: ignore[attr-defined]
-    assert "critiques meaningful: the interval (0.342 to 1) is wide with n = 2" in shown
+    assert "critiques meaningful: the interval (34.2 to 100.0%) is wide with n = 2" in shown
     assert PLUMBING in shown and "NO-GO" in shown and "next: " in shown
 
 
 def test_figures_tell_close_values_apart() -> None:
-    gate = {"value": 0.693141, "threshold": 0.693147, "rule": "<"}
-    assert gate_figures(gate) == ("0.69314", "< 0.69315")
-    assert gate_figures({"value": 0.7, "threshold": 0.7, "rule": ">="}) == ("0.7", ">= 0.7")
-    assert gate_figures({"value": None, "threshold": None, "rule": ">="}) == ("not measured", ">= not measured")
+    def told(value: float | None, threshold: float | None, rule: str) -> tuple[str, str]:
+        gate = {"value": value, "threshold": threshold, "rule": rule, "interval": None, "n": 9}
+        cells = gate_cells(gate, {})
+        return cells.value, cells.asked
+
+    assert told(0.693141, 0.693147, "<") == ("0.69314", "< 0.69315")
+    assert told(0.7, 0.7, ">=") == ("0.7", ">= 0.7")
+    assert told(None, None, ">=") == ("not measured", ">= not measured")
+    assert figure(999.6) == "1,000" and figure(0.9996) == "1" and figure(-0.03) == "−0.03"
     assert (figure(1e-17), figure(12345.6), figure(1.0)) == ("0", "12,346", "1")
 
 

@@ -11,7 +11,7 @@ from typing import Any, Iterable, Mapping, Sequence
 from cai_experiment.evaluation.found import ITEMS_FOLDER, Case, Evaluation
 from cai_experiment.evaluation.generation import OF_PAIRS
 from cai_experiment.evaluation.reporting.naming import file_name, pairs_of_arms, stem
-from cai_experiment.evaluation.reporting.significance import adjusted, differences_of, holds, tests_of
+from cai_experiment.evaluation.reporting.significance import adjusted, differences_of, holds, part_tests
 from cai_experiment.judging.result import Result, paired_rate_difference
 from cai_experiment.records.files import make_folder, write_jsonl
 
@@ -131,7 +131,7 @@ def add_differences(report: Report) -> None:
 def _as_json(part: str, found: Evaluation) -> Report:
     return {
         "metrics": {name: _metric(name, one, found.items) for name, one in found.metrics.items()},
-        "tests": tests_of(found),
+        "tests": part_tests(found),
         "differences": {name: _metric(name, one, found.items) for name, one in differences_of(found).items()},
         "methods": dict(found.methods),
         "gates": [gate.to_json() for gate in found.gates],

@@ -16,7 +16,7 @@ from cai_experiment.judging.result import Result, holm, paired_bootstrap, paired
 Rows = Sequence[Mapping[str, Any]]
 
 
-def tests_of(found: Evaluation) -> dict[str, dict[str, Any]]:
+def part_tests(found: Evaluation) -> dict[str, dict[str, Any]]:
     """The tests of a part as report.json holds them: {"p_value"}, of McNemar's with the two counts."""
     tests: dict[str, dict[str, Any]] = {
         name: {"only_base": one.only_before, "only_trained": one.only_after, "p_value": one.p_value}
