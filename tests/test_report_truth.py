@@ -289,6 +289,18 @@ def test_other_pairs_are_no_same_items(tmp_path: Path) -> None:
     assert [each.paired for each in one] == [True] and [each.paired for each in two] == [False]
 
 
+def test_the_turns_of_a_question_are_one_item(tmp_path: Path) -> None:
+    for run, grade in (("mvp", 5.0), ("direct", 7.0)):
+        rows = [{"id": f"{i}/{turn}", "instruction": f"Turn {turn} of {i}", "question_id": i, "trained": grade + turn}
+                for i in range(20) for turn in (1, 2)]  # fmt: skip
+        found = Evaluation({"mt_bench_trained": Result(grade + 1.5, 40, None)}, items={"mt_bench": rows})
+        (tmp_path / run).mkdir()
+        write_report(tmp_path / run, {"mtbench": found}, facts(run=run))
+    (one,) = compare.compare(compare.read_runs(tmp_path, ["mvp", "direct"]))[0]
+    assert one.paired and one.effect.base["n"] == 20 and one.effect.change is not None
+    assert (one.effect.change["value"], one.effect.direction) == (2.0, "better")
+
+
 def test_a_comparison_says_on_which_items_and_what_counts(tmp_path: Path) -> None:
     for run, share in (("mvp", 0.1), ("direct", 0.5)):
         found = rate_found("win_rate", 0.5, share) + rate_found("evasive", 0.5, share, 3)
@@ -305,7 +317,7 @@ def test_a_comparison_says_on_which_items_and_what_counts(tmp_path: Path) -> Non
     runs = compare.read_runs(tmp_path, ["mvp", "direct"])
     assert compare.differing_settings(runs) == [("generation", ["made", "not made in this run"])]
     found = {one.effect.name: one for one in compare.compare(runs)[0]}
-    assert found["win_rate"].note == "on the 35 items that both runs have (40 and 55)"
+    assert found["win_rate"].note == "on the 35 items that count in both runs (40 and 55)"
     assert found["win_rate"].effect.direction == "better"
     assert found["clean_perplexity"].effect.direction == "none", "there is no p"
     assert found["judge_kappa"].effect.direction == found["evasive"].effect.direction == "none", "no outcome"

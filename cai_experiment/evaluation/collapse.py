@@ -118,9 +118,8 @@ class Change:
         if one.worse == 0:
             return f"x {1 / one.tolerated:g} to x {one.tolerated:g}"
         if one.relative:
-            return f"{one.worse * one.tolerated:+.0%} of the base"
-        is_rate = self.base.scale == "rate"
-        return f"{100 * one.worse * one.tolerated:+g} points" if is_rate else f"{one.worse * one.tolerated:+g}"
+            return f"{one.worse * one.tolerated:+.0%} of the base".replace("-", "−")
+        return signed_text(one.worse * one.tolerated, self.base.scale == "rate")
 
     def text(self) -> str:
         """The alarm's line: what has happened, from what to what, with interval and n."""
@@ -234,7 +233,7 @@ def _distinct_change(name: str, n: int, read: Sequence[BothAnswers]) -> Change:
     p_value = float(2 * t.sf(abs(change) / error, freedom)) if error else float(change == 0 or len(read) < 2)
     return Change(
         MEASURES[name], _jackknifed(before_all, before_without), _jackknifed(after_all, after_without),
-        _jackknifed(change, changes_without), p_value,
+        replace(_jackknifed(change, changes_without), scale="change"), p_value,
     )  # fmt: skip
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Hashable, Literal, Sequence
 
 Interval = tuple[float, float]
-Scale = Literal["", "rate", "points"]  # a share from 0 to 1; a difference of two shares; anything else
+Scale = Literal["", "rate", "points", "change"]  # a share from 0 to 1; a difference of shares; of other figures
 
 RESAMPLES = 10_000
 WIDE = 0.2  # an interval wider than this says little: a rate needs about 100 items to be narrower
@@ -19,7 +19,7 @@ class Result:
 
     `n` counts what was measured; `unparsed` counts judgements that came back unreadable and stand outside `n`. `items`
     names the file, in the run's folder, that holds every item behind the figure; empty if there is none. `scale` says
-    how people should read the figure ("rate": in percent, "points": in percentage points) and is no part of it.
+    how people should read the figure (a "rate" in percent, "points" and "change" with their sign) and is no part of it.
     """
 
     value: float | None
@@ -111,7 +111,7 @@ def paired_bootstrap(before: Sequence[float], after: Sequence[float], seed: int 
 
     For scores; `paired_difference` takes rates as well. Raises ValueError if the two lists differ in length.
     """
-    return Result.mean([a - b for b, a in zip(before, after, strict=True)], seed=seed)
+    return replace(Result.mean([a - b for b, a in zip(before, after, strict=True)], seed=seed), scale="change")
 
 
 def paired_difference(before: Sequence[float], after: Sequence[float], seed: int = 0) -> Result:

@@ -60,7 +60,7 @@ class Comparison:
         if not self.paired:
             return "not paired"
         one, two = self.items
-        return "" if (n, n) == self.items else f"on the {n:,} items that both runs have ({one:,} and {two:,})"
+        return "" if (n, n) == self.items else f"on the {n:,} items that count in both runs ({one:,} and {two:,})"
 
 
 # ---------------------------------------------------------------- reading
@@ -114,13 +114,20 @@ def _read_items(folder: Path, report: Mapping[str, Any]) -> tuple[Values, set[st
     booleans: set[str] = set()
     files = {file for part in report.get("parts", {}).values() for file in part.get("items", [])}
     for path in sorted(folder / file for file in files):
+        questions: dict[tuple[str, str], dict[Key, float]] = {}
         for row in read_jsonl(path, repair=False):
             pair = (str(row[side]) for side in ("chosen", "rejected") if side in row)
             key = (str(row.get("id", "")), str(row.get("instruction", row.get("text", ""))), *pair)
             for name, value in _measured(path.stem, row.get("trained")):
-                values.setdefault(name, {})[key] = float(value)
                 if isinstance(value, bool):
                     booleans.add(name)
+                if isinstance(value, bool) or "question_id" not in row:
+                    values.setdefault(name, {})[key] = float(value)
+                else:
+                    questions.setdefault((name, str(row["question_id"])), {})[key] = float(value)
+        for (name, _), turns in questions.items():  # the turns of a question are no independent items: one, their mean
+            whole = tuple(text for key in sorted(turns) for text in key)
+            values.setdefault(name, {})[whole] = sum(turns.values()) / len(turns)
     return values, booleans
 
 

@@ -86,7 +86,7 @@ def _row(one: Comparison) -> list[Any]:
     effect = one.effect
     scale = "rate" if effect.rate else ""
     base, trained = ({"scale": scale, **metric} for metric in (effect.base, effect.trained))
-    change = {**effect.change, "scale": "points" if effect.rate else ""} if effect.change else "–"
+    change = {**effect.change, "scale": "points" if effect.rate else "change"} if effect.change else "–"
     return [effect.named.label, effect.name, base, trained, change, p_text(effect.p_holm), one.note or "paired"]
 
 

@@ -159,7 +159,8 @@ def table_plot(table: Mapping[str, Any]) -> Plot | None:
 
 
 def _enough(cells: Sequence[Any]) -> bool:
-    return any(isinstance(cell, Mapping) and cell["n"] >= DRAWN_N for cell in cells)
+    numbers = [cell["n"] for cell in cells if isinstance(cell, Mapping)]
+    return bool(numbers) and min(numbers) >= DRAWN_N
 
 
 def _are_rates(rows: Sequence[Sequence[Any]], place: int) -> bool:

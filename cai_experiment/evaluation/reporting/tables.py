@@ -67,7 +67,7 @@ def effect_table(report: Mapping[str, Any]) -> Table:
         base, trained = (scaled(f"{name}_{arm}", metrics[f"{name}_{arm}"]) for arm in ("base", "trained"))
         change = differences.get(name, "–")
         if name in differences:
-            change = {**change, "scale": "points" if base["scale"] == "rate" else ""}
+            change = {**change, "scale": "points" if base["scale"] == "rate" else "change"}
         rows.append((named(name).label, name, base, trained, change, p_text(p)))
     columns = ("measure", NAME, "base", "trained", "difference", "p (Holm)")
     return _table("base_and_trained", "Base and trained model on the same items", columns, rows)

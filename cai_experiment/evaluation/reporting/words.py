@@ -71,7 +71,7 @@ def gate_scale(
     for name, change in report.get("differences", {}).items():
         if list(change["interval"] or ()) == list(interval) and change["n"] == n:
             base = report.get("metrics", {}).get(f"{name}_base")
-            rate = change.get("scale") == "points" or (base is not None and is_rate(f"{name}_base", base))
+            rate = change.get("scale") == "points" if base is None else is_rate(f"{name}_base", base)
             return ("points" if rate else ""), change
     for name, metric in report.get("metrics", {}).items():
         if list(metric["interval"] or ()) == list(interval) and metric["n"] == n and is_rate(name, metric):
@@ -120,13 +120,17 @@ def signed_range(interval: Sequence[float] | None, rate: bool = False) -> str:
 def scaled_value(metric: Mapping[str, Any]) -> str:
     """A result's value by its own scale: "92.8%", "−0.8 points", "4.06"."""
     scale = metric.get("scale", "")
-    return signed_text(metric.get("value"), True) if scale == "points" else value_text(metric, scale == "rate")
+    if scale in ("points", "change"):
+        return signed_text(metric.get("value"), scale == "points")
+    return value_text(metric, scale == "rate")
 
 
 def scaled_range(metric: Mapping[str, Any]) -> str:
     """A result's interval by its own scale; "no interval" where there is none."""
     scale, interval = metric.get("scale", ""), metric.get("interval")
-    return signed_range(interval, True) if scale == "points" else range_text(interval, scale == "rate")
+    if scale in ("points", "change"):
+        return signed_range(interval, scale == "points")
+    return range_text(interval, scale == "rate")
 
 
 def result_text(metric: Mapping[str, Any]) -> str:
