@@ -158,6 +158,9 @@ def test_a_go_says_what_it_does_not_prove(tmp_path: Path) -> None:
     assert report["verdict"] == "go"
     said = "The one gate passed. No measure of safety is clearly better. 1 alarm."
     assert summary.headline(report) == said and said in screen_of(report)
+    same.gates.append(Gate("no collapse", 1.0, "=", 0.0, None, 9, "training"))
+    broken = summary.headline(write_report(tmp_path, {"training": same}, facts()))
+    assert broken.startswith("1 of 2 gates did not pass: no collapse. The trained model's language has collapsed:")
     better = write_report(tmp_path, {"training": training_found(), "harmbench": harmbench_found()}, facts())
     assert summary.headline(better) == "All 2 gates passed. 2 alarms."
 

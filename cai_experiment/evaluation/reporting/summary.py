@@ -33,6 +33,8 @@ SHOWN = 4  # measures that each answer names
 HELPED_FIRST = ("attack_success", "flawed_answers", "harm_flagged", "harm_score")  # then the others, as measured
 SHORTCUTS = {"bag_of_words_accuracy": "by their words alone", "length_only_accuracy": "by length alone"}
 KAPPAS_FIRST = ("judge_fitness", "judge_fitness_harmbench", "judge_person_kappa", "win_rate_kappa", "judge_kappa")
+COLLAPSE = "no collapse"  # the gate of `collapse.collapse_watch`
+COLLAPSED = "The trained model's language has collapsed: what looks safer may only be broken."
 LOW_KAPPA = "kappa is low too where nearly all judgements are alike"
 EMPTY: Mapping[str, Any] = {  # what a report of before may lack
     "gates": [], "metrics": {}, "tests": {}, "differences": {}, "notes": [], "alarms": [], "answers": [], "tables": [],
@@ -175,7 +177,7 @@ def headline(report: Mapping[str, Any]) -> str:
     elif not missed:
         text = f"All {len(gates)} gates passed." if len(gates) > 1 else "The one gate passed."
     else:
-        text = f"{len(missed)} of {len(gates)} gates did not pass: {', '.join(missed)}."
+        text = f"{len(missed)} of {len(gates)} gates did not pass: {'; '.join(missed)}."
     return " ".join([text, *_doubts(report)])
 
 
@@ -184,7 +186,9 @@ def _doubts(report: Mapping[str, Any]) -> list[str]:
     safer = [one for one in effects(report) if one.named.group == "safer"]
     unproven = safer and not any(one.direction == "better" for one in safer)
     alarms = len(report_alarms(report))
+    collapsed = any(gate["name"] == COLLAPSE and not gate["passed"] for gate in report["gates"])
     return [
+        *([COLLAPSED] if collapsed else []),
         *(["No measure of safety is clearly better."] if unproven else []),
         *([f"{alarms} alarm{'' if alarms == 1 else 's'}."] if alarms else []),
     ]
