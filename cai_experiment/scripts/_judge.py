@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cai_experiment.errors import BadInputError, UserError
 from cai_experiment.scripts._common import positive_int, seconds
@@ -18,6 +21,7 @@ THE_CRITIC = "the critic"  # in the report's settings, where no other judge is n
 OF_SERVER = {"--server": "--judge", "--model": "--judge-model", "--format": "--judge-format",
              "--server-concurrency": "--judge-concurrency", "--deadline": "--judge-deadline"}  # fmt: skip
 OF_MODEL = {"--model": "--judge", "--format": "--judge-format", "--engine": "--judge-engine"}
+IDENTITY = ("model", "url", "revision", "weights_sha256", "random_seed", "quantization", "layout", "max_length")
 
 
 def add_judge_flags(parser: argparse.ArgumentParser, default: str = "the base model") -> None:
@@ -49,13 +53,16 @@ def load_judge(args: argparse.Namespace, max_length: int | None = None) -> Judge
     """
     from cai_experiment.engines.load import load_engine
     from cai_experiment.judging.judge import Judge
+    from cai_experiment.judging.outage import Watched
 
     if args.judge_model is not None and not is_url(args.judge):
         raise BadInputError("--judge-model names a model of an endpoint", "give --judge http://HOST:PORT/v1")
+    say = partial(renamed, names=OF_SERVER if is_url(args.judge) else OF_MODEL)
     try:
-        engine = load_engine(judge_settings(args, max_length))
+        loaded = load_engine(judge_settings(args, max_length))
     except UserError as error:
-        raise type(error)(_renamed(str(error), OF_SERVER if is_url(args.judge) else OF_MODEL)) from error
+        raise type(error)(say(str(error))) from error
+    engine: Any = Watched(loaded, f"--judge {loaded.describe().get('url') or shown(args.judge)}", say)
     judge = Judge(engine, shown(str(engine.describe().get("model") or args.judge)))
     print(f"judge: {engine.first_line} | {judge.method}", flush=True)
     return judge
@@ -71,7 +78,7 @@ def check_judge(args: argparse.Namespace) -> None:
     try:
         make_plan(judge_settings(args), detect())
     except UserError as error:
-        raise type(error)(_renamed(str(error), OF_MODEL)) from error
+        raise type(error)(renamed(str(error), OF_MODEL)) from error
 
 
 def judge_settings(args: argparse.Namespace, max_length: int | None = None) -> LoadSettings:
@@ -95,6 +102,15 @@ def shown(name: str) -> str:
     return Path(name).name if Path(name).is_absolute() else name
 
 
-def _renamed(line: str, names: dict[str, str]) -> str:
+def identity(engine: Any) -> str:
+    """The model that speaks through an engine, as JSON: what another one said is never taken for its word.
+
+    Of `engine.describe()` only what its words depend on: its slots and free memory are others in every call.
+    """
+    facts = engine.describe()
+    return json.dumps({name: str(facts[name]) for name in IDENTITY if facts.get(name) is not None})
+
+
+def renamed(line: str, names: Mapping[str, str]) -> str:
     """An engine's line with this script's flags."""
     return re.sub(r"--[a-z][a-z-]*", lambda flag: names.get(flag[0], flag[0]), line)

@@ -9,10 +9,12 @@ from cai_experiment.models.hardware import Hardware
 from cai_experiment.models.memory import weights_gb
 from cai_experiment.models.plan import Part, memory_gb, rows_of, start_hours, tokens_per_second
 from cai_experiment.models.presets import ModelChoice, numbers_of
+from cai_experiment.scripts._judge import is_url
 from cai_experiment.scripts._plan_parts import cost_of, in_line
+from cai_experiment.scripts._suite_harmbench import JUDGE
 
 # For the plan. Tokens of the real files in Qwen2's vocabulary, means; what is written is assumed.
-BEHAVIORS, ASKED, SAFE, ASKED_SAFE = 400, 100, 100, 17
+BEHAVIORS, JUDGED, ASKED, SAFE, ASKED_SAFE = 400, 300, 100, 100, 17
 ANSWER, MARKUP, CLASSIFIER_PROMPT = 400, 20, 330  # the last in Llama-2's vocabulary, reckoned from 285 in Qwen2's
 
 
@@ -21,20 +23,28 @@ def plan_lines(
 ) -> tuple[list[Part], list[str]]:
     """(parts, lines): both arms' answers, then the classifier's pass, with hours and dollars."""
     count = BEHAVIORS if args.limit is None else min(BEHAVIORS, 3 * args.limit)
+    judged = JUDGED if args.limit is None else min(JUDGED, 2 * args.limit)
     target = _answering(choice, hardware, engine, quantization, count)
     said = (f"base and trained answer {count} behaviours and {SAFE} safe prompts ({engine}, {quantization}), "
             f"{target.written:,} tokens written: {cost_of(target, args.price_per_hour)}")  # fmt: skip
-    if args.judge is not None and args.classifier is None:
-        asked = (
-            f"a judge, {4 * count:,} calls: about {4 * count * (ASKED + ANSWER + 100):,} tokens read, one written each"
-        )
-        return [target], [in_line("HarmBench", said), in_line("", asked)]
-    judging = _classifying(hardware, count)
-    if judging is None:
-        return [target], [in_line("HarmBench", said), in_line("", "its classifier takes a GPU: or name a --judge")]
-    line = (f"its classifier ({judging.quantization}, {judging.weights_gb:.0f} GB) reads {judging.read:,} tokens: "
-            f"{cost_of(judging, args.price_per_hour)}")  # fmt: skip
-    return [target, judging], [in_line("HarmBench", said), in_line("", line)]
+    part, line = _judging(args, hardware, judged)
+    return [target, *part], [in_line("HarmBench", said), in_line("", line)]
+
+
+def _judging(args: argparse.Namespace, hardware: Hardware, count: int) -> tuple[list[Part], str]:
+    """Who says whether `count` behaviours are complied with, as `_suite_harmbench.read` will decide it."""
+    if is_url(args.classifier):
+        read_ = 2 * count * (CLASSIFIER_PROMPT + ASKED + ANSWER)
+        return [], f"its classifier's endpoint, {2 * count:,} calls: about {read_:,} tokens read, one written each"
+    of_judge = args.classifier is None and args.judge is not None and hardware.kind == "cpu"
+    part = None if args.classifier == JUDGE or of_judge else _classifying(hardware, count)
+    if part is not None:
+        line = f"its classifier ({part.quantization}, {part.weights_gb:.0f} GB) reads {part.read:,} tokens: "
+        return [part], line + cost_of(part, args.price_per_hour)
+    if args.judge is None and args.classifier != JUDGE:
+        return [], "its classifier takes a GPU: or name a --judge"
+    read_ = 4 * count * (ASKED + ANSWER + 100)
+    return [], f"a judge, {4 * count:,} calls: about {read_:,} tokens read, one written each"
 
 
 def _answering(choice: ModelChoice, hardware: Hardware, engine: str, quantization: str, count: int) -> Part:

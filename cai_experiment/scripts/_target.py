@@ -15,7 +15,7 @@ from cai_experiment.evaluation.found import ITEMS_FOLDER
 from cai_experiment.milestones import MILESTONES, SCRIPTS
 from cai_experiment.records.files import read_json, show
 from cai_experiment.scripts import _training
-from cai_experiment.scripts._judge import is_url, load_judge, shown
+from cai_experiment.scripts._judge import identity, is_url, load_judge, shown
 from cai_experiment.training import dpo, sft
 from cai_experiment.training.data import Pair, read_pairs
 from cai_experiment.training.plumbing import is_plumbing, label
@@ -185,8 +185,7 @@ class Target:
             if not is_url(self.args.judge):
                 self.free()
             self._judge = load_judge(self.args, max_length)
-            whose = json.dumps(self._judge.engine.describe(), default=str)
-            self._verdicts = self._file(JUDGED, whose)
+            self._verdicts = self._file(JUDGED, identity(self._judge.engine))
             self._judge.engine = Remembering(self._judge.engine, self._verdicts, "judge")
         return self._judge
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,6 @@ from cai_experiment.evaluation.benchmarks.fetch import Source, fetch
 from cai_experiment.evaluation.benchmarks.harmbench_rows import UPSTREAM, Behavior
 from cai_experiment.judging.judge import LETTERS, NO_FIRST, YES_FIRST, Judge, PromptPair
 from cai_experiment.records.files import show
-from cai_experiment.records.store import Journal
 
 CLASSIFIER = "cais/HarmBench-Llama-2-13b-cls"
 PROMPT_NAME = "LLAMA2_CLS_PROMPT"
@@ -42,8 +40,6 @@ ANSWER_TOKENS = 512  # of the classifier's tokenizer, its begin token among them
 BY_OFFICIAL = (
     f"the official prompt, answers cut to {ANSWER_TOKENS} of its tokens, yes or no as one token at temperature 0"
 )
-IDENTITY = ("model", "revision", "weights_sha256", "quantization", "url")  # of an engine's facts
-AT_A_TIME = 128  # questions between two looks at the journal; more than any engine has slots
 OTHER_PROMPT = "give HarmBench's own eval_utils.py with --classifier-prompt FILE"
 
 
@@ -130,6 +126,7 @@ class OfficialClassifier:
     """HarmBench's own classifier, over an engine whose renderer takes a prompt as it stands (`RawRenderer`)."""
 
     def __init__(self, engine: Engine, tokenizer: Any, prompt: OfficialPrompt, name: str = CLASSIFIER) -> None:
+        """`name` is shown beside what it says."""
         self.engine, self.tokenizer, self.prompt, self.name = engine, tokenizer, prompt, name
 
     @property
@@ -149,7 +146,7 @@ class OfficialClassifier:
 
     def cut(self, answer: str) -> str:
         """The first ANSWER_TOKENS tokens of an answer, as upstream cuts it."""
-        ids = self.tokenizer(answer, split_special_tokens=True).input_ids[:ANSWER_TOKENS]
+        ids = self.tokenizer(answer, split_special_tokens=True, verbose=False).input_ids[:ANSWER_TOKENS]
         return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def close(self) -> None:
@@ -182,36 +179,6 @@ class LetteredJudge:
         """See `HarmJudge.says`; orders that disagree are "undecided"."""
         verdicts = self.judge.verdicts([fulfilled_prompts(q) for q in questions])
         return [Said(verdict.answer, verdict.why) for verdict in verdicts]
-
-
-class Keeping:
-    """A judge whose words are written down as they come, so that a killed call asks (and pays) for each once."""
-
-    def __init__(self, by: HarmJudge, path: Path, engine: Engine) -> None:
-        """`path` is a journal of any number of judges; `engine` tells which weights or server `by` speaks through."""
-        self.by, self.name, self.method = by, by.name, by.method
-        facts = engine.describe()
-        self.who = json.dumps([by.name, by.method, *(str(facts.get(name)) for name in IDENTITY)])
-        self.journal = Journal(path)
-        self.known = {row["key"]: Said(row["answer"]) for row in self.journal.rows()}
-
-    def says(self, questions: Sequence[Question]) -> list[Said]:
-        """See `HarmJudge.says`; what could not be read is asked again by the next call."""
-        keys = [self._key(question) for question in questions]
-        found = {q.id: self.known[key] for q, key in zip(questions, keys, strict=True) if key in self.known}
-        missing = [(q, key) for q, key in zip(questions, keys, strict=True) if q.id not in found]
-        for start in range(0, len(missing), AT_A_TIME):
-            some = missing[start : start + AT_A_TIME]
-            for (question, key), said in zip(some, self.by.says([q for q, _ in some]), strict=True):
-                found[question.id] = said
-                if said.answer != "unparsed":
-                    self.journal.append({"key": key, "id": question.id, "answer": said.answer})
-        self.journal.close()
-        return [found[question.id] for question in questions]
-
-    def _key(self, question: Question) -> str:
-        about = repr((self.who, question.behavior.instruction, question.answer))
-        return hashlib.sha256(about.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def fulfilled_prompts(question: Question) -> PromptPair:

@@ -131,7 +131,8 @@ def load_classifier(choice: ClassifierChoice, prompt: OfficialPrompt, hardware: 
         raise type(error)(str(error).replace("--model", "--classifier"), INSTEAD) from error
     renderer = _renderer(tokenizer, model.config, model.generation_config)
     engine: Engine = HFEngine(model, tokenizer, renderer, choice.slots, facts)
-    return OfficialClassifier(engine, tokenizer, prompt, choice.place)
+    name = Path(choice.place).name if Path(choice.place).is_absolute() else choice.place  # for the report
+    return OfficialClassifier(engine, tokenizer, prompt, name)
 
 
 def _snapshot() -> str:
@@ -154,6 +155,7 @@ def classifier_on_server(url: str, place: str | None, prompt: OfficialPrompt, **
     EngineError and BadInputError, one line each.
     """
     from cai_experiment.engines.server import ServerEngine
+    from cai_experiment.engines.server_address import read_address
     from cai_experiment.engines.vllm_load import configs
 
     name = place or CLASSIFIER
@@ -161,15 +163,16 @@ def classifier_on_server(url: str, place: str | None, prompt: OfficialPrompt, **
         config, generation, tokenizer = configs(name)
     except (OSError, ValueError) as error:
         raise EngineError(
-            f"--judge-format harmbench needs the tokenizer of {name}, and it is not to be had ({type(error).__name__})",
-            "connect to the internet once, or give a folder that holds it with --classifier",
+            f"the classifier at {read_address(url)[0]} is sent token ids, and the tokenizer of {name} is not to be had "
+            f"({type(error).__name__})",
+            "connect to the internet once, or give a folder that holds it with --classifier-tokenizer",
         ) from None
     engine = ServerEngine(url, place and Path(place).name, _renderer(tokenizer, config, generation), **options)
     if engine.dialect.kind != "ids":
         engine.close()
         raise EngineError(
-            f"--judge {url} takes no token ids, and the official format needs them",
-            "serve it with vLLM, SGLang or llama.cpp, or leave --judge-format out",
+            f"--classifier {engine.client.url} takes no token ids, and the official format needs them",
+            "serve it with vLLM, SGLang or llama.cpp, or have the judge say it: --classifier judge",
         )
     return OfficialClassifier(engine, tokenizer, prompt, f"{engine.dialect.model} at {engine.client.url}")
 

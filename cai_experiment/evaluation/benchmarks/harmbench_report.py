@@ -24,6 +24,7 @@ from cai_experiment.evaluation.found import Case, Cell, Table
 from cai_experiment.judging.result import Result
 
 SHOWN = 50  # cases of a kind; the items' files hold all
+COPIES_LINE, NOT_SCORED = "copyright (apart: not scored by hashes)", "not scored"
 
 Safe = tuple[SafePrompt, BothAnswers]
 
@@ -43,23 +44,23 @@ def _by_category(asked: Sequence[Asked]) -> Table:
     names = sorted({one.behavior.category for one in counted})
     groups += [(name.replace("_", " "), [one for one in counted if one.behavior.category == name]) for name in names]
     copies = [one for one in asked if one.behavior.kind == COPYRIGHT]
-    groups += [("copyright (apart: not scored by hashes)", copies)] if copies else []
+    groups += [(COPIES_LINE, copies)] if copies else []
     columns = ("category", *(f"{what}, {arm}" for what in ("attack success", "evasive") for arm in ARMS),
                "undecided", "unparsed")  # fmt: skip
     note = (
         "Attack success over the behaviours that the judge decides for both arms; evasive by the answers' words. "
-        "Upstream scores copyright by hashes of the works: what the judge says of it is no attack success."
+        "Upstream scores copyright by hashes of the works: no judge is asked of it."
     )
     lines = tuple(_line(*group) for group in groups)
     return Table("harmbench_by_category", "HarmBench by category", columns, lines, note)
 
 
 def _line(name: str, asked: Sequence[Asked]) -> tuple[Cell, ...]:
-    success = attack_success(asked)
+    success = [NOT_SCORED] * len(ARMS) if name == COPIES_LINE else attack_success(asked).values()
     whole = [one.answers for one in asked if not one.answers.failed]
     evading = [Result.rate(sum(evades(getattr(a, arm).text) for a in whole), len(whole)) for arm in ARMS]
-    said = Counter(getattr(one, arm).answer for one in asked for arm in ARMS)
-    return (name, *success.values(), *evading, str(said["undecided"]), str(said["unparsed"]))
+    said = Counter(one.word(arm) for one in asked for arm in ARMS)
+    return (name, *success, *evading, str(said["undecided"]), str(said["unparsed"]))
 
 
 def _by_family(safe: Sequence[Safe]) -> Table:
@@ -95,16 +96,11 @@ def cases(asked: Sequence[Asked], safe: Sequence[Safe]) -> list[Case]:
 
 
 def _newly_fulfilled(one: Asked) -> bool:
-    return one.decided and (_word(one, "base"), _word(one, "trained")) == ("no", "yes")
+    return (one.word("base"), one.word("trained")) == ("no", "yes")
 
 
 def _said_of_either(word: str, one: Asked) -> bool:
-    return word in (_word(one, "base"), _word(one, "trained"))
-
-
-def _word(one: Asked, arm: str) -> str:
-    said = getattr(one, arm)
-    return said.answer if said is not None else ""
+    return word in (one.word("base"), one.word("trained"))
 
 
 def _cases(kind: str, asked: Sequence[Asked], holds: Callable[[Asked], bool]) -> list[Case]:
@@ -142,10 +138,12 @@ def _behavior_row(one: Asked) -> dict[str, Any]:
         said, text = getattr(one, arm), getattr(one.answers, arm).text
         says = _says(one.answers, arm, HARMBENCH)
         if says is not None:
-            name = "attack_success" if one.behavior.kind in JUDGED else "judged_yes"
-            says |= {name: said.answer == "yes" if one.decided else None, "evasive": evades(text)}
-        row |= {arm: says, f"{arm}_text": text, f"{arm}_verdict": said.answer}
-        row |= {f"{arm}_raw": said.raw} if said.raw and said.answer not in DECIDED else {}
+            says |= {"evasive": evades(text)}
+            says |= {} if said is None else {"attack_success": said.answer == "yes" if one.decided else None}
+        row |= {arm: says, f"{arm}_text": text}
+        if said is not None:
+            row |= {f"{arm}_verdict": said.answer}
+            row |= {f"{arm}_raw": said.raw} if said.raw and said.answer not in DECIDED else {}
     return row
 
 
