@@ -20,7 +20,7 @@ from cai_experiment.constitution.worked_examples import COMPARISON_EXAMPLES, HAR
 from cai_experiment.engines.base import Completion, Prompt
 from cai_experiment.errors import BadInputError, EngineError
 from cai_experiment.evaluation.arms import BothAnswers
-from cai_experiment.evaluation.detection import Measured, compare, detection, measure, together
+from cai_experiment.evaluation.detection import Measured, compare, measure, together
 from cai_experiment.evaluation.found import Evaluation
 from cai_experiment.evaluation.harm.answers import advice, harm_of_answers
 from cai_experiment.evaluation.harm.labelled import LabelledText, load_set, shipped_sets
@@ -30,7 +30,6 @@ from cai_experiment.evaluation.harm_model import (
     Detector,
     ModelDetector,
     RulesDetector,
-    detect_all,
     score_of,
 )
 from cai_experiment.evaluation.harm_rules import Detection, Rules
@@ -207,7 +206,7 @@ def test_the_shipped_model_can_be_read(nano_dir: Path) -> None:
 
     engine = load_engine(LoadSettings(model=str(nano_dir), quantization="fp32", engine="hf", device="cpu"))
     texts = [text.text for text in SETS["obvious"][:3]]
-    found = detect_all(engine, texts)
+    found = ModelDetector(Judge(engine, "nano")).detect_all(texts)
     engine.close()
     assert len(found) == 3 and not any(one.unreadable for one in found)
     assert all(set(one.verdicts) == set(AXES) for one in found)
@@ -216,6 +215,10 @@ def test_the_shipped_model_can_be_read(nano_dir: Path) -> None:
 
 
 # ---------------------------------------------------------------- the table
+
+
+def detection(detectors: Sequence[Detector]) -> Evaluation:
+    return compare([measure(detector, SETS) for detector in detectors], SETS)
 
 
 def rates(found: Evaluation, name: str) -> list[float | None]:
@@ -230,7 +233,7 @@ def test_a_perfect_a_random_and_an_anxious_detector() -> None:
         Labels("random", lambda _: chance.random() < 0.5),
         Labels("anxious", lambda _: True),
     ]
-    found = detection(detectors, SETS)
+    found = detection(detectors)
     assert rates(found, "perfect") == [1.0, 1.0, 0.0] and rates(found, "anxious") == [1.0, 1.0, 1.0]
     assert all(value is not None and 0.35 < value < 0.65 for value in rates(found, "random"))
     table, by_axis = found.tables
@@ -243,7 +246,7 @@ def test_a_perfect_a_random_and_an_anxious_detector() -> None:
 
 
 def test_items_give_the_rates_by_hand() -> None:
-    found = detection([Labels("by length", lambda text: len(text.text) > 110)], SETS)
+    found = detection([Labels("by length", lambda text: len(text.text) > 110)])
     (rows,) = found.items.values()
     assert len({row["id"] for row in rows}) == 400
     for name, metric in found.metrics.items():
@@ -278,7 +281,9 @@ def test_unread_texts_stand_outside_the_models_rates_and_inside_those_with_rules
     assert compare([told], sets).metrics["detection_obvious_small_with_rules"] == both
 
 
-def test_a_model_that_cannot_be_loaded_is_a_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_loaded_is_a_row(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from cai_experiment.engines import load
     from cai_experiment.evaluation.harm import labelled
     from cai_experiment.scripts import _suite_detection as suite
@@ -299,19 +304,63 @@ def test_a_model_that_cannot_be_loaded_is_a_row(monkeypatch: pytest.MonkeyPatch,
     suite.add_flags(parser)
     args = parser.parse_args(["--models", f"{missing},good,good"])
     vars(args).update(model=None, format="auto", quantization=None, batch_size=None, seed=0, verbosity=0)
-    found = suite.run(args)
+    given_back: list[bool] = []
+    target: Any = argparse.Namespace(close=lambda: given_back.append(not asked))
+    wanted = suite.read(args)
+    assert "8 texts; 64 questions of one letter" in capsys.readouterr().out
+    found = suite.run(args, wanted, target, tmp_path)
+    assert given_back == [True]  # before a model is loaded
     assert asked == [missing, "good"]
     table = found.tables[0]
     assert [row[0] for row in table.rows] == ["rules", "missing", "scripted", "scripted with rules"]
-    assert table.rows[1][1] == "not measured: --model missing: out of memory; use --quantization 4bit"
+    assert table.rows[1][1] == "not measured: --models missing: out of memory; use --quantization 4bit"
     assert found.metrics["detection_subtle_scripted"].value == 1.0 and len(found.notes) == 1
     with pytest.raises(SystemExit):
         parser.parse_args(["--models", " ,"])
 
 
+def test_an_endpoint_that_fails_is_asked_for_nothing_twice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from cai_experiment.engines import load
+    from cai_experiment.scripts import _suite_detection as suite
+
+    asked: list[str] = []
+    seen: list[load.LoadSettings] = []
+
+    class Failing(ScriptedEngine):
+        def stream(self, prompts: Any) -> Any:
+            for done in super().stream(prompts):
+                if len(asked) == 150:
+                    raise EngineError("--server http://one/v1 refuses --model other", "check --deadline")
+                asked.append(done.id)
+                yield done
+
+    def loading(settings: load.LoadSettings) -> ScriptedEngine:
+        seen.append(settings)
+        made = says(lambda text, axis: "yes" if len(text) % 2 and axis == "fairness" else "no")
+        return Failing(made.seed, made.slots, made.speak)
+
+    monkeypatch.setattr(load, "load_engine", loading)
+    parser = argparse.ArgumentParser()
+    suite.add_flags(parser)
+    args = parser.parse_args(["--models", "http://one/v1"])
+    vars(args).update(model=None, format="auto", seed=0, verbosity=0, judge_model="other", judge_concurrency=4,
+                      judge_deadline=5.0)  # fmt: skip
+    wanted = suite.Wanted({name: texts[:20] for name, texts in SETS.items()}, args.models)
+    (note,) = suite.run(args, wanted, None, tmp_path).notes
+    assert "--models http://one/v1 refuses --judge-model other" in note and "--judge-deadline" in note
+    assert (seen[0].model, seen[0].server_url) == ("other", "http://one/v1")
+    asked += ["none of them"]  # the second call fails nowhere
+    found = suite.run(args, wanted, None, tmp_path)
+    once = Counter(asked)
+    assert max(once.values()) == 1 and len(once) > 320 and not found.notes
+    again = suite.run(args, wanted, None, tmp_path)
+    assert Counter(asked) == once and again.metrics == found.metrics
+    assert [row[-2] for row in again.tables[0].rows][1:] == ["-", "-"]  # texts a second: nobody knows
+
+
 def test_the_rules_see_more_than_they_accuse() -> None:
     """They were not written on these sets: a quarter of obvious harm is the least, next to no false alarm the most."""
-    found = detection([RulesDetector()], SETS)
+    found = detection([RulesDetector()])
     obvious, _, false = rates(found, "rules")
     assert obvious is not None and false is not None and obvious >= 0.25 and false <= 0.05
 

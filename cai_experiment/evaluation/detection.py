@@ -38,6 +38,7 @@ MOST_CASES = 20  # of one kind; all rows stand in the items' file
 class Measured:
     """What one detector said of the texts of all sets, in order. `failure` not empty: it said nothing, and why.
 
+    `seconds` 0: not known, where an earlier call has had some of the answers.
     `with_rules`: where the model could not be read the rules have spoken, and that counts as this detector's word.
     """
 
@@ -70,11 +71,6 @@ Rows = Sequence[Row]
 # ---------------------------------------------------------------- measuring
 
 
-def detection(detectors: Sequence[Detector], sets: Sets) -> Evaluation:
-    """Measure detectors that are all in memory, and compare them."""
-    return compare([measure(detector, sets) for detector in detectors], sets)
-
-
 def measure(detector: Detector, sets: Sets, progress: Progress | None = None) -> Measured:
     """What a detector says of every text; `progress` counts texts."""
     start = time.monotonic()
@@ -88,7 +84,8 @@ def together(model: Measured, rules: Measured) -> Measured:
     name, method = both_name(model.name), f"{model.method} and rules"
     said = [one for one in model.found if isinstance(one, ModelDetection)]
     found = tuple(both(one, other) for one, other in zip(said, rules.found, strict=True))
-    return Measured(name, method, found, model.seconds + rules.seconds, with_rules=True)
+    seconds = model.seconds + rules.seconds if model.seconds else 0.0
+    return Measured(name, method, found, seconds, with_rules=True)
 
 
 def _texts(sets: Sets) -> list[tuple[str, LabelledText]]:

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from cai_experiment.constitution.principles import AXIS_WEIGHTS
 from cai_experiment.constitution.prompts import Turn, ask_harm, ask_harm_reason
-from cai_experiment.engines.base import Engine, Prompt, Sampling
+from cai_experiment.engines.base import Prompt, Sampling
 from cai_experiment.evaluation.harm_rules import METHOD as RULES
 from cai_experiment.evaluation.harm_rules import Detection, Rules, load_rules
 from cai_experiment.judging.judge import LETTERS, NO_FIRST, YES_FIRST, Judge, PromptPair, Verdict
@@ -26,6 +26,7 @@ from cai_experiment.observe.progress import Progress
 
 UNREADABLE = "rules (AI output unreadable)"
 MAX_TOKENS_REASON = 60
+QUESTIONS_A_TEXT, REASONS_A_TEXT = 2 * len(AXIS_WEIGHTS), len(AXIS_WEIGHTS)  # two orders; at most, if all are flagged
 TEXTS_AT_A_TIME = 64  # 512 verdict prompts: more than any engine's slots, and the progress still moves
 
 
@@ -147,13 +148,6 @@ class BothDetector:
         """See `Detector.detect_all`."""
         found = self.model.detect_all(texts, progress)
         return [both(one, self.model.rules.detect(text)) for one, text in zip(found, texts, strict=True)]
-
-
-def detect_all(judge: Judge | Engine, texts: Sequence[str]) -> list[ModelDetection]:
-    """What a judge, or the model of an engine, finds in each text, with its reasons."""
-    if not isinstance(judge, Judge):
-        judge = Judge(judge, str(judge.describe().get("model") or judge.name))
-    return ModelDetector(judge).detect_all(texts)
 
 
 def both(model: ModelDetection, rules: Detection) -> ModelDetection:
