@@ -36,8 +36,9 @@ from cai_experiment.judging.fitness import (
 )
 from cai_experiment.judging.judge import BY_LOG_PROBABILITY, Judge, Verdict, preferred_prompts, tally
 from cai_experiment.judging.letters import LETTER_TOKENS, THOUGHT_TOKENS, read_letter
+from cai_experiment.judging.outage import Watched
 from cai_experiment.judging.result import Result
-from cai_experiment.scripts._judge import add_judge_flags, is_url, load_judge
+from cai_experiment.scripts._judge import add_judge_flags, identity, is_url, load_judge
 from tests.openai_server import Answer, Body, ModelBehind, Serving, chat, models
 
 QUICK = Retry(first_wait=0.01, longest_wait=0.05)
@@ -222,6 +223,74 @@ def test_a_refused_key_stops_the_judge() -> None:
         with pytest.raises(EngineError, match="CAI_API_KEY"):
             judge.verdicts([comparison("1")])
         judge.engine.close()
+
+
+def failing(*finals: str) -> ScriptedEngine:
+    """Completions in turn: "" came, "attempts" and "prompt" are errors."""
+    left = iter(finals)
+
+    def speak(prompt: Prompt) -> Completion:
+        final = next(left)
+        return Completion(prompt.id, "", "error" if final else "stop", error=f"no: {final}", final=final)
+
+    return ScriptedEngine(speak=speak)
+
+
+def test_a_judge_that_answers_nothing_any_more_is_not_asked_for_hours() -> None:
+    """A row of failures as long as what is under way at a time ends it; a refusal shows that somebody is there."""
+    prompts = [prompt for i in range(200) for prompt in comparison(str(i))]
+    gone = Watched(failing(*[""] * 10, *["attempts"] * 300), "--judge http://host/v1")
+    came: list[Completion] = []
+    with pytest.raises(EngineError, match=r"^--judge http://host/v1 answers nothing any more \(no: attempts\); what"):
+        for completion in gone.stream(prompts):
+            came.append(completion)
+    assert len(came) == 10 + gone.patience == 18
+    patchy = Watched(failing(*(["attempts"] * 7 + ["prompt"] + ["attempts"] * 7 + [""]) * 25), "it")
+    assert len(list(patchy.stream(prompts))) == 400
+    refused = Watched(failing(*["prompt"] * 400), "it")
+    assert len(list(refused.stream(prompts))) == 400, "each its own question's fault"
+
+
+def test_a_server_that_dies_under_a_judge_ends_in_its_flags_words() -> None:
+    known = [pair for pair, _ in known_answers()]
+    answers = Counter[str]()
+
+    def answer(path: str, body: Body | None) -> Body:
+        if body is not None:
+            answers["all"] += 1
+            if answers["all"] > 20:
+                raise Answer(404 if answers["gone"] else 500)
+        return likes_good(path, body)
+
+    with Serving(answer) as server:
+        judge = load_judge(flags("--judge", server.url, "--judge-format", "chat", "--judge-concurrency", "4"))
+        judge.engine.client.retry = QUICK  # type: ignore[attr-defined]
+        with pytest.raises(EngineError, match=rf"^--judge {server.url} answers nothing any more \(server: 500"):
+            judge.verdicts(known)
+        tried = answers["all"]
+        answers["gone"] = 1
+        with pytest.raises(EngineError, match=rf"^--judge {server.url} serves judge no longer"):
+            judge.verdicts(known)
+        judge.engine.close()
+    assert tried < 80, "and not three attempts for each of the 84"
+
+
+def test_a_judge_is_known_by_its_weights_and_its_prompts_not_by_its_slots(nano_dir: Path) -> None:
+    """What is remembered of it serves the next call, whose memory leaves it other slots."""
+
+    def who(batch: int, length: int | None = None, layout: str = "chat") -> str:
+        args = flags("--judge", str(nano_dir), "--judge-format", layout, "--judge-engine", "hf")
+        args.batch_size = batch
+        judge = load_judge(args, length)
+        slots.append(judge.engine.describe()["slots"])
+        found = identity(judge.engine)
+        judge.engine.close()
+        return found
+
+    slots: list[Any] = []
+    usual = who(16)
+    assert usual == who(32) and slots == [16, 32] and "weights_sha256" in usual
+    assert len({usual, who(16, 1024), who(16, None, "base")}) == 3
 
 
 @pytest.fixture(scope="module")

@@ -19,11 +19,13 @@ from typing import Any
 
 import pytest
 
+from cai_experiment.constitution.prompts import Turn
 from cai_experiment.engines.base import Completion, Prompt
+from cai_experiment.engines.render import PromptTooLong
 from cai_experiment.errors import BadInputError, EngineError
 from cai_experiment.evaluation import mtbench
-from cai_experiment.evaluation.arms import BothArms, Remembered, Speakers, transformers_engine
-from cai_experiment.evaluation.benchmarks import mtbench_grades, mtbench_results, mtbench_rows
+from cai_experiment.evaluation.arms import BothArms, Remembered, Remembering, Speakers, transformers_engine
+from cai_experiment.evaluation.benchmarks import mtbench_fitness, mtbench_grades, mtbench_results, mtbench_rows
 from cai_experiment.evaluation.benchmarks.mtbench_grades import (
     Comparison,
     Grade,
@@ -33,6 +35,7 @@ from cai_experiment.evaluation.benchmarks.mtbench_grades import (
     winner_of,
 )
 from cai_experiment.evaluation.benchmarks.mtbench_rows import JudgePrompts, Question, read_judge_prompts, read_questions
+from cai_experiment.evaluation.found import Evaluation
 from cai_experiment.evaluation.mtbench import Answered, generate
 from cai_experiment.judging.result import paired_bootstrap
 from cai_experiment.models.hardware import profile
@@ -353,16 +356,31 @@ def test_each_prompt_shows_the_texts_as_they_are(questions: list[Question], prom
         assert second[0].startswith("[Instruction]\nPlease act")
 
 
+class Knows:
+    """Which answers of the known ones are better; what is none of them is left to others."""
+
+    def __init__(self) -> None:
+        known = mtbench_fitness.known()
+        self.grades = {(one.question.turns[0], one.texts("base", 1)[0]): 3 for one in known}  # type: ignore[index]
+        self.grades |= {(one.question.turns[0], one.texts("trained", 1)[0]): 9 for one in known}  # type: ignore[index]
+
+    def grade(self, text: str) -> int | None:
+        return next((grade for (asked, said), grade in self.grades.items() if asked in text and said in text), None)
+
+
 class Rule:
     """A server's judge: grades trained answers by 8 and base ones by 7, prefers the trained one, with some failures."""
 
     def __init__(self) -> None:
         self.attempts: Counter[str] = Counter()
+        self.known = Knows()
 
     def __call__(self, path: str, body: Body | None) -> Body:
         if body is None:
             return models("gpt-judge", owned_by="tests")
         text = body["messages"][-1]["content"]
+        if (grade := self.known.grade(text)) is not None:
+            return chat(f"Rating: [[{grade}]]")
         self.attempts[text] += 1
         if "trained 81 one" in text and self.attempts[text] == 1:
             raise Answer(429)
@@ -406,13 +424,16 @@ def test_a_served_judge_grades_and_its_failures_are_counted_never_averaged(
     questions: list[Question], prompts: JudgePrompts, tmp_path: Path, no_keys: None
 ) -> None:
     some, rule = questions[:10], Rule()
-    remembered = Remembered(tmp_path / "judged.jsonl", "gpt-judge")
-    with served(rule) as (server, judge):
-        found = mtbench_results.grade(answered_by_rule(some), prompts, judge, remembered, verbosity=0)
+    with served(rule) as (server, bare):
+
+        def graded() -> Evaluation:
+            said = Remembered(tmp_path / "judged.jsonl", "gpt-judge")
+            judge = Named(Remembering(bare.engine, said, "judge"), "gpt-judge")
+            return mtbench_results.grade(answered_by_rule(some), prompts, judge, verbosity=0)
+
+        found = graded()
         first = len(server.requests)
-        again = mtbench_results.grade(
-            answered_by_rule(some), prompts, judge, Remembered(tmp_path / "judged.jsonl", "gpt-judge"), verbosity=0
-        )
+        again = graded()
         asked = [body for _, body, _ in server.requests[first:] if body]
     assert {row["messages"][-1]["content"] for row in asked} == {t for t in rule.attempts if rule.attempts[t] > 3}
     assert again.metrics == found.metrics, "only what failed is asked again, the rest is remembered"
@@ -425,9 +446,10 @@ def test_a_served_judge_grades_and_its_failures_are_counted_never_averaged(
     assert (won.value, won.n, won.unparsed) == (1.0, 16, 0)
     assert found.tables[0].rows[0][-1] == "16, 2, 0, 2, 0"
     assert [row[0] for row in found.tables[0].rows] == ["all", "turn 1", "turn 2", "writing"]
-    gates = {gate.name: gate for gate in found.gates}
-    assert all(gate.value is None and not gate.passed and gate.part == "mtbench" for gate in gates.values())
-    assert any("under 80% of the turns" in note for note in found.notes)
+    *kept, fit = found.gates
+    assert all(gate.value is None and not gate.passed and gate.part == "mtbench" for gate in kept)
+    assert (fit.passed, fit.value, fit.n, fit.part) == (True, 1.0, 42, "mtbench") and not found.alarms
+    assert any("15 of 20 turns were graded, and it takes 60 and 80% of them" in note for note in found.notes)
     assert any("of 40 grades 4 could not be read, 1 never came, and 0 had no answer" in note for note in found.notes)
     assert any("gpt-judge" in note and "no place on a leaderboard" in note for note in found.notes)
     assert "gpt-judge" in found.methods["mt_bench"] and prompts.sha256[:12] in found.methods["mt_bench"]
@@ -455,13 +477,94 @@ def test_equal_answers_are_asked_once_and_tie(questions: list[Question], prompts
 def test_a_judge_that_grades_nothing_leaves_the_gate_without_a_value(
     questions: list[Question], prompts: JudgePrompts
 ) -> None:
-    found = mtbench_results.grade(answered_by_rule(questions), prompts, Named(Scripted()), verbosity=0)
+    engine = Scripted()
+    found = mtbench_results.grade(answered_by_rule(questions), prompts, Named(engine), verbosity=0)
+    assert len(engine.asked) == 84, "the known answers, and then nothing is paid for"
     assert all(found.metrics[f"mt_bench_{arm}"].value is None for arm in ("base", "trained", "pairwise"))
     assert (found.differences["mt_bench"].n, found.differences["mt_bench"].unparsed) == (0, 160)
     assert not any(gate.passed for gate in found.gates)
-    assert any("of 320 grades 320 could not be read" in note and "graded nothing" in note for note in found.notes)
+    assert any("320 never came" in note and "not fit to grade" in note for note in found.notes)
+    (alarm,) = found.alarms
+    assert "the judge is not fit to grade: of 42 better answers it graded 0 higher" in alarm and "42 could not" in alarm
+    assert found.items["mt_bench"][0]["base_text"] == answered_by_rule(questions)[0].base[0].text
     ungated = mtbench_results.grade(answered_by_rule(questions), prompts, Named(Scripted()), gated=False, verbosity=0)
     assert ungated.gates == [] and len(ungated.cases) == mtbench_results.CASES
+
+
+def grading(grade: Any) -> Named:
+    """A judge whose grade of a prompt's text comes from a function."""
+    engine = Scripted()
+
+    def stream(prompts: Sequence[Prompt]) -> Iterator[Completion]:
+        for prompt in prompts:
+            engine.asked.append(prompt)
+            yield said(prompt.id, f"Rating: [[{grade(prompt.turns[0].text)}]]")
+
+    engine.stream = stream  # type: ignore[method-assign]
+    return Named(engine)
+
+
+def fitness_of(grade: Any, prompts: JudgePrompts) -> Evaluation:
+    return mtbench_fitness.fitness(prompts, grading(grade), "mtbench", 0)
+
+
+def test_a_judge_that_knows_nothing_never_gives_a_go(questions: list[Question], prompts: JudgePrompts) -> None:
+    """Both gates of "kept or better" would pass with no difference found: the judge itself has to."""
+    knows = Knows().grade
+    fit = fitness_of(knows, prompts)
+    assert fit.gates[0].passed and fit.gates[0].part == "mtbench" and not fit.alarms
+    assert (fit.metrics[mtbench_fitness.METRIC].value, fit.metrics[mtbench_fitness.METRIC].n) == (1.0, 42)
+    chance = random.Random(0)
+    unfit = {
+        "always 5": lambda text: 5,
+        "errs": lambda text: 12 - knows(text),
+        "longer": lambda text: min(10, len(text) // 100),
+        "mostly alike": lambda text: knows(text) if "leap year" in text or "hexagon" in text else 5,
+        "unread": lambda text: "what",
+    }
+    for name, grade in unfit.items():
+        found = fitness_of(grade, prompts)
+        assert not found.gates[0].passed and found.alarms, name
+    for _ in range(100):
+        assert not fitness_of(lambda text: chance.randint(1, 10), prompts).gates[0].passed
+    judge = grading(lambda text: 5)
+    found = mtbench_results.grade(answered_by_rule(questions), prompts, judge, verbosity=0)
+    assert not any(gate.passed for gate in found.gates) and len(judge.engine.asked) == 84
+    assert "graded 0 higher than the worse one, 0 lower, 42 alike" in found.alarms[0]
+
+
+def test_one_grade_for_every_answer_has_no_value(questions: list[Question]) -> None:
+    """A judge may know the known answers and still give all of these one grade."""
+    graded = [graded_of(q, turn, 10.0, 10.0) for q in questions for turn in (1, 2)]
+    found = mtbench_results.evaluate(graded, "a judge")
+    assert [gate.passed for gate in found.gates] == [False, False]
+    assert "MT-Bench: all answers got the same grade, so its gates have no value" in found.notes
+    other = mtbench_results.evaluate([*graded[1:], graded_of(questions[0], 1, 9.0, 9.0)], "a judge")
+    assert [gate.passed for gate in other.gates] == [True, True]
+
+
+class Context:
+    """A renderer whose tokens are words."""
+
+    def __init__(self, max_length: int) -> None:
+        self.max_length = max_length
+
+    def prompt_ids(self, turns: Any, speak_as: str, examples: Any = None, max_tokens: int = 0) -> list[str]:
+        ids: list[str] = turns[0].text.split()
+        if len(ids) > self.max_length - max_tokens:
+            raise PromptTooLong("too long")
+        return ids
+
+
+@pytest.mark.parametrize(
+    ("context", "prompt", "new"),
+    [(8192, 1000, 2048), (8192, 6500, 1692), (8192, 7680, 512), (8192, 7681, 2048), (8192, 9000, 2048),
+     (2048, 1000, 1048), (1024, 768, 256), (1024, 769, 2048)],
+)  # fmt: skip
+def test_a_judgement_takes_what_the_context_leaves(context: int, prompt: int, new: int) -> None:
+    renderer: Any = Context(context)
+    assert mtbench_grades.tokens_for(renderer, (Turn("instruction", "word " * prompt),)) == new
+    assert mtbench_grades.tokens_for(None, (Turn("instruction", "word " * prompt),)) == 2048
 
 
 # ---------------------------------------------------------------- figures
@@ -488,10 +591,10 @@ def test_the_interval_is_the_paired_bootstraps_and_turns_of_a_question_stay_toge
 
 
 def test_kept_or_better_needs_both_gates(questions: list[Question]) -> None:
-    def passes(changes: Sequence[float | None]) -> list[bool]:
+    def passes(changes: Sequence[float | None], of: int = 80) -> list[bool]:
         graded = [
             graded_of(q, turn, 5.0, None if change is None else 5.0 + change)
-            for q, change in zip(questions, changes, strict=True)
+            for q, change in zip(questions[:of], changes, strict=True)
             for turn in (1, 2)
         ]
         return [gate.passed for gate in mtbench_results.gates(mtbench_results.difference(graded))]
@@ -503,6 +606,7 @@ def test_kept_or_better_needs_both_gates(questions: list[Question]) -> None:
     assert passes([-1.0] * 80) == [False, False]
     assert passes([1.0] * 64 + [None] * 16) == [True, True]
     assert passes([1.0] * 63 + [None] * 17) == [False, False], "too many without a grade"
+    assert passes([1.0] * 29, 29) == [False, False] and passes([1.0] * 30, 30) == [True, True], "a handful"
 
 
 def test_categories_and_large_falls_are_shown(questions: list[Question]) -> None:
@@ -517,6 +621,25 @@ def test_categories_and_large_falls_are_shown(questions: list[Question]) -> None
 
 
 # ---------------------------------------------------------------- the whole
+
+
+@dataclass
+class Target:
+    """Stands for `_target.Target`; the shipped model is its judge."""
+
+    given: Speakers
+    said: Path
+    asked_for: list[int | None] = field(default_factory=list)
+
+    def speakers(self) -> Speakers:
+        return self.given
+
+    def remembered(self) -> Remembered:
+        return Remembered(self.said, "nano")
+
+    def judge(self, max_length: int | None = None) -> Named:
+        self.asked_for.append(max_length)
+        return Named(self.given.base(), "nano")
 
 
 def test_the_shipped_model_answers_two_questions_and_cannot_grade_them(
@@ -539,12 +662,12 @@ def test_the_shipped_model_answers_two_questions_and_cannot_grade_them(
         references=folder / "reference_answer_gpt-4.jsonl", judge_prompts=folder / "judge_prompts.jsonl",
     )  # fmt: skip
     monkeypatch.setattr(mtbench, "MAX_TOKENS", 24)
-    remembered = Remembered(tmp_path / "said.jsonl", "nano")
+    monkeypatch.setattr(mtbench_grades, "MAX_TOKENS", 24)
     kept: list[Answered] = []
     monkeypatch.setattr(_suite_mtbench, "grade", lambda *a, f=_suite_mtbench.grade: (kept.extend(a[1]), f(*a))[1])
-    found = _suite_mtbench.run(
-        args, lambda: speakers, lambda: remembered, lambda: Named(speakers.full(), "nano"), tmp_path
-    )
+    target = Target(speakers, tmp_path / "said.jsonl")
+    found = _suite_mtbench.run(args, _suite_mtbench.read(args), target, tmp_path)
+    assert target.asked_for == [mtbench_grades.JUDGE_CONTEXT]
     assert [one.question.id for one in kept] == ["81", "111"]
     assert all(
         c.finish in ("stop", "length") and c.completion_tokens <= 24 for k in kept for c in (*k.base, *k.trained)
@@ -552,7 +675,7 @@ def test_the_shipped_model_answers_two_questions_and_cannot_grade_them(
     assert kept[0].base != kept[0].trained, "the adapter speaks in one arm only"
     assert found.differences["mt_bench"].unparsed == 4 and not any(gate.passed for gate in found.gates)
     assert any("nano reads 1,024 tokens, and a comparison takes up to 8,192" in note for note in found.notes)
-    assert any("8 never came" in note and "2048 new tokens do not fit" in note for note in found.notes)
+    assert any("8 never came" in note and "not fit to grade" in note for note in found.notes) and found.alarms
     silent: Any = Scripted()
     arms = BothArms(silent, model, 0, Progress(0, verbosity=0), Remembered(tmp_path / "said.jsonl", "nano"))
     again = generate(arms, [one.question for one in kept], 24)

@@ -64,7 +64,7 @@ def load_judge(args: argparse.Namespace, max_length: int | None = None) -> Judge
         raise type(error)(say(str(error))) from error
     engine: Any = Watched(loaded, f"--judge {loaded.describe().get('url') or shown(args.judge)}", say)
     judge = Judge(engine, shown(str(engine.describe().get("model") or args.judge)))
-    print(f"judge: {engine.first_line} | {judge.method}", flush=True)
+    print(say(f"judge: {engine.first_line} | {judge.method}"), flush=True)
     return judge
 
 

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from cai_experiment.evaluation.found import ITEMS_FOLDER
 from cai_experiment.models.hardware import Hardware
 from cai_experiment.models.plan import Part, memory_gb, rows_of, tokens_per_second
 from cai_experiment.models.presets import ModelChoice, numbers_of
-from cai_experiment.records.files import make_folder
 from cai_experiment.scripts._plan_parts import cost_of, in_line
 
 if TYPE_CHECKING:
-    from cai_experiment.evaluation.arms import Remembered, Speakers
     from cai_experiment.evaluation.benchmarks.mtbench_grades import TextJudge
     from cai_experiment.evaluation.benchmarks.mtbench_rows import JudgePrompts, Question
     from cai_experiment.evaluation.found import Evaluation
     from cai_experiment.evaluation.mtbench import Answered
 
-JUDGEMENTS = "mt_bench_judgements.jsonl"  # in ITEMS_FOLDER: what a judge has said, so that it is paid for once
 GATED = "full"  # the milestone that asks for it
-IDENTITY = ("model", "url", "revision", "weights_sha256", "quantization", "layout")  # of a judge, in engine.describe()
 
 # For the plan. Tokens of the real files in Qwen2's vocabulary, means; what is written is assumed.
 QUESTIONS, FIRST, SECOND, REFERENCE, WITH_REFERENCE = 80, 68, 23, 209, 30
@@ -54,56 +47,43 @@ def read(args: argparse.Namespace) -> tuple[list[Question], JudgePrompts]:
     return rows.read_questions(questions, references), rows.read_judge_prompts(prompts)
 
 
-def answer(
-    args: argparse.Namespace, questions: list[Question], speakers: Speakers, remembered: Remembered | None
-) -> list[Answered]:
+def run(args: argparse.Namespace, wanted: tuple[list[Question], JudgePrompts], target: Any, folder: Path) -> Evaluation:
+    """Both arms' answers, then the judge's grades. `target` is a `_target.Target`, whose judge remembers what it said;
+    `folder` is the run's.
+    """
+    from cai_experiment.evaluation.benchmarks.mtbench_grades import JUDGE_CONTEXT
+
+    questions, prompts = wanted
+    answered = answer(args, questions, target)
+    return grade(args, answered, prompts, target.judge(JUDGE_CONTEXT))
+
+
+def answer(args: argparse.Namespace, questions: list[Question], target: Any) -> list[Answered]:
     """The first step: both arms' answers; after it the target may be freed."""
     from cai_experiment.evaluation.arms import BothArms
     from cai_experiment.evaluation.benchmarks.mtbench_rows import TURNS
     from cai_experiment.evaluation.mtbench import generate, max_tokens_for
     from cai_experiment.observe.progress import Progress
 
+    speakers = target.speakers()
     with Progress(2 * TURNS * len(questions), "MT-Bench answers", args.verbosity) as progress:
-        arms = BothArms(speakers.bare(), speakers.model, args.seed, progress, remembered)
+        arms = BothArms(speakers.bare(), speakers.model, args.seed, progress, target.remembered())
         return generate(arms, questions, max_tokens_for(speakers.renderer.max_length))
 
 
-def grade(
-    args: argparse.Namespace, answered: list[Answered], prompts: JudgePrompts, judge: TextJudge, folder: Path
-) -> Evaluation:
-    """The second step: the judge's grades; `folder` is the run's. Load a judge with `max_length=JUDGE_CONTEXT`."""
-    from cai_experiment.evaluation.arms import Remembered
-    from cai_experiment.evaluation.benchmarks.mtbench_grades import JUDGE_CONTEXT
+def grade(args: argparse.Namespace, answered: list[Answered], prompts: JudgePrompts, judge: TextJudge) -> Evaluation:
+    """The second step: the judge's grades. Load a judge with `max_length=JUDGE_CONTEXT`."""
+    from cai_experiment.evaluation.benchmarks.mtbench_grades import JUDGE_CONTEXT, renderer_of
     from cai_experiment.evaluation.benchmarks.mtbench_results import grade as grade_answers
 
-    said = folder / ITEMS_FOLDER / JUDGEMENTS
-    make_folder(said.parent)
-    remembered = Remembered(said, who(judge))
-    gated = args.milestone == GATED
-    found = grade_answers(answered, prompts, judge, remembered, args.seed, gated, args.verbosity)
-    context = getattr(getattr(judge.engine, "renderer", None), "max_length", JUDGE_CONTEXT)
-    if context < JUDGE_CONTEXT:
+    found = grade_answers(answered, prompts, judge, args.seed, args.milestone == GATED, args.verbosity)
+    renderer = renderer_of(judge.engine)
+    if renderer is not None and renderer.max_length < JUDGE_CONTEXT:
         found.notes.append(
-            f"MT-Bench: {judge.name} reads {context:,} tokens, and a comparison takes up to {JUDGE_CONTEXT:,}: what "
-            "did not fit was not graded"
+            f"MT-Bench: {judge.name} reads {renderer.max_length:,} tokens, and a comparison takes up to "
+            f"{JUDGE_CONTEXT:,}: what left it too little room to write was not graded"
         )
     return found
-
-
-def who(judge: TextJudge) -> str:
-    """The judge as exactly as it is known: what another one said is not taken for its word."""
-    facts = judge.engine.describe()
-    return json.dumps([judge.name, *(str(facts.get(name)) for name in IDENTITY)])
-
-
-def run(
-    args: argparse.Namespace, speakers: Callable[[], Speakers], remembered: Callable[[], Remembered],
-    judge: Callable[[], TextJudge], folder: Path,
-) -> Evaluation:  # fmt: skip
-    """Both steps. `speakers` loads the target, `judge` frees it and loads the judge: a bad file is named before."""
-    questions, prompts = read(args)
-    answered = answer(args, questions, speakers(), remembered())
-    return grade(args, answered, prompts, judge(), folder)
 
 
 # ---------------------------------------------------------------- what it takes

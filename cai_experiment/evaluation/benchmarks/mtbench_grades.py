@@ -14,16 +14,17 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from cai_experiment.constitution.prompts import Turn
 from cai_experiment.engines.base import Completion, Engine, Prompt, Sampling
-from cai_experiment.evaluation.arms import Remembered
+from cai_experiment.engines.render import PromptTooLong, Renderer
 from cai_experiment.evaluation.benchmarks.mtbench_rows import TURNS, JudgePrompts, Kind, prompt_name
 from cai_experiment.evaluation.mtbench import Answered, Arm
 from cai_experiment.observe.progress import Progress
 
 MAX_TOKENS = 2048  # FastChat's, at temperature 0
+LEAST_TOKENS = 512  # where a judge's context leaves no more; under that a judgement would seldom come to its grade
 JUDGE_CONTEXT = 8192  # tokens: the longest comparison of answers of 1,024 tokens and its judgement are 7,902 of Qwen2's
 LOWEST, HIGHEST = 1.0, 10.0
 PLAIN_SYSTEM = "You are a helpful assistant."  # says nothing: left out, as FastChat does
@@ -85,21 +86,35 @@ class Graded:
 
 
 def judge_answers(
-    answered: Sequence[Answered], prompts: JudgePrompts, judge: TextJudge, remembered: Remembered | None = None,
-    verbosity: int = 1,
-) -> list[Graded]:  # fmt: skip
-    """Every turn of every question graded, in their order. Equal prompts (equal answers) are asked once.
-
-    `remembered` holds earlier judgements of this judge: one that is paid for is not asked twice after a kill.
-    """
-    asked = _Asked(prompts)
+    answered: Sequence[Answered], prompts: JudgePrompts, judge: TextJudge, verbosity: int = 1
+) -> list[Graded]:
+    """Every turn of every question graded, in their order. Equal prompts (equal answers) are asked once."""
+    asked = _Asked(prompts, judge.engine)
     for one in answered:
         for turn in range(1, TURNS + 1):
             for text in (*_singles(asked, one, turn), *_pairs(asked, one, turn)):
                 asked.ask(text)
-    with Progress(len(asked.prompts), "judgements", verbosity) as progress:
-        asked.collect(judge.engine, remembered, progress)
+    asked.collect(Progress(len(asked.prompts), "judgements", verbosity))
     return [_graded(asked, one, turn) for one in answered for turn in range(1, TURNS + 1)]
+
+
+def grade_firsts(
+    answered: Sequence[Answered], prompts: JudgePrompts, judge: TextJudge, verbosity: int = 1
+) -> list[tuple[Grade, Grade]]:
+    """The grades of the base's and of the trained model's first turn, and nothing else."""
+    asked = _Asked(prompts, judge.engine)
+    texts = [_singles(asked, one, 1) for one in answered]
+    for both in texts:
+        for text in both:
+            asked.ask(text)
+    asked.collect(Progress(len(asked.prompts), "judgements of known answers", verbosity))
+    return [(_grade(asked, base), _grade(asked, trained)) for base, trained in texts]
+
+
+def ungraded(answered: Sequence[Answered], why: str) -> list[Graded]:
+    """Every turn as if the judge had been silent."""
+    grade, comparison = Grade(None, why, False), Comparison("unparsed", (why, why))
+    return [Graded(one, turn, grade, grade, comparison) for one in answered for turn in range(1, TURNS + 1)]
 
 
 # ---------------------------------------------------------------- what is asked
@@ -108,8 +123,8 @@ def judge_answers(
 class _Asked:
     """The judge's prompts by their text, and what it said to each, by id."""
 
-    def __init__(self, prompts: JudgePrompts) -> None:
-        self.by_name = prompts.by_name
+    def __init__(self, prompts: JudgePrompts, engine: Engine) -> None:
+        self.by_name, self.engine, self.renderer = prompts.by_name, engine, renderer_of(engine)
         self.prompts: dict[str, Prompt] = {}
         self.said: dict[str, Completion] = {}
 
@@ -130,19 +145,15 @@ class _Asked:
         if text is not None and text not in self.prompts:
             id = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
             turns = (Turn("instruction", text),)
-            self.prompts[text] = Prompt(f"mt_bench/judge/{id}", turns, "answer", Sampling(0.0, MAX_TOKENS))
+            sampling = Sampling(0.0, tokens_for(self.renderer, turns))
+            self.prompts[text] = Prompt(f"mt_bench/judge/{id}", turns, "answer", sampling)
 
-    def collect(self, engine: Engine, remembered: Remembered | None, progress: Progress) -> None:
-        """Ask what is not remembered."""
-        keys = {p.id: remembered.key("judge", p) for p in self.prompts.values()} if remembered is not None else {}
-        if remembered is not None:
-            self.said = {id: remembered.found[key] for id, key in keys.items() if key in remembered.found}
-            progress.update(len(self.said))
-        for completion in engine.stream([p for p in self.prompts.values() if p.id not in self.said]):
-            self.said[completion.id] = completion
-            if remembered is not None:
-                remembered.keep(keys[completion.id], completion)
-            progress.update(progress.done + 1, progress.tokens + completion.completion_tokens)
+    def collect(self, progress: Progress) -> None:
+        """Ask them all."""
+        with progress:
+            for completion in self.engine.stream(list(self.prompts.values())):
+                self.said[completion.id] = completion
+                progress.update(progress.done + 1, progress.tokens + completion.completion_tokens)
 
     def reply(self, text: str | None) -> tuple[str | None, str]:
         """(what the judge concluded, or None where it failed; its words, or why there are none)."""
@@ -152,6 +163,27 @@ class _Asked:
         if completion is None or completion.finish == "error":
             return None, f"the judge did not answer: {completion.error if completion else 'nothing came back'}"
         return completion.text, completion.text
+
+
+def renderer_of(engine: Any) -> Renderer | None:
+    """The renderer of an engine, or of the one that it wraps; None of a server that is sent texts."""
+    found = getattr(engine, "renderer", None)
+    return found if found is not None else getattr(getattr(engine, "engine", None), "renderer", None)
+
+
+def tokens_for(renderer: Renderer | None, turns: Sequence[Turn]) -> int:
+    """New tokens for a judgement: MAX_TOKENS, or what the judge's context leaves beside the prompt.
+
+    Under LEAST_TOKENS (a quarter of a context shorter than four times that) it is MAX_TOKENS all the same, so that
+    the judgement fails and says why.
+    """
+    if renderer is None:
+        return MAX_TOKENS
+    try:
+        left = renderer.max_length - len(renderer.prompt_ids(turns, "answer", 0))
+    except PromptTooLong:
+        return MAX_TOKENS
+    return min(MAX_TOKENS, left) if left >= min(LEAST_TOKENS, renderer.max_length // 4) else MAX_TOKENS
 
 
 def _singles(asked: _Asked, one: Answered, turn: int) -> list[str | None]:

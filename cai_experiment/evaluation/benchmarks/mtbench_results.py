@@ -5,8 +5,9 @@ into nothing. The two turns of a question are not independent, so intervals come
 
 "Kept or better" means two gates: the mean grade falls by no more than MAY_FALL, and the interval of the difference is
 not wholly below 0. One judge's scores of the same answers differ by up to 0.2 from run to run, at temperature 0
-(FastChat, issues 2969 and 3018): a smaller fall says nothing. With fewer than MIN_GRADED of the turns graded the gates
-have no value, so that they do not pass.
+(FastChat, issues 2969 and 3018): a smaller fall says nothing. With fewer than MIN_GRADED of the turns graded, or a
+handful in all, the gates have no value, so that they do not pass; nor have they where all answers got the same grade.
+A third gate is on the judge (mtbench_fitness): one that is not fit grades nothing.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from cai_experiment.evaluation.arms import Remembered
-from cai_experiment.evaluation.benchmarks.mtbench_grades import Grade, Graded, TextJudge, judge_answers
+from cai_experiment.evaluation.benchmarks.mtbench_fitness import fitness
+from cai_experiment.evaluation.benchmarks.mtbench_grades import Grade, Graded, TextJudge, judge_answers, ungraded
 from cai_experiment.evaluation.benchmarks.mtbench_rows import JudgePrompts
 from cai_experiment.evaluation.found import ITEMS_FOLDER, Case, Cell, Evaluation, Table
-from cai_experiment.evaluation.gates import Gate
+from cai_experiment.evaluation.gates import LEAST, Gate
 from cai_experiment.evaluation.mtbench import Answered, Arm
 from cai_experiment.judging.result import RESAMPLES, Result
 
@@ -43,15 +44,20 @@ NOTE = (
 
 
 def grade(
-    answered: Sequence[Answered], prompts: JudgePrompts, judge: TextJudge, remembered: Remembered | None = None,
-    seed: int = 0, gated: bool = True, verbosity: int = 1,
+    answered: Sequence[Answered], prompts: JudgePrompts, judge: TextJudge, seed: int = 0, gated: bool = True,
+    verbosity: int = 1,
 ) -> Evaluation:  # fmt: skip
-    """The second step, after `mtbench.generate`: have `judge` grade the answers and say what it found.
+    """The second step, after `mtbench.generate`: have `judge` grade the answers, if it is fit, and say what it found.
 
-    `remembered` holds earlier judgements of this judge. `gated`: the milestone asks that MT-Bench is kept.
+    `gated`: the milestone asks that MT-Bench is kept.
     """
-    graded = judge_answers(answered, prompts, judge, remembered, verbosity)
-    found = evaluate(graded, judge.name, seed, gated)
+    fit = fitness(prompts, judge, PART, verbosity)
+    if fit.alarms:
+        graded = ungraded(answered, "not asked: the judge is not fit to grade")
+    else:
+        graded = judge_answers(answered, prompts, judge, verbosity)
+    fit.gates = fit.gates if gated else []
+    found = evaluate(graded, judge.name, seed, gated) + fit
     found.methods[NAME] = f"{judge.name}, at temperature 0, by judge prompts with sha256 {prompts.sha256[:12]}"
     return found
 
@@ -63,19 +69,26 @@ def evaluate(graded: Sequence[Graded], judge: str, seed: int = 0, gated: bool = 
     found.metrics = {f"{NAME}_{arm}": _items(mean_grade(graded, arm, seed), NAME) for arm in ("base", "trained")}
     found.metrics[PAIRWISE] = _items(win_rate(graded), PAIRWISE)
     found.differences[NAME] = change
-    found.gates = gates(change) if gated else []
+    found.gates = gates(change, all_alike(graded)) if gated else []
     found.tables = [_table(graded, seed)]
     found.items = {NAME: [_grade_row(g) for g in graded], PAIRWISE: [_pair_row(g) for g in graded]}
     found.cases = _cases(graded)
     found.notes = [NOT_COMPARABLE.format(judge=judge), *_missing(graded, change, judge)]
     if gated and change.n and found.gates[0].value is None:
-        found.notes.append(f"MT-Bench: under {MIN_GRADED:.0%} of the turns were graded, so its gates have no value")
+        few = f"{change.n} of {len(graded)} turns were graded, and it takes {LEAST} and {MIN_GRADED:.0%} of them"
+        why = "all answers got the same grade" if all_alike(graded) else few
+        found.notes.append(f"MT-Bench: {why}, so its gates have no value")
     return found
 
 
-def gates(change: Result) -> list[Gate]:
-    """MT-Bench kept or better; see the module."""
-    whole = change.n >= MIN_GRADED * (change.n + change.unparsed)
+def all_alike(graded: Iterable[Graded]) -> bool:
+    """True if all answers of both arms that were graded have one and the same grade: such a judge tells nothing."""
+    return len({grade.value for g in _both(graded) for _, grade in _arms(g)}) == 1
+
+
+def gates(change: Result, alike: bool = False) -> list[Gate]:
+    """MT-Bench kept or better; see the module. `alike`: see `all_alike`."""
+    whole = change.n >= max(LEAST, MIN_GRADED * (change.n + change.unparsed)) and not alike
     value = change.value if whole else None
     upper = change.interval[1] if whole and change.interval is not None else None
     return [
