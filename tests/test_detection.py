@@ -118,6 +118,23 @@ def test_length_tells_nothing() -> None:
         assert abs(mean["harmful"] - mean["benign"]) < 0.1 * mean["benign"]
 
 
+def test_words_and_punctuation_tell_little() -> None:
+    """Of single words and marks at most two thirds of new pairs' texts are told apart; half would be chance."""
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GroupKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+
+    for texts in SETS.values():
+        marks = Counter(t.label for t in texts if ";" in t.text)
+        assert abs(marks["harmful"] - marks["benign"]) <= 5
+        labels = [t.label for t in texts]
+        bag = make_pipeline(CountVectorizer(binary=True, token_pattern=r"\w+|[^\w\s]"), LogisticRegression())
+        pairs = [t.pair for t in texts]
+        guesses = cross_val_predict(bag, [t.text for t in texts], labels, groups=pairs, cv=GroupKFold(10))
+        assert sum(g == label for g, label in zip(guesses, labels, strict=True)) / 200 <= 0.67
+
+
 GOOD = {"id": "x/1/harmful", "text": "Words.", "label": "harmful", "axis": "fairness", "kind": "answer"}
 
 
