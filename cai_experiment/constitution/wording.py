@@ -8,6 +8,7 @@ refusal. What stands where a hedge would ("I can't give you an exact figure") go
 from __future__ import annotations
 
 import re
+from functools import cache
 
 from cai_experiment.constitution.prompts import abstains
 
@@ -142,7 +143,11 @@ _REFUSING = "|".join(
         r"|answered)\b",
     )
 )
-_REFUSAL = re.compile(rf"{_SHORT}{{0,6}}(?:{_LONG} ?{_SHORT}*+){{0,2}}(?:{_REFUSING})", re.IGNORECASE)
+@cache  # compiled when first asked for: it takes longer than a script's --help should
+def _refusal() -> re.Pattern[str]:
+    return re.compile(rf"{_SHORT}{{0,6}}(?:{_LONG} ?{_SHORT}*+){{0,2}}(?:{_REFUSING})", re.IGNORECASE)
+
+
 
 # ---------------------------------------------------------------- talk about a revision
 
@@ -237,17 +242,21 @@ _CONCEDES = (
     r"|i see|noted"
     r"|understood|you're right|you are right|i understand)\b[\s,.;:!–—-]*)"
 )
-_TALK = re.compile(rf"(?:{_ASSENT}|{_CONCEDES}){{0,2}}(?:{_META})", re.IGNORECASE)
+
+@cache
+def _talk() -> re.Pattern[str]:
+    return re.compile(rf"(?:{_ASSENT}|{_CONCEDES}){{0,2}}(?:{_META})", re.IGNORECASE)
+
 
 
 def has_meta_prefix(text: str) -> bool:
     """True if `text` begins by speaking of a revision or of an earlier answer, or is a critic's abstention."""
-    return bool(_TALK.match(_start(text).lstrip("\"'“(["))) or abstains(text)
+    return bool(_talk().match(_start(text).lstrip("\"'“(["))) or abstains(text)
 
 
 def is_refusal(text: str) -> bool:
     """True if `text` begins as a refusal does."""
-    return bool(_REFUSAL.match(_start(text)))
+    return bool(_refusal().match(_start(text)))
 
 
 def is_bare_refusal(text: str, max_words: int) -> bool:

@@ -7,6 +7,7 @@ sums with known answers for the shipped one; and how well clean text is still pr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from cai_experiment.evaluation.arms import BothAnswers
@@ -58,7 +59,7 @@ def paired(
     found.notes += width_note(name, difference)
     for arm, values in (("base", base), ("trained", trained)):
         one = Result.rate(int(sum(values)), len(values)) if is_rate else Result.mean([float(v) for v in values])
-        found.metrics[f"{name}_{arm}"] = Result(one.value, one.n, one.interval, failed, items)
+        found.metrics[f"{name}_{arm}"] = replace(one, unparsed=failed, items=items)
     if is_rate:
         found.tests[name] = mcnemar([bool(v) for v in base], [bool(v) for v in trained])
     return found

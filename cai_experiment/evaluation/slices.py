@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cai_experiment.evaluation.found import ITEMS_FOLDER, Case, Cell, Evaluation, Table
 from cai_experiment.evaluation.preference import Pair, PairScore, preference_metrics
@@ -51,7 +51,7 @@ def held_out_preference(
 def with_items(metrics: dict[str, Result], name: str) -> dict[str, Result]:
     """The metrics, each naming the file of items `name`."""
     place = f"{ITEMS_FOLDER}/{name}.jsonl"
-    return {key: Result(r.value, r.n, r.interval, r.unparsed, place) for key, r in metrics.items()}
+    return {key: replace(result, items=place) for key, result in metrics.items()}
 
 
 def grouped(principles: Sequence[str]) -> dict[str, list[int]]:
