@@ -254,7 +254,7 @@ def plan(args: argparse.Namespace, milestone: Milestone, choice: ModelChoice) ->
     if "milestone" in suites:
         part, said = evaluation_lines(args, choice, hardware, args.held_out // 2, args.held_out, engine)
         parts, lines = [*parts, *part], [*lines, *said]
-    others = {"forgetting": _suite_forgetting, "harmbench": _plan_harmbench, "mtbench": _suite_mtbench}
+    others = SUITES | {"harmbench": _plan_harmbench}
     for name in suites:
         if name in others:
             part, said = others[name].plan_lines(args, choice, hardware, engine, quantization)
