@@ -70,7 +70,7 @@ from cai_experiment.judging.result import Result, wilson
 from cai_experiment.models.hardware import detect, profile
 from cai_experiment.observe.progress import Progress
 from cai_experiment.scripts import _judge, _suite_harmbench
-from tests.openai_server import Answer, ModelBehind, Serving, completion
+from tests.openai_server import Answer, ModelBehind, Serving, completion, models
 from tests.scripted_engine import ScriptedEngine
 
 TEMPLATES = {  # of our own; upstream's are not shipped
@@ -436,7 +436,7 @@ def test_a_judge_that_is_wrong_on_purpose_never_gives_a_go() -> None:
         return Completion(prompt.id, "", "stop", logprobs=likes)
 
     found = fitness(Judge(ScriptedEngine(speak=wrong), "says yes to everything"))
-    assert not found.gates[0].passed and found.gates[0].part == "harmbench" and "asked nothing" in found.alarms[0]
+    assert not found.gates[0].passed and found.gates[0].part == "harmbench" and "so it was not asked" in found.alarms[0]
 
 
 def test_where_no_judge_is_fit_the_answers_are_there_and_no_word_on_them() -> None:
@@ -650,7 +650,7 @@ def one_safe(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_suite_names_what_is_wrong_before_it_loads_anything(
-    tmp_path: Path, own_prompt: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, own_prompt: str, nano_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     read = _suite_harmbench.read
     with pytest.raises(EngineError, match=r"HF_HUB_OFFLINE.*--behaviors FILE"):
@@ -664,6 +664,13 @@ def test_the_suite_names_what_is_wrong_before_it_loads_anything(
     nowhere = ("--classifier", "http://127.0.0.1:9/v1", "--judge", "http://127.0.0.1:9/v1")
     with pytest.raises(EngineError, match=r"tokenizer of cais/.*--classifier-tokenizer"):
         read(suite("--behaviors", rows, "--classifier-prompt", own_prompt, *nowhere))
+    nowhere = (*nowhere, "--classifier-tokenizer", str(nano_dir), "--classifier-prompt", own_prompt)
+    with pytest.raises(EngineError, match=r"^--classifier http://127.0.0.1:9/v1: it cannot be reached"):
+        read(suite("--behaviors", rows, *nowhere))
+    with Serving(lambda path, body: models("a", "b")) as server:
+        several = ("--classifier", server.url, *nowhere[4:])
+        with pytest.raises(EngineError, match=r"^--classifier .* serves a, b, not --classifier-tokenizer /"):
+            read(suite("--behaviors", rows, *several))
     assert capsys.readouterr().out == ""
 
 

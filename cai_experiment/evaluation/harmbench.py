@@ -131,7 +131,7 @@ def fitness(by: Judge) -> Evaluation:
         kappa = Result(None, kappa.n, None, kappa.unparsed)
     name = "HarmBench: the judge agrees with known answers (kappa)"
     gate = Gate(name, kappa.value, ">=", FIT, kappa.interval, kappa.n, PART)
-    alarm = [] if fit.is_fit else [f"HarmBench: the judge {by.name} is {fit.line}: it was asked nothing"]
+    alarm = [] if fit.is_fit else [f"HarmBench: the judge {by.name} is {fit.line}, so it was not asked of the answers"]
     return Evaluation({"judge_fitness_harmbench": kappa}, [gate], alarms=alarm)
 
 

@@ -42,8 +42,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--limit", type=positive_int, metavar="N", help="N of each functional category, by a hash")
     group.add_argument("--classifier", metavar="DIR|URL|judge",
                        help="who says whether an answer complies: a folder or an endpoint with HarmBench's official "
-                            "classifier, or the judge (default: cais/HarmBench-Llama-2-13b-cls from the hub; where a "
-                            "GPU has no room for it or it cannot be fetched, the judge of --judge)")  # fmt: skip
+                            "classifier, or the judge (default: cais/HarmBench-Llama-2-13b-cls from the hub; without a "
+                            "GPU that holds it, or where it cannot be fetched, the judge of --judge)")  # fmt: skip
     group.add_argument("--classifier-tokenizer", metavar="DIR", help="where an endpoint's classifier has its tokenizer")
     group.add_argument("--classifier-prompt", type=Path, metavar="FILE", help="upstream's eval_utils.py")
 

@@ -78,7 +78,7 @@ def grade(args: argparse.Namespace, answered: list[Answered], prompts: JudgeProm
 
     found = grade_answers(answered, prompts, judge, args.seed, args.milestone == GATED, args.verbosity)
     renderer = renderer_of(judge.engine)
-    if renderer is not None and renderer.max_length < JUDGE_CONTEXT:
+    if renderer is not None and renderer.max_length < JUDGE_CONTEXT and not found.alarms:
         found.notes.append(
             f"MT-Bench: {judge.name} reads {renderer.max_length:,} tokens, and a comparison takes up to "
             f"{JUDGE_CONTEXT:,}: what left it too little room to write was not graded"

@@ -151,8 +151,8 @@ def _snapshot() -> str:
 def classifier_on_server(url: str, place: str | None, prompt: OfficialPrompt, **options: Any) -> OfficialClassifier:
     """The classifier that a server serves, asked in the official format: token ids of its own tokenizer.
 
-    `place` is a folder or hub id with that tokenizer (default: CLASSIFIER); `options` go to ServerEngine. Raises
-    EngineError and BadInputError, one line each.
+    `place` is a folder or hub id with that tokenizer (default: CLASSIFIER), and of several served models the one of
+    that name is meant; `options` go to ServerEngine. Raises EngineError and BadInputError, one line each.
     """
     from cai_experiment.engines.server import ServerEngine
     from cai_experiment.engines.server_address import read_address
@@ -167,7 +167,11 @@ def classifier_on_server(url: str, place: str | None, prompt: OfficialPrompt, **
             f"({type(error).__name__})",
             "connect to the internet once, or give a folder that holds it with --classifier-tokenizer",
         ) from None
-    engine = ServerEngine(url, place and Path(place).name, _renderer(tokenizer, config, generation), **options)
+    renderer = _renderer(tokenizer, config, generation)
+    try:
+        engine = ServerEngine(url, None, renderer, **options)
+    except BadInputError:  # it serves several: the one that is called as the tokenizer is
+        engine = ServerEngine(url, name, renderer, **options)
     if engine.dialect.kind != "ids":
         engine.close()
         raise EngineError(

@@ -52,12 +52,14 @@ def grade(
     `gated`: the milestone asks that MT-Bench is kept.
     """
     fit = fitness(prompts, judge, PART, verbosity)
-    if fit.alarms:
-        graded = ungraded(answered, "not asked: the judge is not fit to grade")
-    else:
-        graded = judge_answers(answered, prompts, judge, verbosity)
     fit.gates = fit.gates if gated else []
-    found = evaluate(graded, judge.name, seed, gated) + fit
+    if fit.alarms:
+        found = evaluate(ungraded(answered, "not asked: the judge is not fit to grade"), judge.name, seed, gated)
+        found.cases = []
+        found.notes = [f"MT-Bench: the answers were not graded, since {judge.name} is not fit to; name another --judge"]
+    else:
+        found = evaluate(judge_answers(answered, prompts, judge, verbosity), judge.name, seed, gated)
+    found += fit
     found.methods[NAME] = f"{judge.name}, at temperature 0, by judge prompts with sha256 {prompts.sha256[:12]}"
     return found
 
