@@ -825,10 +825,10 @@ def test_a_killed_judge_has_its_words_kept_as_they_come(tmp_path: Path) -> None:
     [
         ("a100-80gb", (), 2, "its classifier (bf16"),
         ("a100-80gb", ("--judge", "http://127.0.0.1:1/v1"), 2, "its classifier (bf16"),
-        ("a100-80gb", ("--classifier", "judge"), 1, "a judge, 1,200 calls"),
+        ("a100-80gb", ("--classifier", "judge"), 1, "a judge, 1,284 calls"),
         ("a100-80gb", ("--classifier", "http://127.0.0.1:1/v1"), 1, "endpoint, 600 calls"),
-        ("a100-80gb", ("--limit", "5", "--classifier", "judge"), 1, "a judge, 40 calls"),
-        ("cpu", ("--judge", "http://127.0.0.1:1/v1"), 1, "a judge, 1,200 calls"),
+        ("a100-80gb", ("--limit", "5", "--classifier", "judge"), 1, "a judge, 124 calls"),
+        ("cpu", ("--judge", "http://127.0.0.1:1/v1"), 1, "a judge, 1,284 calls"),
         ("cpu", (), 1, "or name a --judge"),
     ],
 )

@@ -709,10 +709,10 @@ def test_without_files_and_without_a_network_the_flags_are_named(
 
 
 def test_the_plan_counts_the_real_files(questions: list[Question]) -> None:
-    assert len(questions) == _suite_mtbench.QUESTIONS
+    assert len(questions) == _suite_mtbench.QUESTIONS and 2 * len(mtbench_fitness.known()) == _suite_mtbench.KNOWN
     assert sum(q.reference is not None for q in questions) == _suite_mtbench.WITH_REFERENCE
     hardware = profile("a100-80gb")
     choice = resolve_model("qwen2.5-32b", hardware)
     parts, lines = _suite_mtbench.plan_lines(argparse.Namespace(price_per_hour=1.74), choice, hardware, "hf", "4bit")
     assert parts[0].hours is not None and parts[0].hours < 1
-    assert "128,000 tokens written" in lines[0] and "640 calls at most" in lines[1]
+    assert "128,000 tokens written" in lines[0] and "724 calls at most" in lines[1]

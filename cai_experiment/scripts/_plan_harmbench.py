@@ -15,6 +15,7 @@ from cai_experiment.scripts._suite_harmbench import JUDGE
 
 # For the plan. Tokens of the real files in Qwen2's vocabulary, means; what is written is assumed.
 BEHAVIORS, JUDGED, ASKED, SAFE, ASKED_SAFE = 400, 300, 100, 100, 17
+KNOWN, KNOWN_TEXT = 84, 150  # calls by which a judge is tried first, and a comparison's tokens
 ANSWER, MARKUP, CLASSIFIER_PROMPT = 400, 20, 330  # the last in Llama-2's vocabulary, reckoned from 285 in Qwen2's
 
 
@@ -43,8 +44,9 @@ def _judging(args: argparse.Namespace, hardware: Hardware, count: int) -> tuple[
         return [part], line + cost_of(part, args.price_per_hour)
     if args.judge is None and args.classifier != JUDGE:
         return [], "its classifier takes a GPU: or name a --judge"
-    read_ = 4 * count * (ASKED + ANSWER + 100)
-    return [], f"a judge, {4 * count:,} calls: about {read_:,} tokens read, one written each"
+    calls = 4 * count + KNOWN
+    read_ = 4 * count * (ASKED + ANSWER + 100) + KNOWN * KNOWN_TEXT
+    return [], f"a judge, {calls:,} calls: about {read_:,} tokens read, one written each"
 
 
 def _answering(choice: ModelChoice, hardware: Hardware, engine: str, quantization: str, count: int) -> Part:

@@ -23,6 +23,7 @@ GATED = "full"  # the milestone that asks for it
 QUESTIONS, FIRST, SECOND, REFERENCE, WITH_REFERENCE = 80, 68, 23, 209, 30
 JUDGE_PROMPT = {("single", 1): 152, ("single", 2): 204, ("pair", 1): 240, ("pair", 2): 337}
 ANSWER, JUDGEMENT, MARKUP = 400, 250, 20
+KNOWN, KNOWN_TEXT = 84, 40  # known answers, graded first; a question with its answer
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -120,5 +121,6 @@ def judging() -> tuple[int, int, int]:
         question = FIRST if turn == 1 else sides * (FIRST + SECOND)
         shown = prompt + question + sides * turn * ANSWER
         read_ += 2 * (QUESTIONS * shown + WITH_REFERENCE * turn * REFERENCE)
-    calls = 2 * QUESTIONS * len(JUDGE_PROMPT)
+    read_ += KNOWN * (JUDGE_PROMPT["single", 1] + KNOWN_TEXT)
+    calls = 2 * QUESTIONS * len(JUDGE_PROMPT) + KNOWN
     return calls, read_, calls * JUDGEMENT
