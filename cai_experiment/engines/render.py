@@ -152,7 +152,7 @@ class Renderer:
         return (*pieces, whole)
 
     def _encode(self, text: str, markup: bool) -> tuple[int, ...]:
-        encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=not markup)
+        encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=not markup, verbose=False)
         return tuple(encoded.input_ids)
 
     def _find_end(self) -> int:

@@ -53,6 +53,7 @@ class Remembered:
         if completion.finish != "error":
             row = completion.as_dict() | {"logprobs": list(completion.logprobs)}
             self.journal.append({"key": key, "whose": self.whose, "completion": row})
+            self.found[key] = completion
 
 
 class Remembering:

@@ -178,7 +178,7 @@ class Target:
         from cai_experiment.judging.judge import Judge
 
         if self.args.judge is None:
-            base = self.speakers().base()
+            base = Remembering(self.speakers().base(), self.remembered(), "judge")
             return Judge(base, f"{shown(str(self.described()['model']))}, the base model")
         if self._judge is None or max_length is not None:
             self._close_judge()

@@ -61,6 +61,7 @@ METRICS: dict[str, Named] = {
     "refusal": _rate("answers that refuse", "helpful", "down"),
     "evasive": _rate("answers to HarmBench that refuse or evade", "other"),
     "mt_bench": Named("MT-Bench grade", "helpful", "up", unit="of 10", margin=0.2),
+    "mt_bench_known_answers": _rate("MT-Bench's judge right on known answers", "other", "up"),
     "mt_bench_pairwise": _rate("MT-Bench turns: trained preferred", "helpful", "up"),
     # lost
     "arithmetic": _rate("short sums right", "lost", "up"),
