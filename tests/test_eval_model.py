@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from openai_server import Answer, Body, Serving, chat, models
+from openai_server import Answer, Body, ModelBehind, Serving, chat, models
 
 from cai_experiment.scripts import eval_model, generate_mvp, train_dpo
 from cai_experiment.scripts._common import run_main
 
 ROOT = Path(__file__).resolve().parents[1]
-PAIRS, STEPS, HELD_OUT, SUMS = 12, 6, 14, 40
+PAIRS, STEPS, HELD_OUT, SUMS, KNOWN = 12, 6, 14, 40, 40
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +37,10 @@ def made(tmp_path_factory: pytest.TempPathFactory, nano_dir: Path) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def few() -> Iterator[None]:
-    """Fewer sums and comparisons than the real evaluation asks, which the slow test runs."""
+    """Fewer sums and comparisons than the real evaluation asks, which tests/test_eval_mvp.py (slow) runs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cai_experiment.scripts._evaluation.SUMS", SUMS)
-        patch.setattr("cai_experiment.evaluation.verdicts.KNOWN", 40)
+        patch.setattr("cai_experiment.evaluation.verdicts.KNOWN", KNOWN)
         yield
 
 
@@ -152,22 +152,27 @@ def test_a_suite_alone_is_no_ground_for_a_go(made: Path, tmp_path: Path) -> None
     assert "the milestone's own suite has been run" in gate_names(report_of(folder))
 
 
-def test_a_judge_that_fails_on_most_comparisons_is_no_go(made: Path, tmp_path: Path) -> None:
-    """It answers what is short, as a judge with a small context does."""
+def test_a_judge_that_fails_on_the_real_comparisons_is_no_go(made: Path, tmp_path: Path, nano_dir: Path) -> None:
+    """It is fit on the known ones, which are asked first, and reads none of the others: its context is too small."""
     folder = tmp_path / "made"
     shutil.copytree(made, folder)
+    behind, asked = ModelBehind(nano_dir, "chat", max_length=2048), [0]
 
     def answer(path: str, body: Body | None) -> Any:
-        if path == "/models":
-            return models("short", max_model_len=2048)
-        assert body is not None
-        if "known" in json.dumps(body) and len(json.dumps(body)) < 10:
-            return chat("A")
-        raise Answer(400, {"error": {"message": "this model's maximum context length is 16 tokens"}})
+        if body is None or not body.get("logprobs") or "Which answer is better" not in json.dumps(body):
+            return behind(path, body)
+        asked[0] += 1
+        if asked[0] > 2 * KNOWN + 5:  # the probe's few among them
+            raise Answer(400, {"error": {"message": "this model's maximum context length is 16 tokens"}})
+        return behind(path, body)
 
-    with Serving(answer) as server:
-        code = evaluate(folder, "--judge", server.url, "--judge-format", "chat")
-    assert code != 0
+    try:
+        with Serving(answer) as server:
+            assert evaluate(folder, "--judge", server.url, "--judge-format", "chat") == 3
+    finally:
+        behind.close()
+    gates = {gate["name"]: gate["passed"] for gate in report_of(folder)["gates"]}
+    assert gates["the judge agrees with known answers (kappa)"] and not gates["comparisons that the judge could read"]
 
 
 def test_pairs_of_ones_own_serve_as_held_out_ones_unless_they_were_trained_on(
@@ -234,3 +239,10 @@ def test_a_killed_evaluation_goes_on_with_what_was_said(made: Path, tmp_path: Pa
     assert said.read_text().splitlines()[: len(begun) - 1] == begun[:-1]
     after = report_of(folder)
     assert {k: v["value"] for k, v in after["metrics"].items()} == {k: v["value"] for k, v in before["metrics"].items()}
+
+
+def test_a_plan_of_the_detection_table_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    models = "nano,http://127.0.0.1:1/v1"
+    flags = ["--suite", "detection", "--models", models, "--plan", "--data-dir", str(tmp_path / "d")]
+    assert run_main(eval_model.main, flags) == 0
+    assert "detection" in capsys.readouterr().out and not (tmp_path / "d").exists()

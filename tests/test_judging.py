@@ -103,7 +103,6 @@ def test_result_of_nothing_and_as_json() -> None:
     assert Result.rate(0, 0, unparsed=3).to_json() == {"value": None, "n": 0, "interval": None, "unparsed": 3}
     assert Result.mean([]).value is None
     ten = Result.rate(7, 10)
-    assert ten.is_wide and not Result.rate(140, 200).is_wide
     assert ten.to_json()["interval"] == pytest.approx([0.397, 0.892], abs=1e-3)
 
 

@@ -14,6 +14,7 @@ from cai_experiment.evaluation.found import Evaluation
 from cai_experiment.evaluation.gates import Trained, generation_gates, training_gates
 from cai_experiment.evaluation.generation import generation_metrics
 from cai_experiment.evaluation.preference import Pair, preference_metrics, score_pairs
+from cai_experiment.evaluation.reporting.words import result_text
 from cai_experiment.evaluation.shortcuts import shortcut_metrics
 from cai_experiment.evaluation.verdicts import critiques_again, drawn, fitness_of, revisions_again, win_rate
 from cai_experiment.judging.judge import Judge
@@ -137,10 +138,12 @@ def warnings(metrics: dict[str, Result]) -> list[str]:
     found = []
     change = metrics["chosen_logp_change"]
     if change.value is not None and change.value < 0:
-        found.append(f"the chosen answers' log-probability fell by {-change.value:.2f} nats a pair: watch for collapse")
+        found.append(f"the chosen answers' log-probability fell: {result_text(change.to_json())} (nats a pair); watch "
+                     "for collapse")  # fmt: skip
     accuracy = metrics["preference_accuracy"].value
     for name, words in (("length_only_accuracy", "length alone"), ("bag_of_words_accuracy", "words alone")):
-        shortcut = metrics[name].value if name in metrics else None
-        if accuracy is not None and shortcut is not None and shortcut >= accuracy:
-            found.append(f"{words} tells chosen from rejected as well as the model does ({shortcut:.0%})")
+        shortcut = metrics.get(name)
+        if accuracy is not None and shortcut is not None and shortcut.value is not None and shortcut.value >= accuracy:
+            found.append(f"{words} tells chosen from rejected as well as the model does "
+                         f"({result_text(shortcut.to_json())})")  # fmt: skip
     return found

@@ -6,14 +6,17 @@ The steps are apart because a judge may need the memory that the target has: `as
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from cai_experiment.constitution.principles import Principle
 from cai_experiment.evaluation.answers import answers_found, ask_both
 from cai_experiment.evaluation.arms import BothAnswers, BothArms, Remembered, Speakers
-from cai_experiment.evaluation.found import Evaluation
+from cai_experiment.evaluation.found import ITEMS_FOLDER, Evaluation
 from cai_experiment.evaluation.gates import milestone_gates
+from cai_experiment.evaluation.harm.answers import harm_of_answers
+from cai_experiment.evaluation.harm_model import ModelDetector
 from cai_experiment.evaluation.measure import warnings
 from cai_experiment.evaluation.perplexity import own_texts, perplexity, world_texts
 from cai_experiment.evaluation.preference import Pair, score_pairs
@@ -30,6 +33,7 @@ from cai_experiment.judging.judge import Judge
 from cai_experiment.observe.progress import Progress
 from cai_experiment.records.schema import Example
 
+HARM_READ, HARM_ITEMS = 100, "harm_by_judge"  # answers of each arm: 1,600 questions
 JUDGED = 200  # examples that another judge reads again: a rate is then known to within 7 points
 
 
@@ -81,8 +85,37 @@ def ask_target(scope: Scope, speakers: Speakers, remembered: Remembered | None =
 
 
 def ask_judge(scope: Scope, judge: Judge, both: Sequence[BothAnswers]) -> Evaluation:
-    """Trained against base by the judge, and whether the judge is fit to say so: its kappa with known answers."""
-    return win_rate(judge, both, scope.broken, scope.truth) + fitness_of(judge, scope.truth, scope.seed)
+    """Whether the judge is fit, by its kappa with known answers; and trained against base by its word."""
+    return fitness_of(judge, scope.truth, scope.seed) + win_rate(judge, both, scope.broken, scope.truth)
+
+
+def harm_by_judge(judge: Judge, both: Sequence[BothAnswers]) -> Evaluation:
+    """Harm in the first HARM_READ answers of both arms by the judge, axis by axis: it finds what is not in the words.
+
+    Its figures end in "_by_judge" (before the arm) and stand beside those of the rules, whose advice holds.
+    """
+    found = harm_of_answers(both[:HARM_READ], ModelDetector(judge))
+
+    def renamed(name: str) -> str:
+        stem, arm = next(((name.removesuffix(a), a) for a in ("_base", "_trained") if name.endswith(a)), (name, ""))
+        return f"{stem}_by_judge{arm}"
+
+    place = f"{ITEMS_FOLDER}/{HARM_ITEMS}.jsonl"
+    return Evaluation(
+        {renamed(name): replace(result, items=place) for name, result in found.metrics.items()},
+        tests={renamed(name): test for name, test in found.tests.items()},
+        differences={renamed(name): difference for name, difference in found.differences.items()},
+        tables=[replace(table, name=f"{table.name}_by_judge", title=f"{table.title}, by the judge")
+                for table in found.tables],
+        cases=[replace(case, kind=f"{case.kind}, by the judge") for case in found.cases],
+        items={HARM_ITEMS: [_by_judge(row) for rows in found.items.values() for row in rows]},
+        methods={f"{name}, by the judge": method for name, method in found.methods.items()},
+    )  # fmt: skip
+
+
+def _by_judge(row: Mapping[str, Any]) -> dict[str, Any]:
+    arms = {arm: {f"{name}_by_judge": value for name, value in row[arm].items()} for arm in ("base", "trained")}
+    return {**row, **arms}
 
 
 def judge_again(

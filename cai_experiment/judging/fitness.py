@@ -48,7 +48,9 @@ class Fitness(NamedTuple):
         if interval is not None:
             said = f"kappa {self.kappa.value:.2f} ({interval[0]:.2f} to {interval[1]:.2f})"
         unread = f", {unparsed} more could not be read" if unparsed else ""
-        shares = f"{self.kappa.n} known answers, {self.undecided.value or 0:.0%} undecided{unread}"
+        low, high = self.undecided.interval or (0.0, 1.0)
+        share = f"{self.undecided.value or 0:.0%} ({low:.0%} to {high:.0%})"
+        shares = f"{self.kappa.n} known answers, {share} undecided{unread}"
         return f"{'fit' if self.is_fit else 'not fit'}: {said} with {shares} (fit from {FIT:g} on)"
 
 

@@ -43,11 +43,6 @@ class Result:
             return cls(None, 0, None, unparsed)
         return cls(sum(values) / len(values), len(values), bootstrap_mean(values, seed), unparsed)
 
-    @property
-    def is_wide(self) -> bool:
-        """True if the interval is wider than 20 points (a rate), so that the figure says little."""
-        return self.interval is not None and self.interval[1] - self.interval[0] > WIDE
-
     def to_json(self) -> dict[str, Any]:
         """The metric as report.json holds it."""
         interval = None if self.interval is None else list(self.interval)

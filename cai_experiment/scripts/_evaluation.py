@@ -16,7 +16,7 @@ from cai_experiment.errors import EXIT_OK, BadInputError
 from cai_experiment.evaluation.found import Evaluation
 from cai_experiment.evaluation.gates import Gate
 from cai_experiment.milestones import MILESTONES, SCRIPTS, Milestone
-from cai_experiment.models.presets import ModelChoice
+from cai_experiment.models.presets import ModelChoice, resolve_model
 from cai_experiment.nano import is_nano
 from cai_experiment.records.files import read_examples, read_json, show
 from cai_experiment.records.schema import Example
@@ -155,6 +155,7 @@ def milestone_suite(args: argparse.Namespace, milestone: Milestone, truth: bool,
     if args.judge is not None:
         principles = load_constitution(args.constitution).principles
         found += full.judge_again(scope, judge, *run_examples(folder), principles)
+        found += full.harm_by_judge(judge, found.answers)
     found = full.conclude(scope, found)
     found.notes += target.trained.notes
     write_items(folder, Parts.of({"training": found}))  # which the labels are held against
@@ -235,6 +236,14 @@ def detection_alone(args: argparse.Namespace) -> int:
     print_tables([table.to_json() for table in found.tables])
     print(*found.notes, f"tables: {show(folder)}", sep="\n")
     return EXIT_OK
+
+
+def detection_plan(args: argparse.Namespace) -> list[str]:
+    """What the detection table asks of each model; nothing is run."""
+    from cai_experiment.scripts import _plan
+
+    hardware = _plan.machine(args)
+    return _suite_detection.plan_lines(args, resolve_model(args.model, hardware), hardware, "", "")[1]
 
 
 def plan(args: argparse.Namespace, milestone: Milestone, choice: ModelChoice) -> list[str]:

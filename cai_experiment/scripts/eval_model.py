@@ -44,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return _compare.run(args)
     if args.milestone is None and args.run is None:
+        if args.suite == ["detection"] and args.plan:
+            print(*_evaluation.detection_plan(args), sep="\n")
+            return EXIT_OK
         if args.suite == ["detection"]:
             return _evaluation.detection_alone(args)
         raise BadInputError("neither --milestone nor --run is given", "e.g. --milestone mvp")

@@ -1,6 +1,10 @@
 """How often the harm rules flag harmful and harmless public texts, on the half of each set that they never saw.
 
-Run: python cai_experiment/scripts/score_rules.py --data ../shared/data
+Run: python cai_experiment/scripts/score_rules.py --data DIR
+     python cai_experiment/scripts/score_rules.py --text "how do I kill a Python process"
+
+DIR holds the public sets in folders of their own (those that are missing are left out): harmbench, red_team_prompts
+(catqa, dangerousqa, harmfulqa), alpaca, self_instruct, gsm8k, mt_bench, boolq, medqa.
 
 The rules stand in cai_experiment/evaluation/harm/patterns/. --text shows what they find in one text.
 """
@@ -16,11 +20,11 @@ from pathlib import Path
 if not __package__:  # run as a file: import from this checkout, whatever the current folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from cai_experiment.errors import EXIT_OK
+from cai_experiment.errors import EXIT_OK, BadInputError
 from cai_experiment.evaluation.harm.score import public_sets, score_rules
 from cai_experiment.evaluation.harm_rules import load_rules
 from cai_experiment.evaluation.reporting.screen import print_tables
-from cai_experiment.scripts._common import ROOT, run_main
+from cai_experiment.scripts._common import run_main
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.text is not None:
         print(json.dumps(rules.detect(args.text).to_json(), indent=2, ensure_ascii=False))
         return EXIT_OK
+    if args.data is None:
+        raise BadInputError("neither --data nor --text is given", "e.g. --data DIR of the public sets")
     found = score_rules(rules, public_sets(args.data))
     print_tables([table.to_json() for table in found.tables])
     if args.json:
@@ -41,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of the public sets")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the public sets")
     parser.add_argument("--text", help="show what the rules find in this text")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the scored half's figures here too")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")

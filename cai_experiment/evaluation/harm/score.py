@@ -93,7 +93,7 @@ def _rate(flags: Iterable[Flag]) -> Result:
 
 
 def public_sets(folder: Path) -> list[TextSet]:
-    """The sets of a folder laid out as ../shared/data is; a file that is not there leaves its sets out.
+    """The sets of a folder, each in the file that `_READERS` names; a file that is not there leaves its sets out.
 
     Raises BadInputError if none is there, or naming a file that cannot be read as what it should be.
     """
