@@ -33,6 +33,7 @@ from cai_experiment.scripts import (
     _plan,
     _plan_parts,
     doctor,
+    eval_model,
     generate_full,
     generate_mvp,
     test_batch,
@@ -588,6 +589,9 @@ def test_the_readmes_budgets_are_the_plans(planned: Planned) -> None:
     assert f"`--backend fast`\nplans training at {cost(fast)}" in text
     assert "this plan is 7.7 hours over it" in found["M3"]["budget"] and "the whole is 7.7 hours over 5" in text
     assert "over it" not in found["M2"]["budget"]
+    cells = next(line for line in rows if line.startswith("| full evaluation ")).split("|")[2:4]
+    full = [planned(eval_model, "--milestone", name, *pod)["total"] for name in ("mvp", "full")]
+    assert [cell.strip() for cell in cells] == full
 
 
 def test_the_small_milestones_load_once(planned: Planned) -> None:

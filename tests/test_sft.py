@@ -352,11 +352,11 @@ def test_several_processes_cannot_warm_up(monkeypatch: pytest.MonkeyPatch) -> No
 def test_one_command_warms_up_trains_resumes_and_reports(
     tmp_path: Path, nano_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cai_experiment.evaluation import measure
+    from cai_experiment.evaluation import answers, measure
     from cai_experiment.nano.world import held_out_questions
 
     monkeypatch.setattr(measure, "HELD_OUT", 4)
-    monkeypatch.setattr(measure, "arithmetic_questions", lambda count, seed: [("What is 1 + 1?", 2)])
+    monkeypatch.setattr(answers, "arithmetic_questions", lambda count, seed: [("What is 1 + 1?", "2")])
     drawn = held_out_questions(4, 0)
     pairs, helpful = tmp_path / "own.jsonl", tmp_path / "helpful.jsonl"
     things = ("chair", "fence", "coat", "kettle", "gate", "shoe", "lamp", "sack", "bowl", "tent", "kite", "bag")
