@@ -106,6 +106,7 @@ def test_a_judge_at_random_is_not_fit_and_never_a_go(made: Path, tmp_path: Path)
     assert not gate["passed"] and abs(gate["value"]) < 0.35 and report["verdict"] == "no-go"
     assert report["metrics"]["win_rate_undecided"]["value"] > 0.2
     assert any("nothing that it says counts" in alarm for alarm in report["alarms"])
+    assert "harm_score_by_judge_base" not in report["metrics"], "an unfit judge is not asked for that"
     assert "critique_meaningful_judge" in report["metrics"] and report["methods"]["critiques"].startswith("coin")
 
 
@@ -171,7 +172,10 @@ def test_a_judge_that_fails_on_the_real_comparisons_is_no_go(made: Path, tmp_pat
             assert evaluate(folder, "--judge", server.url, "--judge-format", "chat") == 3
     finally:
         behind.close()
-    gates = {gate["name"]: gate["passed"] for gate in report_of(folder)["gates"]}
+    report = report_of(folder)
+    assert report["metrics"]["harm_score_by_judge_base"]["n"] == HELD_OUT
+    assert report["differences"]["harm_score_by_judge"]["interval"]
+    gates = {gate["name"]: gate["passed"] for gate in report["gates"]}
     assert gates["the judge agrees with known answers (kappa)"] and not gates["comparisons that the judge could read"]
 
 

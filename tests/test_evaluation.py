@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Iterable, Iterator
 
 import pytest
+from adapters import with_fresh_adapter
 
 from cai_experiment.constitution.prompts import NO_ISSUE, Turn, ask_for_answer
 from cai_experiment.engines.base import Completion, Prompt
@@ -84,16 +85,9 @@ class Loaded:
 @pytest.fixture(scope="module")
 def loaded(tiny_model_dir: Path) -> Loaded:
     """The tiny model in memory with a fresh adapter, and both layouts' renderers."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     from cai_experiment.engines.render import Renderer
 
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
-    torch.manual_seed(0)
-    base = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32)
-    model = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))
+    model, tokenizer = with_fresh_adapter(tiny_model_dir)
     return Loaded(model, tokenizer, {layout: Renderer(tokenizer, layout, 2048) for layout in ("chat", "base")})
 
 

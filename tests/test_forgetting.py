@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Iterator
 
 import pytest
+from adapters import with_fresh_adapter
 
 from cai_experiment.constitution.prompts import ask_for_answer
 from cai_experiment.engines.base import Completion
@@ -38,16 +39,9 @@ from cai_experiment.scripts import _suite_forgetting
 @pytest.fixture(scope="module")
 def adapted(nano_dir: Path) -> Speakers:
     """The shipped model with a fresh adapter, which changes nothing."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     from cai_experiment.engines.render import Renderer
 
-    tokenizer = AutoTokenizer.from_pretrained(nano_dir)
-    torch.manual_seed(0)
-    base = AutoModelForCausalLM.from_pretrained(nano_dir, dtype=torch.float32)
-    model = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))
+    model, tokenizer = with_fresh_adapter(nano_dir)
     return Speakers(model, tokenizer, Renderer(tokenizer, "chat", 2048), transformers_engine)
 
 

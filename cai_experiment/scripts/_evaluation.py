@@ -14,7 +14,7 @@ from cai_experiment.constitution.principles import load_constitution
 from cai_experiment.constitution.prompts import ask_for_answer
 from cai_experiment.errors import EXIT_OK, BadInputError
 from cai_experiment.evaluation.found import Evaluation
-from cai_experiment.evaluation.gates import Gate
+from cai_experiment.evaluation.gates import FIT, Gate
 from cai_experiment.milestones import MILESTONES, SCRIPTS, Milestone
 from cai_experiment.models.presets import ModelChoice, resolve_model
 from cai_experiment.nano import is_nano
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 PLUMBING_ONLY = ("single", "batch")
 NOT_YET = "the milestone's own suite has been run"  # without it other suites are no ground for a go
+NO_DPO_GATES = "DPO's own gates (train_dpo.py writes them)"  # which no suite measures at milestones 0 and 1
 SUMS = 400  # short sums: a rate of 98% is then known to within 2 points
 AFTER_EVALUATION = {
     "single": f"{SCRIPTS}test_batch.py", "batch": f"{SCRIPTS}generate_mvp.py", "mvp": f"{SCRIPTS}generate_full.py",
@@ -99,7 +100,8 @@ def add_to_report(
     found.gates = [replace(gate, part=part) for gate in found.gates]
     parts = {part: found}
     if part != "training" and not has_gates(folder, "training", target.trained.sha256):
-        parts["training"] = Evaluation(gates=[Gate(NOT_YET, None, "=", 1.0, None, 0, "training")])
+        missing = NO_DPO_GATES if milestone.name in PLUMBING_ONLY else NOT_YET
+        parts["training"] = Evaluation(gates=[Gate(missing, None, "=", 1.0, None, 0, "training")])
     accepted, rejected = run_examples(folder)
     facts = RunFacts(
         milestone, args.run, accepted, rejected,
@@ -155,7 +157,8 @@ def milestone_suite(args: argparse.Namespace, milestone: Milestone, truth: bool,
     if args.judge is not None:
         principles = load_constitution(args.constitution).principles
         found += full.judge_again(scope, judge, *run_examples(folder), principles)
-        found += full.harm_by_judge(judge, found.answers)
+        if (found.metrics["judge_fitness"].value or 0.0) >= FIT:  # 1,600 questions are not put to another
+            found += full.harm_by_judge(judge, found.answers)
     found = full.conclude(scope, found)
     found.notes += target.trained.notes
     write_items(folder, Parts.of({"training": found}))  # which the labels are held against

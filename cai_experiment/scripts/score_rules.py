@@ -24,7 +24,7 @@ from cai_experiment.errors import EXIT_OK, BadInputError
 from cai_experiment.evaluation.harm.score import public_sets, score_rules
 from cai_experiment.evaluation.harm_rules import load_rules
 from cai_experiment.evaluation.reporting.screen import print_tables
-from cai_experiment.scripts._common import run_main
+from cai_experiment.scripts._common import plain_parser, run_main
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,11 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = plain_parser(__doc__)
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the public sets")
     parser.add_argument("--text", help="show what the rules find in this text")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the scored half's figures here too")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
 
 
