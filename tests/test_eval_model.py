@@ -69,6 +69,7 @@ def test_the_milestones_suite_measures_everything_on_separate_instructions(made:
     assert not trained_on & {row["instruction"] for row in held_out}
     assert {"length_only_accuracy", "bag_of_words_accuracy", "judge_fitness", "win_rate", "harm_score_base",
             "clean_nll_trained", "repetition_base"} <= metrics.keys()  # fmt: skip
+    assert report["settings"]["training"]["steps"] == STEPS, "an ablation of training is told apart by it"
     gates = {gate["name"] for gate in report["gates"]}
     assert {"no collapse", "quality up: fewer flawed answers", "no forgetting: arithmetic"} <= gates
     assert {"preference_by_principle", "win_rate_by_principle", "collapse"} <= {t["name"] for t in report["tables"]}

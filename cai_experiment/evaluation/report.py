@@ -37,6 +37,7 @@ class RunFacts:
     one to its peak of GPU memory ("allocated" and "reserved" GB; None without a GPU); `history` is training's
     metrics.jsonl; `dataset` is `describe_pairs`' part, of the run that made the pairs; `next_command` follows a go.
     `adapter` is a hash of the trained weights: of an earlier report on others, only generation's part is kept.
+    `trained_with` are its training's settings, where the part measured is another (train_dpo.py --no-eval wrote none).
     """
 
     milestone: Milestone
@@ -52,6 +53,7 @@ class RunFacts:
     peak_gpu_gb: Mapping[str, Mapping[str, float] | None] = field(default_factory=dict)
     settings_part: str = ""
     adapter: str = ""
+    trained_with: Mapping[str, Any] = field(default_factory=dict)
 
 
 def write_report(folder: Path, evaluation: Evaluation | Mapping[str, Evaluation], facts: RunFacts) -> dict[str, Any]:
@@ -124,12 +126,20 @@ def build_report(parts: Parts, facts: RunFacts, earlier: Mapping[str, Any]) -> d
         **found,
         "counts": _counts(facts),
         **_time_and_cost(facts, earlier),
-        "settings": {**earlier.get("settings", {}), part: dict(facts.settings)},
+        "settings": {**_settings(facts, earlier), part: dict(facts.settings)},
         "dataset": facts.dataset or earlier.get("dataset"),
         "history": list(facts.history) or earlier.get("history", []),
         "adapter": facts.adapter or ("" if "training" in parts.measured else earlier.get("adapter", "")),
         "next": facts.next_command,
     }
+
+
+def _settings(facts: RunFacts, earlier: Mapping[str, Any]) -> dict[str, Any]:
+    """The earlier report's settings by part, those of training completed."""
+    known = dict(earlier.get("settings", {}))
+    if facts.trained_with:
+        known["training"] = {**known.get("training", {}), **facts.trained_with}
+    return known
 
 
 def _inspect_command(folder: Path, run: str) -> str:

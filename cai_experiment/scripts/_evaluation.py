@@ -111,7 +111,7 @@ def add_to_report(
         price_per_hour=args.price_per_hour,
         next_command=next_command(args, milestone, AFTER_EVALUATION[milestone.name]),
         history=[] if target.trained.result is None else target.trained.result.history,
-        settings_part=f"evaluation: {suite}", adapter=target.trained.sha256,
+        settings_part=f"evaluation: {suite}", adapter=target.trained.sha256, trained_with=target.trained.settings,
     )  # fmt: skip
     return write_report(folder, parts, facts)
 
