@@ -438,8 +438,8 @@ def test_the_advice_follows_the_seeds_tree() -> None:
 
 def test_the_advice_names_models_that_can_be_asked_for() -> None:
     from cai_experiment.evaluation.harm.answers import TWO_MODELS
+    from cai_experiment.models.choice import resolve_model
     from cai_experiment.models.hardware import Hardware
-    from cai_experiment.models.presets import resolve_model
 
     flags = TWO_MODELS.split()
     assert flags[::2] == ["--critic", "--generator"]

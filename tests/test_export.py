@@ -20,8 +20,8 @@ import pytest
 
 from cai_experiment.engines.weights import weights_hash
 from cai_experiment.errors import BadInputError, DiskError, EngineError
+from cai_experiment.models.choice import resolve_model
 from cai_experiment.models.hardware import detect
-from cai_experiment.models.presets import resolve_model
 from cai_experiment.scripts import export_model
 from cai_experiment.scripts._common import run_main
 from cai_experiment.training import checkpoints

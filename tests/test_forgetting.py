@@ -28,8 +28,8 @@ from cai_experiment.evaluation.collapse import collapse_watch
 from cai_experiment.evaluation.forgetting import kept_gate, paired, score_sums, width_note
 from cai_experiment.evaluation.ngrams import distinct_n, jackknife_error, ngrams, repetition, units
 from cai_experiment.judging.result import Result
+from cai_experiment.models.choice import resolve_model
 from cai_experiment.models.hardware import PROFILES
-from cai_experiment.models.presets import resolve_model
 from cai_experiment.nano.truth import find_flaws
 from cai_experiment.nano.world import held_out_questions
 from cai_experiment.observe.progress import Progress

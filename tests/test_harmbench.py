@@ -833,7 +833,7 @@ def test_a_killed_judge_has_its_words_kept_as_they_come(tmp_path: Path) -> None:
     ],
 )
 def test_the_plan_says_hours_and_dollars(machine: str, flags: tuple[str, ...], parts: int, says: str) -> None:
-    from cai_experiment.models.presets import resolve_model
+    from cai_experiment.models.choice import resolve_model
     from cai_experiment.scripts._plan_harmbench import plan_lines
 
     choice = resolve_model("qwen2.5-32b", A100)

@@ -14,8 +14,8 @@ import pytest
 from cai_experiment.engines.load import LoadSettings, load_engine
 from cai_experiment.errors import BadInputError
 from cai_experiment.milestones import MILESTONES
+from cai_experiment.models.choice import resolve_model
 from cai_experiment.models.hardware import profile
-from cai_experiment.models.presets import resolve_model
 from cai_experiment.pipeline.known import KnownTexts
 from cai_experiment.records.files import read_jsonl, write_jsonl
 from cai_experiment.records.manifest import Manifest

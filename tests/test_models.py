@@ -21,9 +21,11 @@ from cai_experiment.engines import load
 from cai_experiment.engines.base import Completion, Prompt
 from cai_experiment.engines.render import Renderer
 from cai_experiment.errors import BadInputError
-from cai_experiment.models import disk, hardware, memory, plan, presets, serving, training_memory, workload
+from cai_experiment.models import choice as choice_module
+from cai_experiment.models import disk, hardware, memory, plan, serving, training_memory, workload
+from cai_experiment.models.choice import resolve_model
 from cai_experiment.models.hardware import PROFILES, Hardware
-from cai_experiment.models.presets import PRESETS, resolve_model
+from cai_experiment.models.presets import PRESETS
 from cai_experiment.models.training_plan import Lengths, TrainingWork
 from cai_experiment.models.workload import Tokens, Workload
 from cai_experiment.pipeline.instruct import Instruction
@@ -147,7 +149,7 @@ def test_the_hardware_chooses_and_the_choice_fits(machine: Hardware, key: str) -
     assert choice.name == key
     if machine.kind == "cuda" and key != "nano":
         assert machine.gpu_name in choice.reason
-        assert choice.preset is not None and presets.qlora_need_gb(choice.preset) <= machine.vram_gb
+        assert choice.preset is not None and choice_module.qlora_need_gb(choice.preset) <= machine.vram_gb
 
 
 def test_the_32b_preset_means_the_base_model_and_shorter_keys_the_instruct_models() -> None:
@@ -167,7 +169,7 @@ def test_names_hub_ids_and_folders(tiny_model_dir: Path) -> None:
 def test_the_shipped_models_folder_is_its_preset(nano_dir: Path) -> None:
     choice = resolve_model(str(nano_dir), CPU)
     assert choice.preset is PRESETS["nano"]
-    assert presets.numbers_of(choice).parameters < 5e6
+    assert choice_module.numbers_of(choice).parameters < 5e6
 
 
 @pytest.mark.parametrize(

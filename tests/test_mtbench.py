@@ -38,8 +38,8 @@ from cai_experiment.evaluation.benchmarks.mtbench_rows import JudgePrompts, Ques
 from cai_experiment.evaluation.found import Evaluation
 from cai_experiment.evaluation.mtbench import Answered, generate
 from cai_experiment.judging.result import paired_bootstrap
+from cai_experiment.models.choice import resolve_model
 from cai_experiment.models.hardware import profile
-from cai_experiment.models.presets import resolve_model
 from cai_experiment.observe.progress import Progress
 from cai_experiment.scripts import _suite_mtbench
 from tests.openai_server import Answer, Body, Serving, chat, models

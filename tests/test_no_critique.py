@@ -15,7 +15,7 @@ from cai_experiment.engines.base import Completion, Prompt
 from cai_experiment.errors import EXIT_NO_GO, EXIT_OK, BadInputError
 from cai_experiment.evaluation.gates import generation_gates
 from cai_experiment.evaluation.generation import generation_metrics
-from cai_experiment.models.presets import resolve_model
+from cai_experiment.models.choice import resolve_model
 from cai_experiment.models.workload import Tokens, Workload
 from cai_experiment.observe.content_logger import ContentLogger
 from cai_experiment.observe.progress import Progress

@@ -453,8 +453,8 @@ def test_a_4_bit_model_computes_in_bfloat16_after_a_training_too(tmp_path: Path,
 
 
 def test_unsloth_in_several_processes_is_refused_before_and_after_loading(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cai_experiment.models.choice import resolve_model
     from cai_experiment.models.hardware import profile
-    from cai_experiment.models.presets import resolve_model
     from cai_experiment.scripts import _training
     from cai_experiment.training import processes
     from cai_experiment.training.backends import backend_of

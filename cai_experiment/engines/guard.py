@@ -23,7 +23,7 @@ from cai_experiment.models.hardware import Hardware
 
 if TYPE_CHECKING:
     from cai_experiment.engines.render import Renderer
-    from cai_experiment.models.presets import ModelChoice
+    from cai_experiment.models.choice import ModelChoice
 
 __all__ = ["CATEGORY_WORDS", "Guard", "GuardChoice", "GuardSettings", "GuardVerdict", "check_guard", "load_guard"]
 
@@ -196,7 +196,7 @@ def _load_shipped(choice: GuardChoice) -> Engine:
 
 def _load(choice: GuardChoice, hardware: Hardware) -> Engine:
     """The engine over the guard's weights, with the guard's own template."""
-    from cai_experiment.models.presets import ModelChoice
+    from cai_experiment.models.choice import ModelChoice
 
     model_choice = ModelChoice(choice.name, choice.place, None, "chat", choice.reason)
     if choice.engine == "vllm":

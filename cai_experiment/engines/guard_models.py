@@ -15,10 +15,11 @@ from pathlib import Path
 
 from cai_experiment.engines.weights import check_folder
 from cai_experiment.errors import BadInputError, DiskError, EngineError, UserError
+from cai_experiment.models.choice import resolve_model
 from cai_experiment.models.disk import downloaded_gb, free_gb, hub_cache
 from cai_experiment.models.hardware import Hardware
 from cai_experiment.models.memory import Architecture, vram_gb, weights_gb
-from cai_experiment.models.presets import NANO_DIR, resolve_model
+from cai_experiment.models.presets import NANO_DIR
 from cai_experiment.models.serving import VLLM_WORK_GB, usable_gb, vllm_rows
 
 AUTO = "auto"

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from cai_experiment.engines.weights import check_folder, keep_trainable, loading_error, weights_hash
 from cai_experiment.errors import BadInputError, DiskError, EngineError, UserError
+from cai_experiment.models.choice import ModelChoice, resolve_model
 from cai_experiment.models.hardware import Hardware, detect
 from cai_experiment.models.plan import of_both
-from cai_experiment.models.presets import PRESETS, ModelChoice, resolve_model
+from cai_experiment.models.presets import PRESETS
 from cai_experiment.models.serving import auto_engine, disk_refusal, files_for
 
 if TYPE_CHECKING:

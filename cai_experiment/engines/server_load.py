@@ -12,8 +12,9 @@ from cai_experiment.engines.server_address import read_address
 from cai_experiment.engines.server_client import Client
 from cai_experiment.engines.server_probe import choose_model, same_name
 from cai_experiment.errors import BadInputError
+from cai_experiment.models.choice import ModelChoice, resolve_model
 from cai_experiment.models.hardware import Hardware
-from cai_experiment.models.presets import PRESETS, ModelChoice, resolve_model
+from cai_experiment.models.presets import PRESETS
 
 if TYPE_CHECKING:
     from cai_experiment.engines.load import LoadSettings

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from cai_experiment.engines.vllm import VLLMEngine, VLLMSettings
 from cai_experiment.engines.weights import check_folder, loading_error, weights_hash
 from cai_experiment.errors import BadInputError, UserError
+from cai_experiment.models.choice import ModelChoice
 from cai_experiment.models.disk import folder_gb
 from cai_experiment.models.hardware import Hardware
 from cai_experiment.models.memory import Architecture, weights_gb
-from cai_experiment.models.presets import ModelChoice
 from cai_experiment.models.serving import tensor_parallel, vllm_rows
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cai_experiment.models.choice import ModelChoice, numbers_of
 from cai_experiment.models.hardware import Hardware, gpu_speed
 from cai_experiment.models.memory import (
     GB,
@@ -16,7 +17,6 @@ from cai_experiment.models.memory import (
     kv_bytes_per_token,
     weights_gb,
 )
-from cai_experiment.models.presets import ModelChoice, numbers_of
 from cai_experiment.models.serving import LIVE_ROW_TOKENS, known_numbers, tensor_parallel, usable_gb, vllm_rows
 from cai_experiment.models.workload import BATCH, Tokens, Workload
 

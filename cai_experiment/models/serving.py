@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Callable, NamedTuple
 
+from cai_experiment.models.choice import ModelChoice
 from cai_experiment.models.disk import (
     downloaded_4bit_gb,
     downloaded_gb,
@@ -20,7 +21,6 @@ from cai_experiment.models.disk import (
 )
 from cai_experiment.models.hardware import Hardware
 from cai_experiment.models.memory import GB, Architecture, kv_bytes_per_token, weights_gb
-from cai_experiment.models.presets import ModelChoice
 
 VLLM_SHARE = 0.92  # of the GPU's memory: vLLM's own default
 VLLM_WORK_GB = 4.0  # activations of 8,192 tokens a step, logits, CUDA graphs (an estimate; vLLM measures its own)

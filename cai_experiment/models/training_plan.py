@@ -9,6 +9,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from cai_experiment.models.choice import ModelChoice, numbers_of, resolve_model
 from cai_experiment.models.hardware import Hardware, gpu_speed
 from cai_experiment.models.memory import GB, LORA_RANK, Architecture
 from cai_experiment.models.plan import (
@@ -21,7 +22,7 @@ from cai_experiment.models.plan import (
     start_hours,
     tokens_per_second,
 )
-from cai_experiment.models.presets import PRESETS, ModelChoice, numbers_of, resolve_model
+from cai_experiment.models.presets import PRESETS
 from cai_experiment.models.training_memory import (
     CPU_SHARE,
     GPU_SHARE,

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cai_experiment.models.presets import NANO_DIR, ModelChoice
+from cai_experiment.models.choice import ModelChoice
+from cai_experiment.models.presets import NANO_DIR
 
 ANSWER_TOKENS, CRITIQUE_TOKENS = 250, 100  # about half of what the spec allows (500, 300)
 NANO_ANSWER_TOKENS, NANO_CRITIQUE_TOKENS = 60, 30  # the shipped model's world is three sentences an answer

@@ -33,10 +33,10 @@ from typing import TYPE_CHECKING, Any
 
 from cai_experiment.errors import BadInputError, EngineError
 from cai_experiment.milestones import PACKAGE
+from cai_experiment.models.choice import resolve_model
 from cai_experiment.models.hardware import PROFILES, detect
 from cai_experiment.models.memory import weights_gb
 from cai_experiment.models.plan import in_words, start_hours
-from cai_experiment.models.presets import resolve_model
 from cai_experiment.models.serving import actor_gpus, known_numbers
 
 if TYPE_CHECKING:

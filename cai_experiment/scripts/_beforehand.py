@@ -7,8 +7,8 @@ import json
 from typing import Any
 
 from cai_experiment.milestones import Milestone
+from cai_experiment.models.choice import ModelChoice
 from cai_experiment.models.hardware import detect
-from cai_experiment.models.presets import ModelChoice
 from cai_experiment.pipeline.settings import RunSettings
 from cai_experiment.records.files import ExampleFile, ends_whole
 from cai_experiment.records.manifest import Manifest

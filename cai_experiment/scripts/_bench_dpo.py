@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from cai_experiment.errors import BadInputError, EngineError
+from cai_experiment.models.choice import numbers_of, resolve_model
 from cai_experiment.models.hardware import detect
 from cai_experiment.models.memory import Architecture
-from cai_experiment.models.presets import numbers_of, resolve_model
 from cai_experiment.scripts._bench_figures import Figure, Report, Rounds, Say, interleaved, medians
 from cai_experiment.scripts._bench_head import head_memory
 from cai_experiment.scripts._bench_setting import setting_of

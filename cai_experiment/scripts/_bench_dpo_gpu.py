@@ -26,9 +26,10 @@ if not __package__:  # run as a file: import from this checkout, whatever the cu
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from cai_experiment.errors import BadInputError
+from cai_experiment.models.choice import ModelChoice, resolve_model
 from cai_experiment.models.hardware import Hardware, detect, gpu_speed
 from cai_experiment.models.memory import GB
-from cai_experiment.models.presets import PRESETS, ModelChoice, resolve_model
+from cai_experiment.models.presets import PRESETS
 from cai_experiment.models.training_plan import Lengths, TrainingWork
 from cai_experiment.scripts._bench_figures import Figure, Report, Say
 from cai_experiment.scripts._bench_gpu import shrunk

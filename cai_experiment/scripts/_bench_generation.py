@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from cai_experiment.constitution.principles import load_constitution
+from cai_experiment.models.choice import numbers_of, resolve_model
 from cai_experiment.models.hardware import detect
 from cai_experiment.models.memory import Architecture
-from cai_experiment.models.presets import numbers_of, resolve_model
 from cai_experiment.observe.content_logger import ContentLogger
 from cai_experiment.observe.progress import Progress
 from cai_experiment.pipeline.instruct import Instruction

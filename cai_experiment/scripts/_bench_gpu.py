@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from cai_experiment.engines.base import Completion, Prompt
 from cai_experiment.errors import BadInputError
+from cai_experiment.models.choice import numbers_of
 from cai_experiment.models.hardware import Hardware, detect, gpu_speed
 from cai_experiment.models.memory import GB, Architecture, kv_bytes_per_token, weights_gb
-from cai_experiment.models.presets import ModelPreset, numbers_of
+from cai_experiment.models.presets import ModelPreset
 from cai_experiment.models.workload import ANSWER_TOKENS, CRITIQUE_TOKENS
 from cai_experiment.scripts._bench_chain import instructions_for, stage_settings
 from cai_experiment.scripts._bench_figures import Figure, Report, Say

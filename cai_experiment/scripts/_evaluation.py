@@ -16,7 +16,7 @@ from cai_experiment.errors import EXIT_OK, BadInputError
 from cai_experiment.evaluation.found import Evaluation
 from cai_experiment.evaluation.gates import FIT, Gate
 from cai_experiment.milestones import MILESTONES, SCRIPTS, Milestone
-from cai_experiment.models.presets import ModelChoice, resolve_model
+from cai_experiment.models.choice import ModelChoice, resolve_model
 from cai_experiment.nano import is_nano
 from cai_experiment.records.files import read_examples, read_json, show
 from cai_experiment.records.schema import Example

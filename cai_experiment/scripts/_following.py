@@ -8,8 +8,9 @@ from typing import Any
 
 from cai_experiment.errors import BadInputError
 from cai_experiment.milestones import Milestone
+from cai_experiment.models.choice import resolve_model
 from cai_experiment.models.hardware import detect
-from cai_experiment.models.presets import PRESETS, resolve_model
+from cai_experiment.models.presets import PRESETS
 from cai_experiment.records.files import show
 from cai_experiment.scripts._common import base_parser
 from cai_experiment.scripts._inputs import earlier

@@ -19,9 +19,10 @@ from cai_experiment.constitution.principles import load_constitution
 from cai_experiment.engines.load import ELSEWHERE
 from cai_experiment.errors import BadInputError
 from cai_experiment.milestones import Milestone
+from cai_experiment.models.choice import ModelChoice, resolve_model
 from cai_experiment.models.hardware import Hardware, detect
 from cai_experiment.models.plan import Part as PlanPart
-from cai_experiment.models.presets import PRESETS, ModelChoice, resolve_model
+from cai_experiment.models.presets import PRESETS
 from cai_experiment.models.workload import Workload
 from cai_experiment.pipeline.evaluation_sets import EvaluationSet
 from cai_experiment.pipeline.gate import GateSettings

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from cai_experiment.errors import BadInputError
 from cai_experiment.milestones import MILESTONES, Milestone
+from cai_experiment.models.choice import ModelChoice, resolve_model
 from cai_experiment.models.hardware import Hardware, detect
-from cai_experiment.models.presets import ModelChoice, resolve_model
 from cai_experiment.nano import is_nano
 from cai_experiment.pipeline.evaluation_sets import EvaluationSet, read_evaluation_set, shipped_sets
 from cai_experiment.pipeline.instruct import SELF, Instruction

@@ -14,8 +14,8 @@ from cai_experiment.constitution.principles import load_constitution
 from cai_experiment.engines.load import ELSEWHERE
 from cai_experiment.errors import EXIT_NO_GO, EXIT_OK, BadInputError
 from cai_experiment.milestones import MILESTONES, SCRIPTS, Milestone
+from cai_experiment.models.choice import ModelChoice
 from cai_experiment.models.hardware import detect
-from cai_experiment.models.presets import ModelChoice
 from cai_experiment.pipeline.settings import RunSettings
 from cai_experiment.records.files import ExampleFile
 from cai_experiment.records.manifest import Manifest

@@ -11,10 +11,11 @@ from cai_experiment.constitution.principles import load_constitution
 from cai_experiment.constitution.prompts import ask_for_answer
 from cai_experiment.engines.guard_models import AUTO, is_shipped
 from cai_experiment.milestones import MILESTONES, Milestone
+from cai_experiment.models.choice import ModelChoice, numbers_of, resolve_model
 from cai_experiment.models.disk import checkpoints_gb
 from cai_experiment.models.hardware import Hardware, detect, profile
 from cai_experiment.models.plan import Part, in_words
-from cai_experiment.models.presets import NANO_DIR, ModelChoice, numbers_of, resolve_model
+from cai_experiment.models.presets import NANO_DIR
 from cai_experiment.models.workload import Tokens, Workload
 from cai_experiment.pipeline.guarding import EXPECTED, spare_for
 from cai_experiment.pipeline.length_matching import BLOCK, KEEP

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 
+from cai_experiment.models.choice import ModelChoice, numbers_of
 from cai_experiment.models.disk import downloaded_gb
 from cai_experiment.models.hardware import Hardware
 from cai_experiment.models.memory import weights_gb
 from cai_experiment.models.plan import Part, memory_gb, rows_of, start_hours, tokens_per_second
-from cai_experiment.models.presets import ModelChoice, numbers_of
 from cai_experiment.scripts._judge import is_url
 from cai_experiment.scripts._plan_parts import cost_of, in_line
 from cai_experiment.scripts._suite_harmbench import JUDGE

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cai_experiment.errors import BadInputError
+from cai_experiment.models.choice import ModelChoice
 from cai_experiment.models.disk import downloaded_4bit_gb, downloaded_gb, hub_cache, room
 from cai_experiment.models.hardware import Hardware
 from cai_experiment.models.memory import Architecture, weights_gb
 from cai_experiment.models.plan import Part, floor_hours, generation, guarding, in_words
-from cai_experiment.models.presets import NANO_DIR, ModelChoice
+from cai_experiment.models.presets import NANO_DIR
 from cai_experiment.models.serving import actor_gpus, auto_engine, files_for
 from cai_experiment.models.workload import Tokens, Workload, answer_tokens
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from cai_experiment.errors import BadInputError
 from cai_experiment.milestones import Milestone
+from cai_experiment.models.choice import ModelChoice, numbers_of, resolve_model
 from cai_experiment.models.disk import checkpoints_gb, hub_cache
 from cai_experiment.models.hardware import Hardware
 from cai_experiment.models.memory import GB
 from cai_experiment.models.plan import Part, pairs_seen
-from cai_experiment.models.presets import ModelChoice, numbers_of, resolve_model
 from cai_experiment.models.training_memory import Parts
 from cai_experiment.models.training_plan import Lengths, TrainingWork, evaluation
 from cai_experiment.scripts._generation import WITH_TRAINING

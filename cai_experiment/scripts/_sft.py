@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from cai_experiment.errors import BadInputError
 from cai_experiment.judging.result import Result
-from cai_experiment.models.presets import PRESETS, ModelChoice
+from cai_experiment.models.choice import ModelChoice
+from cai_experiment.models.presets import PRESETS
 from cai_experiment.records.files import show
 from cai_experiment.scripts._common import positive
 from cai_experiment.training import dpo, processes, sft

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cai_experiment.errors import BadInputError, DiskError, EngineError
 from cai_experiment.evaluation.found import ITEMS_FOLDER
+from cai_experiment.models.choice import ModelChoice
 from cai_experiment.models.hardware import Hardware
 from cai_experiment.models.plan import Part
-from cai_experiment.models.presets import ModelChoice
 from cai_experiment.observe.progress import Progress
 from cai_experiment.scripts._common import separated
 from cai_experiment.scripts._judge import OF_SERVER, identity, is_url, renamed, shown

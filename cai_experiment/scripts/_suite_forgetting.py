@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from cai_experiment.evaluation.found import ITEMS_FOLDER
+from cai_experiment.models.choice import ModelChoice, numbers_of
 from cai_experiment.models.hardware import Hardware
 from cai_experiment.models.plan import Part, memory_gb, tokens_per_second
-from cai_experiment.models.presets import ModelChoice, numbers_of
 from cai_experiment.scripts._common import positive_int, separated
 from cai_experiment.scripts._plan_parts import cost_of, in_line
 

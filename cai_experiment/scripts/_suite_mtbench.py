@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cai_experiment.models.choice import ModelChoice, numbers_of
 from cai_experiment.models.hardware import Hardware
 from cai_experiment.models.plan import Part, memory_gb, rows_of, tokens_per_second
-from cai_experiment.models.presets import ModelChoice, numbers_of
 from cai_experiment.scripts._plan_parts import cost_of, in_line
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from cai_experiment.errors import BadInputError, UserError
 from cai_experiment.milestones import MILESTONES, SCRIPTS, Milestone
+from cai_experiment.models.choice import ModelChoice
 from cai_experiment.models.hardware import Hardware
-from cai_experiment.models.presets import PRESETS, ModelChoice
+from cai_experiment.models.presets import PRESETS
 from cai_experiment.records.files import read_examples
 from cai_experiment.records.schema import Example
 from cai_experiment.scripts._following import next_command

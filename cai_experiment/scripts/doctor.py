@@ -20,10 +20,11 @@ if not __package__:  # run as a file: import from this checkout, whatever the cu
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from cai_experiment.errors import EXIT_FAILURE, EXIT_OK
+from cai_experiment.models.choice import ModelChoice, qlora_need_gb, resolve_model
 from cai_experiment.models.disk import checkpoints_gb, downloaded_4bit_gb, downloaded_gb, hf_home, hub_cache, room
 from cai_experiment.models.hardware import Hardware, detect, driver_problem, on_pod
 from cai_experiment.models.memory import weights_gb
-from cai_experiment.models.presets import NANO_DIR, ModelChoice, qlora_need_gb, resolve_model
+from cai_experiment.models.presets import NANO_DIR
 from cai_experiment.models.serving import auto_engine, disk_refusal
 from cai_experiment.scripts._common import ROOT, base_parser, run_main
 

@@ -24,7 +24,7 @@ if not __package__:  # run as a file: import from this checkout, whatever the cu
 
 from cai_experiment.errors import EXIT_NO_GO, EXIT_OK, BadInputError
 from cai_experiment.milestones import MILESTONES
-from cai_experiment.models.presets import resolve_model
+from cai_experiment.models.choice import resolve_model
 from cai_experiment.records.store import RunFolder
 from cai_experiment.scripts import _evaluation, _evaluation_flags, _held_out, _plan
 from cai_experiment.scripts._common import run_main

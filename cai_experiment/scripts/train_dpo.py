@@ -27,8 +27,8 @@ if not __package__:  # run as a file: import from this checkout, whatever the cu
 
 from cai_experiment.errors import EXIT_NO_GO, EXIT_OK, BadInputError
 from cai_experiment.milestones import CHECKPOINT_DIR, DATA_DIR, MILESTONES, SCRIPTS, Milestone
+from cai_experiment.models.choice import ModelChoice, resolve_model
 from cai_experiment.models.hardware import Hardware
-from cai_experiment.models.presets import ModelChoice, resolve_model
 from cai_experiment.nano import is_nano
 from cai_experiment.observe.content_logger import ContentLogger
 from cai_experiment.records.files import show

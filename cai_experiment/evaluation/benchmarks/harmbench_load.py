@@ -120,7 +120,7 @@ def load_classifier(choice: ClassifierChoice, prompt: OfficialPrompt, hardware: 
     """The classifier in this process, at the pinned revision. Raises BadInputError, EngineError, DiskError."""
     from cai_experiment.engines.hf import HFEngine
     from cai_experiment.engines.load import LoadSettings, Plan, load_model
-    from cai_experiment.models.presets import ModelChoice
+    from cai_experiment.models.choice import ModelChoice
 
     try:
         folder = choice.place if Path(choice.place).is_dir() else _snapshot()

@@ -16,8 +16,9 @@ from typing import Any
 from cai_experiment.engines.load import LoadSettings, load_model, make_plan
 from cai_experiment.engines.weights import check_folder, loading_error, weights_hash
 from cai_experiment.errors import BadInputError, DiskError
+from cai_experiment.models.choice import ModelChoice, resolve_model
 from cai_experiment.models.hardware import detect
-from cai_experiment.models.presets import PRESETS, ModelChoice, resolve_model
+from cai_experiment.models.presets import PRESETS
 from cai_experiment.models.serving import disk_refusal
 from cai_experiment.records.files import read_json, show
 from cai_experiment.training import checkpoints, sft
