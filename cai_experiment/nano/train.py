@@ -194,7 +194,7 @@ def train(
     for step, batch in _each_step(principles, encoder, settings, first):
         if step == settings.muon_until:
             makers = optimizers(model, step, settings)
-        loss, plain = _learn(model, makers, [part.to(device) for part in batch], rate(step, settings))
+        loss, plain = learn(model, makers, [part.to(device) for part in batch], rate(step, settings))
         seen += batch[0].numel()
         if (step + 1) % 20 == 0:
             pace = seen / (time.monotonic() - start)
@@ -223,7 +223,7 @@ def _each_step(
         yield step, ready[step % len(ready)]
 
 
-def _learn(
+def learn(
     model: Any, makers: Sequence[torch.optim.Optimizer], batch: Sequence[Tensor], factor: float
 ) -> tuple[Tensor, Tensor]:
     """One step at `factor` times the optimizers' rates; gives the losses of `loss_of`."""
