@@ -14,6 +14,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 if not __package__:  # run as a file: import from this checkout, whatever the current folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return EXIT_OK
 
 
-def _train_on(args: argparse.Namespace, given: dict[str, int], principles: Sequence[Principle]) -> None:
+def _train_on(args: argparse.Namespace, given: dict[str, Any], principles: Sequence[Principle]) -> None:
     """--from: more steps of the last course from finished weights."""
     from cai_experiment.nano import train_on
     from cai_experiment.nano.train import TrainSettings
