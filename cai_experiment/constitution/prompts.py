@@ -42,8 +42,10 @@ HEADINGS = {
     "revision": "Revision",
     "question": "Check",
     "verdict": "Verdict",
+    "investigation": "Investigator",
+    "output": "Output",
 }
-SPOKEN_BY_MODEL = frozenset({"written_instruction", "answer", "critique", "revision", "verdict"})
+SPOKEN_BY_MODEL = frozenset({"written_instruction", "answer", "critique", "revision", "verdict", "investigation"})
 BASE_STOP = "\n\n###"
 BASE_END = "<|endoftext|>"
 

@@ -226,8 +226,28 @@ HARM_EXAMPLES: tuple[tuple[Turn, ...], ...] = (  # yes and no, A and B, each thr
 )  # fmt: skip
 
 
+INVESTIGATION_EXAMPLES: tuple[tuple[Turn, ...], ...] = (
+    (
+        Turn("task", "Task (weather): find out how warm the week was. The readings are 11, 14, 9 and 12 degrees."),
+        Turn(
+            "investigation",
+            "I compute the mean and print it.\n\n```python\nreadings = [11, 14, 9, 12]\n"
+            "print(sum(readings) / len(readings), min(readings), max(readings))\n```",
+        ),
+        Turn("output", "Output of block 1:\n11.5 9 14"),
+        Turn(
+            "investigation",
+            "The mean was 11.5 degrees, the range 9 to 14. Four readings say little about the whole week.\n"
+            "INVESTIGATION COMPLETE",
+        ),
+    ),
+)
+
+
 def examples_for(speak_as: str, turns: Sequence[Turn]) -> tuple[tuple[Turn, ...], ...]:
     """The worked examples that belong before a conversation, most useful first (a short context takes fewer)."""
+    if speak_as == "investigation":
+        return INVESTIGATION_EXAMPLES
     if speak_as == "written_instruction":
         return MESSAGE_EXAMPLES if f"\n{LENGTH_LINE}" in turns[0].text else INSTRUCTION_EXAMPLES
     if turns and turns[0].kind == "question":

@@ -1,0 +1,1 @@
+"""A model investigates a question over several turns, under several conditions; the code that it writes runs apart."""
