@@ -111,7 +111,7 @@ def fitting(documents: Sequence[Document], tokens_of: Callable[[str], int], cont
         else:
             left_out.append(one.name)
     if not chosen:
-        least = min(tokens_of(one.text) for one in documents)
-        raise BadInputError(f"the shortest document has {least} tokens, and a third of the context ({context}) is "
-                            f"{int(context * ROOM_SHARE)}", "give shorter --documents, or a longer --context")  # fmt: skip
+        least, third = min(tokens_of(one.text) for one in documents), int(context * ROOM_SHARE)
+        message = f"the shortest document has {least} tokens, and a third of the context of {context} is {third}"
+        raise BadInputError(message, "give shorter --documents, or a model with a longer context")
     return DocumentSet(tuple(chosen), tuple(left_out))

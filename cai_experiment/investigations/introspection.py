@@ -35,7 +35,7 @@ class Introspection:
 
     def functions(self) -> dict[str, Callable[..., Any]]:
         """Name -> function, of plain JSON values."""
-        served = {
+        served: dict[str, Callable[..., Any]] = {
             "architecture": self.architecture, "weights": self.weights, "activations": self.activations,
             "note": self.note, "notes": self.notes,
         }  # fmt: skip
@@ -89,7 +89,7 @@ class Introspection:
         `layer` (from 0): those of one layer. `name`: those whose name holds it, such as "q_proj". Neither: the names
         to choose from, without statistics. Raises ValueError where nothing, or too much, answers.
         """
-        inside = None if layer is None else f".{self._layer(layer)}."
+        inside = None if layer is None else f".{self._layer(layer, self.layers - 1)}."
         if name is not None and not isinstance(name, str):
             raise ValueError('name is a text, such as "q_proj"')
         names = [one for one in self._tensors if (name or "") in one and (inside is None or inside in one)]
@@ -106,9 +106,10 @@ class Introspection:
     def _tensors(self) -> dict[str, Any]:
         return dict(self.core.named_parameters())
 
-    def _layer(self, layer: Any) -> int:
-        if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < self.layers:
-            raise ValueError(f"layer {layer!r} does not exist: layers are 0 to {self.layers - 1}")
+    @staticmethod
+    def _layer(layer: Any, last: int) -> int:
+        if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer <= last:
+            raise ValueError(f"layer {layer!r} does not exist: layers are 0 to {last}")
         return layer
 
     def _tensor_statistics(self, name: str) -> dict[str, Any]:
@@ -127,18 +128,18 @@ class Introspection:
     def activations(self, texts: str | Sequence[str], layer: int | None = None) -> dict[str, Any]:
         """The residual stream on each text, alone and without a chat template.
 
-        For every layer (0: the embeddings, then the output of each layer): mean, standard deviation and largest
-        absolute value, and the mean norm of its tokens. With `layer` that one, with each token's norm and strongest
-        dimensions. Of several texts also the cosine of each pair's mean vectors. Raises ValueError for what is too
-        large.
+        For every layer (0: the embeddings, then the output of each layer, the last one's behind the final norm): mean,
+        standard deviation and largest absolute value, and the mean norm of its tokens. With `layer` that one, with
+        each token's norm and strongest dimensions. Of several texts also the cosine of each pair's mean vectors.
+        Raises ValueError for what is too large.
         """
         given = [texts] if isinstance(texts, str) else texts
         if not isinstance(given, (list, tuple)) or not all(isinstance(one, str) and one for one in given):
             raise ValueError("texts is a text or a list of texts, none of them empty")
         if not 1 <= len(given) <= MOST_TEXTS:
             raise ValueError(f"{len(given)} texts: give 1 to {MOST_TEXTS}")
-        if layer is not None and (isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer <= self.layers):
-            raise ValueError(f"layer {layer!r} does not exist: activations have layers 0 (embeddings) to {self.layers}")
+        if layer is not None:
+            self._layer(layer, self.layers)
         runs = [self._states(one, number) for number, one in enumerate(given)]
         answers = [_told(tokens, states, layer) for tokens, states in runs]
         if len(runs) == 1:

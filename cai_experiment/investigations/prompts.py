@@ -19,8 +19,8 @@ ACTIVATIONS = (
     "they differ from layer to layer?"
 )
 SYNTHESIS = (
-    "Bring together what you found about yourself. Read introspection.notes(), say what you observed, what you conclude "
-    "from it and what you do not know, and record each conclusion as a note of kind conclusion."
+    "Bring together what you found about yourself. Read introspection.notes(), say what you observed, what you "
+    "conclude from it and what you do not know, and record each conclusion as a note of kind conclusion."
 )
 QUESTIONS = (
     "Name up to three questions about yourself that you could answer with this API, one a line, numbered, each "

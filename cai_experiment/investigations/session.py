@@ -1,0 +1,225 @@
+"""One investigation: tasks in turn, replies with code that runs, output that comes back; resumes at the next turn.
+
+Every finished turn is a line of the journal: the reply, what its blocks gave, the notes they made. What the model is
+given follows from these and from the settings, so a resumed session goes through the same steps, speaking only where
+the journal ends. Sampling is keyed by (seed, turn) and not by the condition: sessions under two conditions are the same
+to the letter up to the turn in which their documents differ, and what differs afterwards is due to them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from cai_experiment.constitution.prompts import Turn
+from cai_experiment.engines.base import Engine, Prompt, Sampling
+from cai_experiment.errors import BadInputError, EngineError
+from cai_experiment.investigations import prompts
+from cai_experiment.investigations.conditions import DocumentSet
+from cai_experiment.investigations.notes import Notebook
+from cai_experiment.investigations.reply import MOST_BLOCKS, Reply, ends_task, read_reply, shortened_middle
+from cai_experiment.investigations.room import Room
+from cai_experiment.investigations.tasks import Stage, as_tasks, questions_in
+from cai_experiment.records.manifest import FRESH
+from cai_experiment.records.store import Journal
+
+IDLE = 2  # replies in a row without code and without an end
+FITTED_OUT = ("context", "tokens")  # ends of a session, not of a task alone
+
+
+class Runs(Protocol):
+    """What runs a block of code: the sandbox. Its outcome is an `investigations.sandbox.Outcome`."""
+
+    def run(self, code: str) -> Any:
+        """Run in a fresh process; never raises for what the code does."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSettings:
+    """What decides a session, its model and documents aside."""
+
+    task_turns: int = 6  # replies a task, at most
+    reply_tokens: int = 700  # new ones a reply, at most
+    temperature: float = 0.7
+    seed: int = 0
+    finish_phrase: str = prompts.FINISH
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """One turn as it is saved. `documents` are the names of those that arrived in it."""
+
+    role: str
+    task: str
+    text: str
+    tokens: int
+    documents: tuple[str, ...] = ()
+    finish: str = ""
+    blocks: tuple[dict[str, Any], ...] = ()
+    notes: tuple[int, ...] = ()
+
+
+@dataclass(slots=True)
+class Session:
+    """A session at work. `run()` brings it to its end; then `said`, `ends` and `notebook` tell what happened."""
+
+    settings: SessionSettings
+    stages: Sequence[Stage]
+    documents: DocumentSet
+    engine: Engine
+    sandbox: Runs
+    notebook: Notebook
+    journal: Journal
+    watch: Callable[[dict[str, Any]], None] = lambda row: None  # told of each finished turn, its journal row
+    said: list[Said] = field(default_factory=list)
+    ends: list[tuple[str, str]] = field(default_factory=list)  # (task, why it ended)
+    questions: list[str] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    _turns: list[Turn] = field(default_factory=list)
+    _known: Iterator[dict[str, Any]] = field(default_factory=lambda: iter(()))
+    _room: Room = field(init=False)
+
+    @property
+    def finish(self) -> str:
+        """Why the session ended: as its last task did, or for want of room."""
+        return self.ends[-1][1] if self.ends else ""
+
+    def run(self) -> None:
+        """Work through all tasks. Raises BadInputError for a journal of other tasks, EngineError if a reply fails."""
+        self._room = Room(self.engine, self.settings.reply_tokens)
+        self._known = iter(self.journal.rows())
+        queue, unread = deque(self.stages), ""
+        while queue:
+            stage = queue.popleft()
+            why, unread = self._work_on(stage, unread)
+            self.ends.append((stage.name, why))
+            if why in FITTED_OUT:
+                if not self.rows:
+                    raise BadInputError(f"the first task does not fit in a context of {self._room.context} tokens",
+                                        "use a model with a longer context, or a larger --max-tokens")  # fmt: skip
+                return
+            if stage.names_questions:
+                queue.extendleft(reversed(as_tasks(self.questions)))
+
+    def _work_on(self, stage: Stage, unread: str) -> tuple[str, str]:
+        """One task, from the turn that gives it: (why it ended, output that the model has not read yet)."""
+        self.notebook.stage = stage.name
+        self._give_task(stage, unread)
+        idle = 0
+        for left in range(self.settings.task_turns - 1, -1, -1):
+            row = self._reply(stage)
+            if row is None:
+                return self._room.reason, ""
+            reply, output = read_reply(row["text"]), _output_of(row)
+            if stage.names_questions and (named := questions_in(reply.prose)):
+                self.questions = named
+                return "questions", output
+            if ends_task(reply, self.settings.finish_phrase):
+                return "phrase", output
+            idle = 0 if row["blocks"] else idle + 1
+            if idle == IDLE or not left:
+                return ("idle" if idle == IDLE else "turns"), output
+            self._give("output", stage, self._feedback(stage, output, left))
+        raise AssertionError("a task has at least one turn")
+
+    # ------------------------------------------------------------ what the model is given
+
+    def _give_task(self, stage: Stage, unread: str) -> None:
+        chosen = self.documents.chosen if stage.documents else ()
+        shown = prompts.show_documents([(one.title, one.text) for one in chosen]) if chosen else ""
+        first = not self._turns
+        turn = prompts.give_task(stage.name, stage.text, self.settings.finish_phrase, first, shown, unread)
+        self._give(turn.kind, stage, turn.text, tuple(one.name for one in chosen))
+
+    def _feedback(self, stage: Stage, output: str, left: int) -> str:
+        if stage.names_questions:
+            output = "\n\n".join(filter(None, (output, prompts.encourage_questions())))
+        output = output or prompts.encourage(self.settings.finish_phrase)
+        return output if left > 1 else f"{output}\n\n{prompts.last_reply(self.settings.finish_phrase)}"
+
+    def _give(self, kind: str, stage: Stage, text: str, documents: tuple[str, ...] = ()) -> None:
+        self._turns.append(Turn(kind, text))
+        self.said.append(Said("user", stage.name, text, self._room.tokens_of(text), documents))
+
+    # ------------------------------------------------------------ what it replies
+
+    def _reply(self, stage: Stage) -> dict[str, Any] | None:
+        """The next reply with what its code gave, from the journal or from the model; None if it finds no room."""
+        row = next(self._known, None)
+        if row is None:
+            row = self._speak(stage)
+            if row is None:
+                return None
+            self.journal.append(row)
+            self.watch(row)
+        else:
+            if row.get("turn") != len(self.rows) or row.get("task") != stage.name:
+                raise BadInputError(f"{self.journal.path} holds a turn of other tasks", FRESH)
+            self.notebook.take_back(row["notes"])
+        self.rows.append(row)
+        self._turns.append(Turn(prompts.SPEAKS, row["text"]))
+        notes = tuple(note["id"] for note in row["notes"])
+        self.said.append(Said("assistant", stage.name, row["text"], row["written"], (), row["finish"],
+                              tuple(row["blocks"]), notes))  # fmt: skip
+        return row
+
+    def _speak(self, stage: Stage) -> dict[str, Any] | None:
+        number, began = len(self.rows), time.monotonic()
+        room = self._room.for_reply(self._turns)
+        if not room:
+            return None
+        key = f"investigation/{number}"
+        sampling = Sampling(self.settings.temperature, room, self.settings.seed, key)
+        prompt = Prompt(key, tuple(self._turns), prompts.SPEAKS, sampling)
+        (said,) = list(self.engine.stream([prompt]))  # to its end: an engine tidies up behind the last completion
+        if said.finish == "error":
+            raise EngineError(f"turn {number}: {said.error}", "the same command goes on at this turn")
+        before = len(self.notebook)
+        blocks = [self._run(code) for code in _runnable(read_reply(said.text), said.finish)]
+        return {
+            "turn": number, "task": stage.name, "text": said.text, "finish": said.finish, "blocks": blocks,
+            "notes": self.notebook.after(before), "read": said.prompt_tokens, "written": said.completion_tokens,
+            "seconds": round(time.monotonic() - began, 3),
+        }  # fmt: skip
+
+    def _run(self, code: str | None) -> dict[str, Any]:
+        """Run one block; None stands for one that must not run."""
+        if code is None:
+            return {"code": "", "ran": False, "shown": "(not run: the reply was cut here, or has too many blocks)"}
+        done = self.sandbox.run(code)
+        most = self._room.shown_characters
+        error = done.stopped or ("" if done.ok else _last_line(done.stderr) or f"exit code {done.exit_code}")
+        return {
+            "code": code, "ran": True, "stdout": done.stdout, "stderr": done.stderr, "exit_code": done.exit_code,
+            "stopped": done.stopped, "truncated": done.truncated, "error": error,
+            "shown": (shortened_middle(done.stdout, most), shortened_middle(done.stderr, most // 2)),
+        }  # fmt: skip
+
+
+def _runnable(reply: Reply, finish: str) -> list[str | None]:
+    """The blocks to run, None for those that must not: one that the token limit cut, and those beyond MOST_BLOCKS.
+
+    A last block that simply lacks its closing fence is run.
+    """
+    blocks: list[str | None] = list(reply.blocks)
+    if reply.cut and finish == "length":
+        blocks[-1] = None
+    return [*blocks[:MOST_BLOCKS], *([None] if len(blocks) > MOST_BLOCKS else [])]
+
+
+def _output_of(row: dict[str, Any]) -> str:
+    """What the model reads of its blocks' output; empty if it wrote none."""
+    shown = []
+    for number, block in enumerate(row["blocks"], 1):
+        stdout, stderr = block["shown"] if block["ran"] else (block["shown"], "")
+        shown.append(prompts.show_output(number, stdout, stderr, block.get("stopped", "")))
+    return "\n\n".join(shown)
+
+
+def _last_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[-1] if lines else ""

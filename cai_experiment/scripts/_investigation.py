@@ -1,0 +1,231 @@
+"""What run_investigation.py does: the sandbox, the manifest, the sessions, and what is printed of them."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cai_experiment.errors import BadInputError
+from cai_experiment.investigations.compare import (
+    COMPARISON,
+    MODEL_COMPARISON,
+    MODELS,
+    compare_conditions,
+    compare_models,
+    print_conditions,
+    print_models,
+)
+from cai_experiment.investigations.conditions import CONDITIONS, Document, read_documents
+from cai_experiment.investigations.run import Investigation, is_finished, session_folder, turns_done
+from cai_experiment.investigations.session import SessionSettings
+from cai_experiment.models.choice import ModelChoice, resolve_model
+from cai_experiment.models.hardware import Hardware, detect
+from cai_experiment.observe.screen import escaped, shortened
+from cai_experiment.records.files import make_folder, show
+from cai_experiment.records.manifest import FRESH, Manifest, Session, check_same_settings, open_manifest
+from cai_experiment.records.store import RunFolder
+from cai_experiment.scripts._investigation_model import chosen_model, compared_models, load, turns_of
+
+ROLE = "investigator"
+
+
+@dataclass(frozen=True, slots=True)
+class Documents:
+    """Both sets, whole."""
+
+    heritage: Sequence[Document]
+    other: Sequence[Document]
+
+    def sha256(self) -> str:
+        """Of all names and texts."""
+        digest = hashlib.sha256()
+        for one in (*self.heritage, *self.other):
+            digest.update(f"{one.name}\0{one.text}\0".encode())
+        return digest.hexdigest()
+
+
+def documents_of(args: argparse.Namespace) -> Documents:
+    """The documents that the flags name. Raises BadInputError."""
+    return Documents(read_documents(args.documents), read_documents(args.other_documents))
+
+
+# ---------------------------------------------------------------- sandbox
+
+
+def sandbox_tier(args: argparse.Namespace) -> str:
+    """The tier to run code in; prints it with its limits. Raises UserError where none works."""
+    from cai_experiment.investigations.sandbox import Sandbox, strongest
+
+    tier = strongest(unsafe_local=args.unsafe_local)
+    print(Sandbox(tier).first_line, flush=True)
+    return tier
+
+
+# ---------------------------------------------------------------- conditions
+
+
+def investigation(
+    args: argparse.Namespace, model: str, engine: Any, documents: Documents, tier: str
+) -> Investigation:  # fmt: skip
+    """The sessions' shared part, as the flags have it."""
+    from cai_experiment.investigations.sandbox import Sandbox
+
+    settings = SessionSettings(turns_of(args), args.reply_tokens, args.temperature, args.seed, args.finish_phrase)
+    return Investigation(
+        model, engine, lambda serve: Sandbox(tier, serve=serve), documents.heritage, documents.other, args.style,
+        settings,
+    )  # fmt: skip
+
+
+def _manifest(args: argparse.Namespace, documents: Documents, tier: str, models: dict[str, Any]) -> Manifest:
+    names = ("style", "reply_tokens", "max_tokens", "temperature", "finish_phrase")
+    settings = {name: getattr(args, name) for name in names}
+    settings |= {"task_turns": turns_of(args), "documents": documents.sha256(), "sandbox": tier}
+    return Manifest(settings, args.seed, models, {"file": "", "sha256": ""})
+
+
+def investigate(args: argparse.Namespace, folder: RunFolder, documents: Documents, tier: str) -> None:
+    """Run what is not finished of the conditions asked for, then compare all that are."""
+    conditions = CONDITIONS if args.condition == "all" else (args.condition,)
+    asked = [(condition, repeat) for repeat in range(args.repeats) for condition in conditions]
+    left = [one for one in asked if not is_finished(session_folder(folder.path, *one))]
+    hardware, path = detect(), folder.path / "manifest.json"
+    name, why = chosen_model(args, hardware)
+    if why:
+        print(why)
+    if not left:
+        _check_finished(args, path, documents, tier, resolve_model(name, hardware))
+        print("all sessions asked for are finished")
+    else:
+        _run_all(args, folder.path, left, documents, tier, name, hardware)
+    from rich.console import Console
+
+    print_conditions(compare_conditions(folder.path), Console(highlight=False))
+    print(f"read {show(session_folder(folder.path, *asked[0]) / 'conversation.md')}; {show(folder.path / COMPARISON)}")
+    if args.condition != "all":
+        print("next: the other conditions with --condition all")
+
+
+def _check_finished(
+    args: argparse.Namespace, path: Path, documents: Documents, tier: str, choice: ModelChoice
+) -> None:  # fmt: skip
+    """Raise BadInputError if the finished sessions are of other settings or another model; nothing is loaded."""
+    old = Manifest.read(path)
+    check_same_settings(old, _manifest(args, documents, tier, old.models), show(path))
+    was = old.models[ROLE].get("model")
+    if args.random_weights is None and was != choice.name:
+        raise BadInputError(f"{show(path)} has model {was}, now {choice.name}", f"use the old model, or {FRESH}")
+
+
+def _run_all(
+    args: argparse.Namespace, run: Path, left: Sequence[tuple[str, int]], documents: Documents, tier: str,
+    name: str | None, hardware: Hardware,
+) -> None:  # fmt: skip
+    began = time.monotonic()
+    engine = load(args, name, hardware)
+    try:
+        facts = engine.describe()
+        manifest = open_manifest(run / "manifest.json", _manifest(args, documents, tier, {ROLE: facts}))
+        manifest = manifest.after_loading(time.monotonic() - began, args.price_per_hour)
+        shared = investigation(args, str(facts["model"]), engine, documents, tier)
+        _say_left_out(shared)
+        for condition, repeat in left:
+            manifest = _one_session(args, run, shared, condition, repeat, manifest)
+        replace(manifest, finished=True).write(run / "manifest.json")
+    finally:
+        engine.close()
+
+
+def _one_session(
+    args: argparse.Namespace, run: Path, shared: Investigation, condition: str, repeat: int, manifest: Manifest
+) -> Manifest:  # fmt: skip
+    """Run one session; gives the manifest with what this process spent on it, also written where it is stopped."""
+    folder, began, spent = session_folder(run, condition, repeat), time.monotonic(), {"read": 0, "written": 0}
+    label = condition if not repeat else f"{condition}, repeat {repeat + 1}"
+    if done := turns_done(folder):
+        print(f"{label}: goes on after turn {done}", flush=True)
+    show_turn = watching(label, args.verbosity, turns_of(args))
+
+    def watch(row: dict[str, Any]) -> None:
+        spent["read"], spent["written"] = spent["read"] + row["read"], spent["written"] + row["written"]
+        show_turn(row)
+
+    counts = dict(manifest.counts)
+    try:
+        summary = shared.run(folder, condition, repeat, watch=watch)
+        counts["sessions"] = counts.get("sessions", 0) + 1
+        say_end(label, summary)
+    finally:
+        manifest = manifest.after(Session(counts, spent, time.monotonic() - began, args.price_per_hour))
+        manifest.write(run / "manifest.json")
+    return manifest
+
+
+def _say_left_out(shared: Investigation) -> None:
+    for one in shared.document_sets():
+        if one.left_out:
+            print(f"documents: {len(one.chosen)} fit the context; left out: {', '.join(one.left_out)}", flush=True)
+
+
+# ---------------------------------------------------------------- two models
+
+
+def compare(args: argparse.Namespace, folder: RunFolder, documents: Documents, tier: str) -> None:
+    """Two models, one after the other in memory, on the architecture task."""
+    hardware = detect()
+    names = compared_models(args, hardware)
+    for name in names:
+        resolve_model(name, hardware)  # a wrong name is told before the first model has run
+    place = folder.path / MODELS
+    make_folder(place)
+    open_manifest(place / "manifest.json", replace(_manifest(args, documents, tier, {}), models={}))
+
+    def one(name: str) -> Investigation:
+        engine = load(args, name, hardware)
+        return investigation(args, name, engine, documents, tier)
+
+    def watch(name: str) -> Callable[[dict[str, Any]], None]:
+        return watching(name, args.verbosity, turns_of(args))
+
+    from rich.console import Console
+
+    print_models(compare_models(folder.path, names, one, watch), Console(highlight=False))
+    print(f"whole conversations: {show(folder.path / MODEL_COMPARISON)}")
+
+
+# ---------------------------------------------------------------- the terminal
+
+
+def watching(label: str, verbosity: int, turns: int) -> Callable[[dict[str, Any]], None]:
+    """A watcher that prints a line for each turn, and from verbosity 2 on what was said."""
+
+    def watch(row: dict[str, Any]) -> None:
+        if not verbosity:
+            return
+        print(turn_line(label, row), flush=True)
+        if verbosity > 1:
+            print(escaped(shortened(row["text"], 500 if verbosity == 2 else 100_000)), flush=True)
+
+    return watch
+
+
+def turn_line(label: str, row: dict[str, Any]) -> str:
+    """A turn in one line: seconds, tokens, blocks run, errors, notes."""
+    ran = [one for one in row["blocks"] if one["ran"]]
+    errors = [one["error"] for one in ran if one["error"]]
+    parts = [f"{escaped(label)} turn {row['turn'] + 1}", row["task"], f"{row['seconds']:.1f} s",
+             f"{row['written']} tokens", f"{len(ran)} block{'' if len(ran) == 1 else 's'}"]  # fmt: skip
+    parts += [f"{len(errors)} failed ({escaped(shortened(errors[-1], 60))})"] if errors else []
+    parts += [f"{len(row['notes'])} notes"] if row["notes"] else []
+    return " | ".join(parts)
+
+
+def say_end(label: str, summary: dict[str, Any]) -> None:
+    """How a session ended."""
+    ends = ", ".join(f"{one['task']}: {one['finish']}" for one in summary["tasks"])
+    print(f"{label} ended after {summary['turns']} turns ({ends})", flush=True)

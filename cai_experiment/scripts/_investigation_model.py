@@ -1,0 +1,112 @@
+"""Which model run_investigation.py takes, in which precision, and what --plan says of it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from cai_experiment.errors import BadInputError
+from cai_experiment.investigations.compare import COMPARED_TURNS, model_folder
+from cai_experiment.investigations.conditions import CONDITIONS
+from cai_experiment.investigations.session import SessionSettings
+from cai_experiment.investigations.tasks import MOST_QUESTIONS, tasks_of
+from cai_experiment.models.choice import ModelChoice, numbers_of, resolve_model
+from cai_experiment.models.hardware import Hardware, detect, profile
+from cai_experiment.models.memory import vram_gb
+from cai_experiment.models.plan import in_words, tokens_per_second
+from cai_experiment.models.presets import NANO_DIR, PRESETS
+
+USUAL, LARGER = "Qwen/Qwen2.5-3B-Instruct", "Qwen/Qwen2.5-7B-Instruct"
+SECOND_NANO = "nano-b"
+VARIABLES = ("CAI_MODEL", "AGI_MODEL_NAME")
+HEADROOM = 1.15  # weights in bf16 are taken where they leave this much room for activations
+
+
+def chosen_model(args: argparse.Namespace, hardware: Hardware) -> tuple[str | None, str]:
+    """(name for `resolve_model`, why): --model, else a variable, else the 3B on a GPU, else the shipped model."""
+    if args.model is not None or any(os.environ.get(name) for name in VARIABLES):
+        return args.model, ""
+    if hardware.kind == "cuda":
+        return USUAL, f"no --model: investigations use {USUAL} on a GPU"
+    return None, ""
+
+
+def compared_models(args: argparse.Namespace, hardware: Hardware) -> list[str]:
+    """The two models of --compare. Raises BadInputError if they are one."""
+    if not args.compare:
+        return [USUAL, LARGER] if hardware.kind == "cuda" else ["nano", _second_nano()]
+    first, second = args.compare
+    if first == second or model_folder(Path(), first) == model_folder(Path(), second):
+        raise BadInputError(f"--compare {first} {second}: one model twice", "name two")
+    return [first, second]
+
+
+def _second_nano() -> str:
+    return SECOND_NANO if SECOND_NANO in PRESETS else str(NANO_DIR.with_name(SECOND_NANO))
+
+
+def precision_of(args: argparse.Namespace, choice: ModelChoice, hardware: Hardware) -> str | None:
+    """bf16 on a GPU that holds it, so that introspection reads the model's own weights; else the machine's."""
+    if args.quantization is not None or hardware.kind != "cuda" or args.engine == "unsloth" or choice.preset is None:
+        return args.quantization
+    needed = vram_gb(choice.preset.architecture, "bf16", args.max_tokens) * HEADROOM
+    return "bf16" if needed < hardware.vram_gb else None
+
+
+def load(args: argparse.Namespace, name: str | None, hardware: Hardware) -> Any:
+    """The engine; prints what it will be before minutes of loading. Raises BadInputError, EngineError, DiskError."""
+    from cai_experiment.engines.load import LoadSettings, load_engine, make_plan
+
+    precision = args.quantization
+    if args.random_weights is None:
+        precision = precision_of(args, resolve_model(name, hardware), hardware)
+    settings = LoadSettings(
+        model=name, layout=args.format, quantization=precision, batch_size=args.batch_size or 1,
+        engine="hf" if args.engine == "auto" else args.engine, seed=args.seed, random_weights=args.random_weights,
+        max_length=args.max_tokens, trains_after=False,
+    )  # fmt: skip
+    print(make_plan(settings, hardware).first_line, flush=True)
+    return load_engine(settings)
+
+
+def turns_of(args: argparse.Namespace) -> int:
+    """Replies a task, at most."""
+    return int(args.turns or (COMPARED_TURNS if args.compare is not None else SessionSettings().task_turns))
+
+
+# ---------------------------------------------------------------- the plan
+
+
+def plan(args: argparse.Namespace) -> list[str]:
+    """Memory, tokens at most and hours, for this machine or the --hardware named; nothing is loaded."""
+    hardware = profile(args.hardware) if args.hardware else detect()
+    names = compared_models(args, hardware) if args.compare is not None else [chosen_model(args, hardware)[0]]
+    sessions, replies = _size(args)
+    lines = [_line("sessions", f"{sessions} a model, at most {replies} replies of {args.reply_tokens} tokens")]
+    hours: float | None = 0.0
+    for name in names:
+        choice = resolve_model(name, hardware)
+        numbers, precision = numbers_of(choice), precision_of(args, choice, hardware) or hardware.quantization
+        context = min(args.max_tokens, choice.preset.context if choice.preset is not None else args.max_tokens)
+        need = f"{vram_gb(numbers, precision, context):.1f} GB with a conversation of {context:,} tokens"
+        lines.append(_line("model", f"{choice.name} ({choice.reason}), {precision}: {need}"))
+        speed = tokens_per_second(numbers, hardware, 1, precision, "hf")
+        hours = None if hours is None or speed is None else hours + replies * args.reply_tokens / speed[0] / 3600
+    words = in_words(hours, (hours or 0.0) * args.price_per_hour)
+    return [*lines, _line("time", f"{words} at most, by arithmetic; loading, download and the code come on top")]
+
+
+def _size(args: argparse.Namespace) -> tuple[int, int]:
+    """(sessions, replies at most) of one model."""
+    if args.compare is not None:
+        return 1, turns_of(args)
+    conditions = CONDITIONS if args.condition == "all" else (args.condition,)
+    tasks = len(tasks_of(args.style)) + (MOST_QUESTIONS if args.style != "guided" else 0)
+    per_seed = len(conditions) * tasks + ("delayed" in conditions)  # which has one task more
+    return args.repeats * len(conditions), args.repeats * per_seed * turns_of(args)
+
+
+def _line(name: str, text: str) -> str:
+    return f"{name:<12}{text}"
