@@ -30,15 +30,18 @@ def turns_of(session: Session) -> list[dict[str, Any]]:
 def _turn(said: Said) -> dict[str, Any]:
     shared = {"role": said.role, "task": said.task, "text": said.text, "tokens": said.tokens}
     if said.role == "user":
-        return {**shared, "documents": list(said.documents)}
+        return {**shared, "documents": list(said.documents), "unread": said.unread}
     blocks = [{name: value for name, value in one.items() if name != "shown"} for one in said.blocks]
     return {**shared, "finish": said.finish, "code_blocks": blocks, "notes": list(said.notes)}
 
 
 def summary(session: Session) -> dict[str, Any]:
-    """The session in figures. `turns` counts the model's; `errors` the blocks that failed or were stopped."""
+    """The session in figures. `turns` counts the model's; `errors` the blocks that failed or were stopped.
+
+    `documents_arrive_in_turn` is null where the model read none: under `none`, and where the context was full before.
+    """
     blocks = [one for row in session.rows for one in row["blocks"]]
-    arrived = [number for number, said in enumerate(session.said) if said.documents]
+    arrived = [number for number, said in enumerate(session.said) if said.documents and not said.unread]
     return {
         "finish": session.finish,
         "tasks": [{"task": name, "finish": why} for name, why in session.ends],
@@ -65,6 +68,7 @@ def as_markdown(session: Session, about: dict[str, Any]) -> str:
     for number, said in enumerate(session.said):
         who = "Model" if said.role == "assistant" else "Given"
         arrives = f", documents: {', '.join(said.documents)}" if said.documents else ""
+        arrives += ", not read: no room for a reply" if said.unread else ""
         parts.append(f"## {number}. {who} ({said.task}, {said.tokens} tokens{arrives})\n\n{said.text.strip()}")
     parts.append(f"Ended: {session.finish}")
     return "\n\n".join(parts) + "\n"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from cai_experiment.constitution.prompts import Turn
@@ -51,7 +51,10 @@ class SessionSettings:
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """One turn as it is saved. `documents` are the names of those that arrived in it."""
+    """One turn as it is saved. `documents` are the names of those that arrived in it.
+
+    `unread`: the conversation ended with this turn, since the context had no room for a reply to it.
+    """
 
     role: str
     task: str
@@ -61,6 +64,7 @@ class Said:
     finish: str = ""
     blocks: tuple[dict[str, Any], ...] = ()
     notes: tuple[int, ...] = ()
+    unread: bool = False
 
 
 @dataclass(slots=True)
@@ -98,6 +102,7 @@ class Session:
             why, unread = self._work_on(stage, unread)
             self.ends.append((stage.name, why))
             if why in FITTED_OUT:
+                self.said[-1] = replace(self.said[-1], unread=True)
                 if not self.rows:
                     raise BadInputError(f"the first task does not fit in a context of {self._room.context} tokens",
                                         "use a model with a longer context, or a larger --max-tokens")  # fmt: skip
