@@ -130,7 +130,7 @@ def read(path: Path) -> Any:
 
 # ---------------------------------------------------------------- documents arrive exactly at their turn
 
-# condition -> the turn (of both sides, from 0) in which they arrive: a task of `of_task` is three replies, the last is one
+# condition -> the turn (of both sides, from 0) in which they arrive; `of_task` takes three replies a task, one the last
 ARRIVES = {"none": None, "early": 0, "late": 12, "delayed": 14, "wrong": 0}
 
 
@@ -203,12 +203,23 @@ def test_two_idle_replies_end_a_task_and_the_first_is_encouraged(tmp_path: Path)
     assert summary["documents_arrive_in_turn"] == 8  # also where nothing was found
 
 
+def test_an_end_before_the_output_was_read_waits_for_it(tmp_path: Path) -> None:
+    engine = Speaker(f"{LOOK}\nINVESTIGATION COMPLETE", "Four layers.\nINVESTIGATION COMPLETE")
+    summary = investigation(engine).run(tmp_path, "none")
+    assert summary["turns"] == 4 and engine.seen[1].turns[-1].text == (
+        f"Output of block 1:\n4\n\n{prompts.read_first(prompts.FINISH)}"
+    )
+    summary = investigation(Speaker(f"{LOOK}\nINVESTIGATION COMPLETE"), task_turns=1).run(tmp_path / "last", "none")
+    assert [one["finish"] for one in summary["tasks"]] == ["phrase"] * 3  # no further reply to wait for
+
+
 def test_turn_limit_with_the_last_reply_announced(tmp_path: Path) -> None:
     engine = Speaker(LOOK)
     summary = investigation(engine, task_turns=3).run(tmp_path, "none")
     assert [one["finish"] for one in summary["tasks"]] == ["turns"] * 3 and summary["turns"] == 9
     assert engine.seen[2].turns[-1].text.endswith(prompts.last_reply(prompts.FINISH))
-    assert engine.seen[3].turns[-1].text.startswith("Output of block 1:\n4\n\nTask (activations)")  # output still unread
+    given = engine.seen[3].turns[-1].text
+    assert given.startswith("Output of block 1:\n4\n\nTask (activations)")  # the output that was still unread
 
 
 def test_research_driven_questions_become_tasks(tmp_path: Path) -> None:
@@ -424,7 +435,7 @@ def test_notes_have_an_end() -> None:
 
 def test_weights_in_another_process_are_refused() -> None:
     engine = SimpleNamespace(name="vllm", elsewhere=True, model=object())
-    with pytest.raises(EngineError, match="vllm keeps its weights in another process.*--engine hf"):
+    with pytest.raises(EngineError, match=r"vllm keeps its weights in another process.*--engine hf"):
         Introspection(engine, Notebook())
 
 
@@ -515,7 +526,7 @@ def test_conditions_with_repeats_have_intervals_and_differences_by_seed(tmp_path
     assert compared["conditions"]["none"]["less_none"] == {}
     out = io.StringIO()
     print_conditions(compared, Console(file=out, width=120))
-    assert "none (n = 2)" in out.getvalue() and "bootstrap" in out.getvalue()
+    assert "conclusions: words" in out.getvalue() and "bootstrap" in out.getvalue()
 
 
 def test_two_models_one_after_the_other(tmp_path: Path) -> None:

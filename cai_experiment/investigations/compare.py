@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cai_experiment.investigations.conditions import CONDITIONS
 from cai_experiment.investigations.measures import DEFINED
+from cai_experiment.investigations.notes import KINDS
 from cai_experiment.investigations.run import Investigation, is_finished, session_folder
 from cai_experiment.investigations.saved import CONVERSATION, SUMMARY
 from cai_experiment.investigations.tasks import ARCHITECTURE
@@ -95,20 +96,31 @@ def _less(name: str, seeds: Sequence[int], rows: Sequence[Figures], without: Map
     return paired_bootstrap([a for a, _ in known], [b for _, b in known])
 
 
+WORK = ("turns", "tokens_written", "code_blocks", "errors", *(f"notes_{kind}" for kind in KINDS))
+KIND_HEADINGS = ("obs.", "concl.", "quest.", "rev.")  # as KINDS
+CONCLUSIONS = {
+    "conclusion_words": "words", "similarity_to_documents": "to documents", "similarity_to_other_subject": "to others",
+    "moved": "moved", "moved_towards_documents": "towards documents",
+}  # fmt: skip
+
+
 def print_conditions(compared: Mapping[str, Any], console: Console) -> None:
-    """comparison.json as a table, one column a condition."""
+    """comparison.json as two tables: what was done, and what was concluded."""
     conditions = compared["conditions"]
     if not conditions:
         return
-    rows = [("ended", *(", ".join(f"{k} {v}" for k, v in one["finish"].items()) for one in conditions.values()))]
-    names = list(next(iter(conditions.values()))["figures"])
-    rows += [(name.replace("_", " "), *(_cell(one["figures"][name]) for one in conditions.values())) for name in names]
-    for name in AGAINST:
-        cells = (_cell(one["less_none"].get(name, {"value": None})) for one in conditions.values())
-        rows.append((f"{name.replace('_', ' ')}, less none's", *cells))
-    title = f"{compared['model']}, {compared['style']}: sessions by condition"
-    headings = [f"{name} (n = {one['sessions']})" for name, one in conditions.items()]
-    _print_table(console, title, headings, rows)
+    rows = []
+    for name, one in conditions.items():
+        ended = ", ".join(f"{why} {count}" for why, count in one["finish"].items())
+        rows.append((name, str(one["sessions"]), ended, *(_cell(one["figures"][figure]) for figure in WORK)))
+    short = ("n", "ended", "turns", "tokens", "blocks", "errors", *KIND_HEADINGS)
+    _print_table(console, f"{compared['model']}, {compared['style']}: sessions, notes by kind", short, rows)
+    rows = []
+    for name, one in conditions.items():
+        less = _cell(one["less_none"].get(AGAINST[0], {"value": None}))
+        rows.append((name, *(_cell(one["figures"][figure]) for figure in CONCLUSIONS), less))
+    headings = (*CONCLUSIONS.values(), "to documents, less none's")
+    _print_table(console, "conclusions: words, similarity (0 to 1), how far they moved in delayed", headings, rows)
     console.print(f"note: {compared['note']}", markup=False, soft_wrap=True)
 
 
@@ -182,7 +194,8 @@ def _print_table(console: Console, title: str, headings: Sequence[str], rows: Se
     from rich.text import Text
 
     table = Table(title=Text(escaped(title)), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading in ("", *headings):
+    table.add_column("", no_wrap=True)
+    for heading in headings:
         table.add_column(Text(escaped(heading)), overflow="fold")
     for row in rows:
         table.add_row(*(Text(escaped(cell)) for cell in row))

@@ -31,8 +31,9 @@ class Document:
 
     @property
     def title(self) -> str:
-        """The file's name in words."""
-        return Path(self.name).stem.replace("-", " ").replace("_", " ").strip()
+        """The file's name in words, without the number that orders it."""
+        words = Path(self.name).stem.replace("-", " ").replace("_", " ").strip()
+        return words.lstrip("0123456789. ") or words
 
 
 @dataclass(frozen=True, slots=True)

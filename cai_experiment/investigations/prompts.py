@@ -83,6 +83,11 @@ def encourage(finish: str) -> str:
     )
 
 
+def read_first(finish: str) -> str:
+    """After a reply that ended the task before its code's output could be read."""
+    return f"You ended the task before you read this output. Read it; if you are done, say so again: {finish}"
+
+
 def encourage_questions() -> str:
     """After a reply that should have named questions and did not."""
     return "I found no question. Write each on a line of its own, numbered, ending in a question mark."

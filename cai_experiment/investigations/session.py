@@ -123,12 +123,13 @@ class Session:
             if stage.names_questions and (named := questions_in(reply.prose)):
                 self.questions = named
                 return "questions", output
-            if ends_task(reply, self.settings.finish_phrase):
+            ends = ends_task(reply, self.settings.finish_phrase)
+            if ends and not (left and _printed(row)):
                 return "phrase", output
             idle = 0 if row["blocks"] else idle + 1
             if idle == IDLE or not left:
                 return ("idle" if idle == IDLE else "turns"), output
-            self._give("output", stage, self._feedback(stage, output, left))
+            self._give("output", stage, self._feedback(stage, output, left, ends))
         raise AssertionError("a task has at least one turn")
 
     # ------------------------------------------------------------ what the model is given
@@ -140,7 +141,9 @@ class Session:
         turn = prompts.give_task(stage.name, stage.text, self.settings.finish_phrase, first, shown, unread)
         self._give(turn.kind, stage, turn.text, tuple(one.name for one in chosen))
 
-    def _feedback(self, stage: Stage, output: str, left: int) -> str:
+    def _feedback(self, stage: Stage, output: str, left: int, ended: bool) -> str:
+        if ended:  # a model that writes code and its end in one breath has not seen what it concludes from
+            return f"{output}\n\n{prompts.read_first(self.settings.finish_phrase)}"
         if stage.names_questions:
             output = "\n\n".join(filter(None, (output, prompts.encourage_questions())))
         output = output or prompts.encourage(self.settings.finish_phrase)
@@ -223,6 +226,10 @@ def _output_of(row: dict[str, Any]) -> str:
         stdout, stderr = block["shown"] if block["ran"] else (block["shown"], "")
         shown.append(prompts.show_output(number, stdout, stderr, block.get("stopped", "")))
     return "\n\n".join(shown)
+
+
+def _printed(row: dict[str, Any]) -> bool:
+    return any(block["ran"] and (block["stdout"].strip() or block["error"]) for block in row["blocks"])
 
 
 def _last_line(text: str) -> str:

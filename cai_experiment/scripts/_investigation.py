@@ -133,7 +133,7 @@ def _run_all(
         manifest = open_manifest(run / "manifest.json", _manifest(args, documents, tier, {ROLE: facts}))
         manifest = manifest.after_loading(time.monotonic() - began, args.price_per_hour)
         shared = investigation(args, str(facts["model"]), engine, documents, tier)
-        _say_left_out(shared)
+        _say_left_out(shared, {condition for condition, _ in left})
         for condition, repeat in left:
             manifest = _one_session(args, run, shared, condition, repeat, manifest)
         replace(manifest, finished=True).write(run / "manifest.json")
@@ -166,10 +166,12 @@ def _one_session(
     return manifest
 
 
-def _say_left_out(shared: Investigation) -> None:
-    for one in shared.document_sets():
-        if one.left_out:
-            print(f"documents: {len(one.chosen)} fit the context; left out: {', '.join(one.left_out)}", flush=True)
+def _say_left_out(shared: Investigation, conditions: set[str]) -> None:
+    heritage, other = shared.document_sets()
+    for one, used in ((heritage, conditions - {"none", "wrong"}), (other, conditions & {"wrong"})):
+        if used and one.left_out:
+            who, left = ", ".join(sorted(used)), ", ".join(one.left_out)
+            print(f"documents of {who}: {len(one.chosen)} fit a third of the context; left out: {left}", flush=True)
 
 
 # ---------------------------------------------------------------- two models
