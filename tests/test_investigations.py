@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import traceback
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -444,19 +445,19 @@ def test_weights_in_another_process_are_refused() -> None:
 
 @pytest.mark.parametrize("layout", ["chat", "base"])
 def test_nano_comes_to_the_end_of_every_condition(layout: str, nano: Any, tmp_path: Path) -> None:
-    """It cannot write code: two idle replies end each task, or the context does; all files are there."""
+    """It cannot write code: two idle replies end each task, or the limit of turns; all files are there."""
     from cai_experiment.engines.render import Renderer
 
     engine, before = nano, nano.renderer
     engine.renderer = Renderer(nano.tokenizer, layout, before.max_length, before.stop_token_ids)
     try:
-        shared = investigation(engine, reply_tokens=24)
-        conditions = CONDITIONS if layout == "chat" else ("delayed",)
+        conditions, limit = (CONDITIONS, 1) if layout == "chat" else (("delayed",), 6)
+        shared = investigation(engine, reply_tokens=24, task_turns=limit)
         for condition in conditions:
             summary = shared.run(session_folder(tmp_path, condition), condition)
-            assert is_finished(tmp_path / condition) and summary["finish"] in ("idle", "turns", "context", "phrase")
-            assert summary["turns"] >= 2 and (summary["documents_arrive_in_turn"] is None) == (condition == "none")
-        assert shared.document_sets()[0].left_out  # 2,048 tokens hold two of the four
+            assert is_finished(tmp_path / condition) and summary["finish"] == ("turns" if limit == 1 else "idle")
+            assert (summary["documents_arrive_in_turn"] is None) == (condition == "none")
+        assert shared.document_sets("early")[0].left_out  # 2,048 tokens hold two of the four
     finally:
         engine.renderer = before
     compared = compare_conditions(tmp_path)
@@ -552,3 +553,145 @@ def test_two_models_one_after_the_other(tmp_path: Path) -> None:
     out = io.StringIO()
     print_models(compared, Console(file=out, width=100))
     assert "org/large" in out.getvalue()
+
+
+def test_the_first_model_is_really_freed_before_the_second_loads(nano_dir: Path, tmp_path: Path) -> None:
+    from cai_experiment.engines.load import LoadSettings, load_engine
+
+    loaded: list[weakref.ref[Any]] = []
+
+    def load(name: str) -> Investigation:
+        assert [one() for one in loaded] == [None] * len(loaded)
+        model = str(nano_dir.with_name(name))
+        engine = load_engine(LoadSettings(model=model, engine="hf", device="cpu", batch_size=1, trains_after=False))
+        loaded.append(weakref.ref(engine.model))  # type: ignore[attr-defined]
+        return investigation(engine, reply_tokens=8, task_turns=1)
+
+    names = ["nano", "nano-b"] if nano_dir.with_name("nano-b").is_dir() else ["nano"]
+    compared = compare_models(tmp_path, names, load, lambda name: lambda row: None)
+    assert len(loaded) == len(names) and all(one["turns"] == 1 for one in compared["models"].values())
+
+
+# ---------------------------------------------------------------- the script, in a real sandbox
+
+
+@pytest.fixture(scope="module")
+def tier() -> str:
+    """The strongest tier of this machine; without any the test skips, and under CI it fails."""
+    from cai_experiment.errors import UserError
+    from cai_experiment.investigations.sandbox import strongest
+
+    try:
+        return strongest()
+    except UserError as error:
+        if os.environ.get("CI"):
+            pytest.fail(str(error))
+        pytest.skip(str(error))
+
+
+def test_code_in_the_sandbox_reaches_nano_and_notes_outlive_a_block(tier: str, nano: Any, tmp_path: Path) -> None:
+    from cai_experiment.investigations.sandbox import Sandbox
+
+    look = (
+        "```python\nimport introspection\nprint(introspection.architecture()['parameters'])\n"
+        "print(introspection.activations('A kettle.')['tokens'])\nintrospection.note('small', 'observation')\n```\n"
+        "```python\nprint(introspection.notes()[0]['text'])\nx = 1\n```\n"
+        "```python\ntry:\n    introspection.weights(9)\nexcept Exception as wrong:\n"
+        "    print(type(wrong).__name__, wrong)\nprint(x)\n```"
+    )
+    engine = Speaker(look, "INVESTIGATION COMPLETE")
+    engine.model, engine.tokenizer = nano.model, nano.tokenizer
+    shared = replace(investigation(engine), sandbox_for=lambda serve: Sandbox(tier, serve=serve))
+    summary = shared.run(tmp_path, "none")
+    assert (summary["code_blocks"], summary["errors"], summary["notes"]["observation"]) == (3, 1, 1)
+    given = engine.seen[1].turns[-1].text
+    assert "Output of block 1:\n3543296\n['A', ' kettle', '.']" in given and "Output of block 2:\nsmall" in given
+    assert "IntrospectionError layer 9 does not exist: layers are 0 to 3" in given
+    assert "NameError: name 'x' is not defined" in given  # each block is a fresh process
+
+
+def test_the_script_on_nano_resumes_and_stops_at_changed_settings(
+    tier: str, nano_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cai_experiment.scripts import run_investigation
+    from cai_experiment.scripts._common import run_main
+
+    def script(*more: str) -> tuple[int, str, str]:
+        arguments = ["--data-dir", str(tmp_path), "--model", "nano", "--reply-tokens", "16", *more]
+        return run_main(run_investigation.main, arguments), *capsys.readouterr()
+
+    code, out, _ = script("--condition", "early", "--documents", str(HERITAGE))
+    assert code == 0 and out.splitlines()[0].startswith(f"sandbox {tier}"[:9]) and "early ended after" in out
+    assert "left out: 3-on-changing-ones-mind.txt" in out
+    folder = tmp_path / "investigation"
+    assert is_finished(folder / "early") and read(folder / "manifest.json")["finished"]
+    (folder / "early" / "summary.json").unlink()  # as if it had been stopped behind its last turn
+    before = read(folder / "early" / "conversation.json")
+    code, out, _ = script("--condition", "early")
+    assert code == 0 and "early: goes on after turn" in out and read(folder / "early" / "conversation.json") == before
+    code, out, _ = script("--condition", "early")
+    assert code == 0 and "all sessions asked for are finished" in out
+    code, _, err = script("--condition", "early", "--turns", "3")
+    assert code == 2 and "task_turns was 6, now 3" in err and "--fresh" in err
+    code, out, _ = script("--condition", "none", "--turns", "3", "--fresh")
+    assert code == 0 and "the old run is now" in out and not (folder / "early").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--compare", "nano"), "takes two models or none, not 1"),
+        (("--compare", "nano", "nano"), "one model twice"),
+        (("--compare", "a/b", "c/d", "--model", "nano"), "leave --model out"),
+        (("--documents", "nowhere"), "nowhere: no such folder of documents"),
+        (("--finish-phrase", " "), "one line that is not empty"),
+        (("--compare", "nano", "no-such-model"), "no-such-model"),
+    ],
+)
+def test_wrong_flags_are_one_line(
+    arguments: tuple[str, ...], message: str, tier: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cai_experiment.scripts import run_investigation
+    from cai_experiment.scripts._common import run_main
+
+    code = run_main(run_investigation.main, ["--data-dir", str(tmp_path), *arguments])
+    err = capsys.readouterr().err
+    assert code == 2 and message in err and err.count("\n") == 1
+
+
+def test_no_sandbox_is_said_before_a_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cai_experiment.errors import UserError
+    from cai_experiment.investigations import sandbox
+    from cai_experiment.scripts import _investigation, run_investigation
+    from cai_experiment.scripts._common import run_main
+
+    def none(unsafe_local: bool = False) -> str:
+        raise UserError("no sandbox works here", "--unsafe-local")
+
+    monkeypatch.setattr(sandbox, "strongest", none)
+    monkeypatch.setattr(_investigation, "load", lambda *a: pytest.fail("loaded"))
+    code = run_main(run_investigation.main, ["--data-dir", str(tmp_path)])
+    assert code == 1 and "--unsafe-local" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_which_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cai_experiment.models.hardware import PROFILES
+    from cai_experiment.scripts import _investigation_model as chosen
+    from cai_experiment.scripts.run_investigation import parser
+
+    for name in chosen.VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    gpu, cpu = PROFILES["a100-80gb"], PROFILES["cpu"]
+    flags = parser().parse_args
+    assert chosen.chosen_model(flags([]), gpu)[0] == "Qwen/Qwen2.5-3B-Instruct"
+    assert chosen.chosen_model(flags([]), cpu) == (None, "")
+    assert chosen.chosen_model(flags(["--model", "nano"]), gpu)[0] == "nano"
+    assert chosen.compared_models(flags(["--compare"]), gpu) == [chosen.USUAL, chosen.LARGER]
+    assert chosen.compared_models(flags(["--compare"]), cpu)[0] == "nano"
+    monkeypatch.setenv("AGI_MODEL_NAME", "Qwen/Qwen2.5-7B-Instruct")
+    assert chosen.chosen_model(flags([]), gpu) == (None, "")  # resolve_model reads the variable
+    three = chosen.resolve_model("qwen2.5-3b", gpu)
+    assert chosen.precision_of(flags([]), three, gpu) == "bf16" and chosen.precision_of(flags([]), three, cpu) is None
+    assert chosen.precision_of(flags([]), chosen.resolve_model("qwen2.5-32b", gpu), gpu) is None  # 4 bit, by the house

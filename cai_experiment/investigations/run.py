@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cai_experiment.engines.base import Engine
+from cai_experiment.errors import BadInputError
 from cai_experiment.investigations.conditions import Document, DocumentSet, fitting, stages_of
 from cai_experiment.investigations.introspection import Introspection
 from cai_experiment.investigations.notes import Notebook
@@ -53,7 +54,7 @@ class Investigation:
         if is_finished(folder):
             return read_json(folder / SUMMARY)
         settings = replace(self.settings, seed=self.settings.seed + repeat)
-        heritage, other = self.document_sets()
+        heritage, other = self.document_sets(condition)
         shown = {"none": NO_DOCUMENTS, "wrong": other}.get(condition, heritage)
         make_folder(folder)
         notebook, journal = Notebook(), Journal(folder / JOURNAL)
@@ -68,11 +69,22 @@ class Investigation:
         save(folder, session, about, heritage, other)
         return read_json(folder / SUMMARY)
 
-    def document_sets(self) -> tuple[DocumentSet, DocumentSet]:
-        """(documents, those of another subject) that fit the model's context."""
+    def document_sets(self, condition: str) -> tuple[DocumentSet, DocumentSet]:
+        """(documents, those of another subject) that fit the model's context.
+
+        A set of which none fits serves as a measure, whole; BadInputError if `condition` is to show it.
+        """
         room = Room(self.engine, self.settings.reply_tokens)
-        heritage, other = (fitting(one, room.tokens_of, room.context) for one in (self.heritage, self.other))
-        return heritage, other
+
+        def fit(documents: Sequence[Document], shown: bool) -> DocumentSet:
+            try:
+                return fitting(documents, room.tokens_of, room.context)
+            except BadInputError:
+                if shown:
+                    raise
+                return DocumentSet(tuple(documents))
+
+        return fit(self.heritage, condition not in ("none", "wrong")), fit(self.other, condition == "wrong")
 
 
 def session_folder(run: Path, condition: str, repeat: int = 0) -> Path:

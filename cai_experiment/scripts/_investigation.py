@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from cai_experiment.records.store import RunFolder
 from cai_experiment.scripts._investigation_model import chosen_model, compared_models, load, turns_of
 
 ROLE = "investigator"
+Watch = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +134,7 @@ def _run_all(
         manifest = open_manifest(run / "manifest.json", _manifest(args, documents, tier, {ROLE: facts}))
         manifest = manifest.after_loading(time.monotonic() - began, args.price_per_hour)
         shared = investigation(args, str(facts["model"]), engine, documents, tier)
-        _say_left_out(shared, {condition for condition, _ in left})
+        _say_left_out(shared, dict.fromkeys(condition for condition, _ in left))
         for condition, repeat in left:
             manifest = _one_session(args, run, shared, condition, repeat, manifest)
         replace(manifest, finished=True).write(run / "manifest.json")
@@ -149,15 +150,9 @@ def _one_session(
     label = condition if not repeat else f"{condition}, repeat {repeat + 1}"
     if done := turns_done(folder):
         print(f"{label}: goes on after turn {done}", flush=True)
-    show_turn = watching(label, args.verbosity, turns_of(args))
-
-    def watch(row: dict[str, Any]) -> None:
-        spent["read"], spent["written"] = spent["read"] + row["read"], spent["written"] + row["written"]
-        show_turn(row)
-
     counts = dict(manifest.counts)
     try:
-        summary = shared.run(folder, condition, repeat, watch=watch)
+        summary = shared.run(folder, condition, repeat, watch=counting(spent, watching(label, args.verbosity)))
         counts["sessions"] = counts.get("sessions", 0) + 1
         say_end(label, summary)
     finally:
@@ -166,12 +161,16 @@ def _one_session(
     return manifest
 
 
-def _say_left_out(shared: Investigation, conditions: set[str]) -> None:
-    heritage, other = shared.document_sets()
-    for one, used in ((heritage, conditions - {"none", "wrong"}), (other, conditions & {"wrong"})):
-        if used and one.left_out:
-            who, left = ", ".join(sorted(used)), ", ".join(one.left_out)
-            print(f"documents of {who}: {len(one.chosen)} fit a third of the context; left out: {left}", flush=True)
+def _say_left_out(shared: Investigation, conditions: Iterable[str]) -> None:
+    """Which documents the context is too short for; BadInputError if no document of a condition fits."""
+    for condition in conditions:
+        heritage, other = shared.document_sets(condition)
+        shown = other if condition == "wrong" else heritage
+        if condition != "none" and shown.left_out:
+            left = ", ".join(shown.left_out)
+            print(
+                f"{condition}: {len(shown.chosen)} documents fit a third of the context; left out: {left}", flush=True
+            )
 
 
 # ---------------------------------------------------------------- two models
@@ -183,27 +182,33 @@ def compare(args: argparse.Namespace, folder: RunFolder, documents: Documents, t
     names = compared_models(args, hardware)
     for name in names:
         resolve_model(name, hardware)  # a wrong name is told before the first model has run
-    place = folder.path / MODELS
+    place, began, spent = folder.path / MODELS, time.monotonic(), {"read": 0, "written": 0}
     make_folder(place)
-    open_manifest(place / "manifest.json", replace(_manifest(args, documents, tier, {}), models={}))
+    path = place / "manifest.json"
+    models = Manifest.read(path).models if path.is_file() else {}
+    manifest = open_manifest(path, _manifest(args, documents, tier, models))
 
     def one(name: str) -> Investigation:
         engine = load(args, name, hardware)
+        models[name] = engine.describe()
         return investigation(args, name, engine, documents, tier)
 
-    def watch(name: str) -> Callable[[dict[str, Any]], None]:
-        return watching(name, args.verbosity, turns_of(args))
+    def watch(name: str) -> Watch:
+        return counting(spent, watching(name, args.verbosity))
 
     from rich.console import Console
 
     print_models(compare_models(folder.path, names, one, watch), Console(highlight=False))
+    counts = {"models": len(names)}
+    manifest = manifest.after(Session(counts, spent, time.monotonic() - began, args.price_per_hour))
+    replace(manifest, models=models, finished=True).write(path)
     print(f"whole conversations: {show(folder.path / MODEL_COMPARISON)}")
 
 
 # ---------------------------------------------------------------- the terminal
 
 
-def watching(label: str, verbosity: int, turns: int) -> Callable[[dict[str, Any]], None]:
+def watching(label: str, verbosity: int) -> Watch:
     """A watcher that prints a line for each turn, and from verbosity 2 on what was said."""
 
     def watch(row: dict[str, Any]) -> None:
@@ -214,6 +219,17 @@ def watching(label: str, verbosity: int, turns: int) -> Callable[[dict[str, Any]
             print(escaped(shortened(row["text"], 500 if verbosity == 2 else 100_000)), flush=True)
 
     return watch
+
+
+def counting(spent: dict[str, int], watch: Watch) -> Watch:
+    """`watch`, and the turn's tokens added to `spent`."""
+
+    def counted(row: dict[str, Any]) -> None:
+        for name in spent:
+            spent[name] += row[name]
+        watch(row)
+
+    return counted
 
 
 def turn_line(label: str, row: dict[str, Any]) -> str:
