@@ -464,6 +464,16 @@ def test_nano_comes_to_the_end_of_every_condition(layout: str, nano: Any, tmp_pa
     assert list(compared["conditions"]) == list(conditions) and "nothing is tested" in compared["note"]
 
 
+def test_nano_stopped_and_resumed_writes_the_same_bytes(nano: Any, tmp_path: Path) -> None:
+    shared, whole, broken = investigation(nano, reply_tokens=16, task_turns=1), tmp_path / "whole", tmp_path / "broken"
+    shared.run(whole, "late")
+    broken.mkdir()
+    lines = (whole / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    (broken / "journal.jsonl").write_bytes(lines[0] + lines[1][:20])
+    shared.run(broken, "late")
+    assert [(broken / name).read_bytes() for name in FILES] == [(whole / name).read_bytes() for name in FILES]
+
+
 def test_a_full_context_ends_the_session_and_cuts_nothing(nano: Any, tmp_path: Path) -> None:
     from cai_experiment.engines.render import Renderer
 
