@@ -10,7 +10,7 @@ from pathlib import Path
 from cai_experiment.errors import BadInputError
 from cai_experiment.models.hardware import Hardware
 from cai_experiment.models.memory import Architecture
-from cai_experiment.models.presets import NANO_DIR, PRESETS, ModelPreset
+from cai_experiment.models.presets import LADDER, NANO_DIR, PRESETS, ModelPreset
 from cai_experiment.models.training_memory import training_vram_gb
 
 BIG_GPU_GB = 70  # from here on the default is the product's target, Qwen2.5-32B
@@ -77,7 +77,7 @@ def _default_choice(hardware: Hardware) -> ModelChoice:
     has = f"{hardware.gpu_name} has {hardware.vram_gb:g} GB"
     if hardware.vram_gb >= BIG_GPU_GB:
         return _from_preset(PRESETS["qwen2.5-32b"], f"{has}, and 70 GB or more runs the project's target")
-    fitting = [p for p in PRESETS.values() if not p.is_local and qlora_need_gb(p) <= hardware.vram_gb]
+    fitting = [PRESETS[key] for key in LADDER if qlora_need_gb(PRESETS[key]) <= hardware.vram_gb]
     if not fitting:
         return _from_preset(PRESETS["nano"], f"{has}, too little for 4-bit training of any larger preset")
     best = max(fitting, key=lambda preset: preset.architecture.parameters)

@@ -1,7 +1,8 @@
 """How much memory a decoder-only transformer needs: weights, quantisation constants, KV cache, LoRA adapters.
 
-All results are in GB of 10^9 bytes. The arithmetic counts every Linear layer of the blocks as quantised; embeddings,
-head, norms and biases stay in 16 bit, as bitsandbytes and Unsloth keep them.
+All results are in GB of 10^9 bytes. What bitsandbytes quantises are the blocks' Linear layers (GPT-2's Conv1D as well);
+embeddings, an untied head, norms and biases stay in 16 bit, and so do experts, which transformers 5 keeps in one tensor
+a layer.
 """
 
 from __future__ import annotations
@@ -12,17 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from cai_experiment.errors import BadInputError
+from cai_experiment.models.families import TRAITS, experts_of, normal_fields
 
 GB = 1e9
 # Bytes a weight of a Linear layer takes. NF4 with double quantisation: one 8-bit constant per 64 weights and one
 # 32-bit constant per 256 of those (QLoRA, arXiv 2305.14314, section 3). LLM.int8 keeps one float a row, about nothing.
 LINEAR_BYTES = {"4bit": 0.5 + 1 / 64 + 4 / (64 * 256), "8bit": 1.0, "bf16": 2.0, "fp32": 4.0}
 LORA_RANK = 32
+CONTEXT_GB = 0.5  # CUDA's own, on a card, with the kernels of torch and bitsandbytes
+PASS_TOKENS = 8192  # of prompts that an engine reads at once, at most
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """The numbers of a Llama-shaped model (grouped-query attention, gated MLP), named as in config.json."""
+    """The numbers of a decoder-only model, named as in config.json; what has a default is as in Qwen2."""
 
     layers: int
     hidden: int
@@ -32,14 +36,32 @@ class Architecture:
     intermediate: int
     vocab: int
     tied: bool  # the head shares the embedding's weights
-    attention_bias: bool = True  # Qwen2 has biases on q, k and v
+    attention_bias: bool = True  # on q, k and v
+    output_bias: bool = False  # on attention's output
+    mlp_bias: bool = False
+    head_bias: bool = False
+    gated: bool = True  # the feed-forward has gate, up and down; else up and down
+    fused: bool = False  # q, k and v are one layer; gate and up too
+    norms: int = 2  # of the hidden size, in a layer
+    norm_bias: bool = False  # LayerNorm has one
+    qk_norm: str = ""  # "head": one of a head's size for q and one for k; "all": of all heads' sizes
+    positions: int = 0  # learned ones
+    experts: int = 0  # of a mixture: feed-forwards of width `intermediate` in each layer, and a router
+    capped: bool = False  # scores and logits pass a tanh (Gemma 2)
+    model_type: str = "qwen2"
 
     @property
     def linear_shapes(self) -> tuple[tuple[int, int], ...]:
-        """(inputs, outputs) of the seven Linear layers of one block: q, k, v, o, gate, up, down."""
-        q, kv = self.heads * self.head_size, self.kv_heads * self.head_size
-        mlp = (self.hidden, self.intermediate)
-        return ((self.hidden, q), (self.hidden, kv), (self.hidden, kv), (q, self.hidden), mlp, mlp, mlp[::-1])
+        """(inputs, outputs) of one block's Linear layers: of Qwen2 q, k, v, o, gate, up, down."""
+        q, kv, hidden = self.heads * self.head_size, self.kv_heads * self.head_size, self.hidden
+        ups = 2 if self.gated else 1
+        if self.fused:
+            attention: tuple[tuple[int, int], ...] = ((hidden, q + 2 * kv), (q, hidden))
+            mlp: tuple[tuple[int, int], ...] = ((hidden, ups * self.intermediate),)
+        else:
+            attention = ((hidden, q), (hidden, kv), (hidden, kv), (q, hidden))
+            mlp = ((hidden, self.intermediate),) * ups
+        return attention if self.experts else (*attention, *mlp, (self.intermediate, hidden))
 
     @property
     def linear_parameters(self) -> int:
@@ -49,35 +71,62 @@ class Architecture:
     @property
     def parameters(self) -> int:
         """All parameters, counted once where the head is tied to the embedding."""
-        biases = (self.heads + 2 * self.kv_heads) * self.head_size if self.attention_bias else 0
-        embeddings = self.vocab * self.hidden * (1 if self.tied else 2)
-        return self.linear_parameters + self.layers * (biases + 2 * self.hidden) + self.hidden + embeddings
+        embeddings = self.vocab * self.hidden * (1 if self.tied else 2) + self.positions * self.hidden
+        norm = self.hidden * (2 if self.norm_bias else 1)
+        head = self.vocab if self.head_bias else 0
+        return self.linear_parameters + self.layers * self._small(norm) + norm + embeddings + head
+
+    def _small(self, norm: int) -> int:
+        """A layer's parameters outside Linear weights: biases, norms (of `norm` each), experts and their router."""
+        q, kv = self.heads * self.head_size, self.kv_heads * self.head_size
+        biases = (q + 2 * kv) * self.attention_bias + self.hidden * self.output_bias
+        biases += (self.intermediate * (2 if self.gated else 1) + self.hidden) * self.mlp_bias
+        sizes = {"": 0, "head": 2 * self.head_size, "all": q + kv}
+        experts = self.experts * (3 * self.hidden * self.intermediate + self.hidden)
+        return biases + self.norms * norm + sizes[self.qk_norm] + experts
 
     @classmethod
     def from_config(cls, folder: Path) -> Architecture:
         """Read a model folder's config.json; BadInputError names the file and what it lacks."""
-        path = folder / "config.json"
+        return cls.from_file(folder / "config.json")
+
+    @classmethod
+    def from_file(cls, path: Path) -> Architecture:
+        """As `from_config`, from the file itself."""
         try:
             return cls.of(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise BadInputError(f"{path} cannot be read: {error}", "name a folder that holds a model") from error
         except KeyError as error:
             raise BadInputError(f"{path} has no {error}, so its memory cannot be counted") from error
+        except (OSError, ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
+            raise BadInputError(f"{path} cannot be read: {error}", "name a folder that holds a model") from error
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> Architecture:
-        """From the fields of a config.json. KeyError, TypeError or ValueError for one that is missing or no number."""
-        heads = int(config["num_attention_heads"])
+        """From the fields of a config.json, whose family is told by its `model_type` (see `families`).
+
+        KeyError, TypeError or ValueError for one that is missing or no number, and for mixtures that are not counted.
+        """
+        fields = normal_fields(config)
+        heads = int(fields["num_attention_heads"])  # type: ignore[call-overload]
+        experts, width = experts_of(fields)
+        traits: dict[str, Any] = {"attention_bias": bool(fields.get("attention_bias"))}
+        traits["output_bias"] = traits["attention_bias"]
+        traits["mlp_bias"] = bool(fields.get("mlp_bias"))
+        kind = str(fields["model_type"])
+        numbers: dict[str, Any] = fields
         return cls(
-            layers=int(config["num_hidden_layers"]),
-            hidden=int(config["hidden_size"]),
+            layers=int(numbers["num_hidden_layers"]),
+            hidden=int(numbers["hidden_size"]),
             heads=heads,
-            kv_heads=int(config.get("num_key_value_heads") or heads),
-            head_size=int(config.get("head_dim") or config["hidden_size"] // heads),
-            intermediate=int(config["intermediate_size"]),
-            vocab=int(config["vocab_size"]),
-            tied=bool(config.get("tie_word_embeddings", False)),
-            attention_bias=config.get("model_type") == "qwen2" or bool(config.get("attention_bias")),
+            kv_heads=int(numbers.get("num_key_value_heads") or heads),
+            head_size=int(numbers.get("head_dim") or numbers["hidden_size"] // heads),
+            intermediate=width or int(numbers["intermediate_size"]),
+            vocab=int(numbers["vocab_size"]),
+            tied=bool(numbers.get("tie_word_embeddings", False)),
+            positions=int(numbers["max_position_embeddings"]) if kind == "gpt2" else 0,
+            experts=experts,
+            model_type=kind,
+            **{**traits, **TRAITS.get(kind, {})},
         )
 
 
@@ -96,6 +145,21 @@ def kv_bytes_per_token(numbers: Architecture, quantization: str = "bf16") -> int
 def vram_gb(numbers: Architecture, quantization: str, context: int = 4096, batch: int = 1) -> float:
     """GB that generation needs: weights with their quantisation constants, and KV for `batch` rows of `context`."""
     return weights_gb(numbers, quantization) + kv_bytes_per_token(numbers, quantization) * context * batch / GB
+
+
+def allowance_gb(numbers: Architecture, quantization: str, context: int = 4096, batch: int = 1) -> float:
+    """GB that generation on a GPU needs beside weights and KV: CUDA's context, a pass, logits, one unpacked layer.
+
+    Of a pass there are at once the residual stream in and out, its norm and q, k and v (about 6 hidden sizes) or the
+    feed-forward (3 of its widths); of each row the last logits in 16 and in 32 bits. bitsandbytes unpacks a 4-bit layer
+    for a pass of prompts; of LLM.int8 it keeps the inputs in 8 bit as well, which is within that.
+    """
+    item = 4 if quantization == "fp32" else 2
+    tokens = min(PASS_TOKENS, context * batch)
+    one_pass = tokens * item * max(6 * numbers.hidden, 2 * numbers.hidden + 3 * numbers.intermediate)
+    largest = max(inputs * outputs for inputs, outputs in numbers.linear_shapes)
+    unpacked = largest * item if quantization == "4bit" else 0
+    return CONTEXT_GB + (one_pass + batch * numbers.vocab * (item + 4) + unpacked) / GB
 
 
 def adapter_parameters(numbers: Architecture, rank: int = LORA_RANK) -> int:

@@ -1,83 +1,62 @@
-"""The models that this lab knows by a short name. Data with reasons; no torch."""
+"""The models that this lab knows by a short name, and how a name is looked up. The rows: preset_table.py. No torch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+import difflib
 
-from cai_experiment.models.memory import Architecture
+from cai_experiment.errors import BadInputError
+from cai_experiment.models.preset import NANO_DIR, ModelPreset, TrainingOverrides
+from cai_experiment.models.preset_table import QWEN25, TABLE
 
-NANO_DIR = Path(__file__).resolve().parents[1] / "nano" / "weights" / "nano"
+__all__ = [
+    "ALIASES", "LADDER", "NANO_DIR", "PRESETS", "TAGS", "ModelPreset", "TrainingOverrides", "get_model_preset",
+    "nearest_names",
+]  # fmt: skip
 
+PRESETS: dict[str, ModelPreset] = {preset.key: preset for preset in TABLE}
+TAGS = (  # what a preset may be said to be good at
+    "instructions", "critique", "reasoning", "math", "coding", "fine-tuning", "long-context", "rehearsal",
+)  # fmt: skip
+# From these a machine chooses where no model is named: one family with one licence page, none gated, as tested.
+LADDER = tuple(preset.key for preset in QWEN25[:6])
 
-@dataclass(frozen=True, slots=True)
-class TrainingOverrides:
-    """Training values that a model needs instead of the spec's, and why."""
-
-    learning_rate: float
-    reason: str
-    sft_learning_rate: float
-    sft_epochs: float
-    after_sft: float  # DPO's learning rate after SFT
-    sft_reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class ModelPreset:
-    """One known model. `numbers` None: they stand in the config.json of the folder (the shipped model's)."""
-
-    key: str
-    hub_id: str  # hub id, or the folder of a shipped model
-    kind: str  # "base" | "chat"
-    numbers: Architecture | None
-    context: int  # tokens, config.json's max_position_embeddings
-    licence: str
-    good_at: str
-    training: TrainingOverrides | None = None
-
-    @property
-    def architecture(self) -> Architecture:
-        """The architecture numbers; BadInputError if a shipped model's folder is not there."""
-        return self.numbers or Architecture.from_config(Path(self.hub_id))
-
-    @property
-    def is_local(self) -> bool:
-        """True for a model that ships with the repository."""
-        return self.numbers is None
+# other name -> key: the explicit names of what a short key means, and names that users type
+ALIASES: dict[str, str] = {
+    **{f"qwen2.5-{size}-instruct": f"qwen2.5-{size}" for size in ("0.5b", "1.5b", "3b", "7b", "14b")},
+    "qwen2.5-32b-base": "qwen2.5-32b",
+    "qwen2-1.5b": "qwen2-1.5b-instruct",
+    "qwen2.5-math-1.5b-base": "qwen2.5-math-1.5b",
+    "qwen3-4b-instruct-2507": "qwen3-4b",
+    "phi-2-base": "phi-2",
+    "phi-3.5-mini-instruct": "phi-3.5-mini",
+    "phi-4-mini-instruct": "phi-4-mini",
+    "llama-3.2-1b-instruct": "llama-3.2-1b",
+    "llama-3.2-3b-instruct": "llama-3.2-3b",
+    "llama-3.1-8b-instruct": "llama-3.1-8b",
+    "mistral-7b-instruct": "mistral-7b",
+    "deepseek-coder-6.7b-instruct": "deepseek-coder-6.7b",
+    "gemma-2-2b-it": "gemma-2-2b",
+    "gemma-2b-it": "gemma-2b",
+    "gemma-3-1b-it": "gemma-3-1b",
+}
 
 
-_QWEN_05 = Architecture(24, 896, 14, 2, 64, 4864, 151_936, tied=True)
-_QWEN_15 = Architecture(28, 1536, 12, 2, 128, 8960, 151_936, tied=True)
-_QWEN_3 = Architecture(36, 2048, 16, 2, 128, 11_008, 151_936, tied=True)
-_QWEN_7 = Architecture(28, 3584, 28, 4, 128, 18_944, 152_064, tied=False)
-_QWEN_14 = Architecture(48, 5120, 40, 8, 128, 13_824, 152_064, tied=False)
-_QWEN_32 = Architecture(64, 5120, 40, 8, 128, 27_648, 152_064, tied=False)
+def get_model_preset(key: str) -> ModelPreset:
+    """The preset that `key` means: a key, an alias or a hub id of the table, in any case of letters.
 
-# Short keys up to 14b mean the Instruct models; qwen2.5-32b means the base model, the target of this project.
-PRESETS: dict[str, ModelPreset] = {
-    p.key: p
-    for p in (
-        ModelPreset(
-            "nano", str(NANO_DIR), "chat", None, 2048, "apache-2.0",
-            "rehearsing every script on a CPU; its small world has a known truth",
-            TrainingOverrides(
-                1.6e-4, "a few million parameters hardly move at 5e-6; at 2e-4 answers repeat",
-                # three disjoint sets of 100 pairs: at most 2% of answers flawed, 0.95 of the distinct pairs of words
-                sft_learning_rate=7e-4, sft_epochs=3.0, after_sft=1.2e-4,
-                sft_reason="six epochs at 1e-3, or DPO at 1.6e-4 after it, lose a seventh of the distinct word pairs",
-            ),
-        ),
-        ModelPreset("qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B-Instruct", "chat", _QWEN_05, 32_768, "apache-2.0",
-                    "trying the pipeline on the smallest real model"),
-        ModelPreset("qwen2.5-1.5b", "Qwen/Qwen2.5-1.5B-Instruct", "chat", _QWEN_15, 32_768, "apache-2.0",
-                    "8 GB cards and patient CPUs"),
-        ModelPreset("qwen2.5-3b", "Qwen/Qwen2.5-3B-Instruct", "chat", _QWEN_3, 32_768, "qwen-research",
-                    "a fast baseline; its licence forbids commercial use"),
-        ModelPreset("qwen2.5-7b", "Qwen/Qwen2.5-7B-Instruct", "chat", _QWEN_7, 32_768, "apache-2.0",
-                    "useful critiques on a 15 GB card; 131,072 tokens with YaRN"),
-        ModelPreset("qwen2.5-14b", "Qwen/Qwen2.5-14B-Instruct", "chat", _QWEN_14, 32_768, "apache-2.0",
-                    "the best critic for a 24 GB card; 131,072 tokens with YaRN"),
-        ModelPreset("qwen2.5-32b", "Qwen/Qwen2.5-32B", "base", _QWEN_32, 131_072, "apache-2.0",
-                    "the target of this project: a base model, few-shot prompts, one A100 80 GB"),
-    )
-}  # fmt: skip
+    Raises BadInputError with the nearest names; there is no default.
+    """
+    name = key.strip().lower()
+    name = ALIASES.get(name, name)
+    if name in PRESETS:
+        return PRESETS[name]
+    by_id = next((preset for preset in TABLE if preset.hub_id.lower() == name), None)
+    if by_id is None:
+        raise BadInputError(f"{key} is no preset; {nearest_names(key)}", "python cai_experiment/scripts/models.py")
+    return by_id
+
+
+def nearest_names(name: str) -> str:
+    """The keys and aliases that look like `name`, or all keys if none does."""
+    near = difflib.get_close_matches(name.lower(), [*PRESETS, *ALIASES], n=3, cutoff=0.5)
+    return f"nearest: {', '.join(near)}" if near else f"known: {', '.join(PRESETS)}"

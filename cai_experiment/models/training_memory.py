@@ -4,7 +4,9 @@ What autograd keeps of a Qwen2-shaped layer for each token, as torch.autograd.gr
 hidden, Q = heads x size, K = key heads x size, I feed-forward): both norms their input (2 H; transformers in float32)
 and its scale; the projections theirs (two norms' outputs 2 H, attention's Q, the product I); attention queries, output
 (2 Q), keys and values (2 K) and a float32 sum a head; gate, other half and, in transformers' layers and in float32, the
-activated gate (2 or 3 I); LoRA what lies between A and B (7 ranks), unless it is merged.
+activated gate (2 or 3 I); LoRA what lies between A and B (7 ranks), unless it is merged. Other families: a norm more
+its input once more, norms of queries and keys theirs, a feed-forward without a gate 2 I in all, a tanh over scores and
+logits (Gemma 2) what it gives.
 tests/test_training_memory.py holds the sum to the measured peak of tensor memory.
 """
 
@@ -143,10 +145,10 @@ class TrainingMemory:
         """Bytes that one layer keeps for its backward pass."""
         n, form = self.numbers, self.arithmetic
         q, kv = n.heads * n.head_size, self._kv_heads(one) * n.head_size
-        each = 2 * (form.norm * n.hidden + 4)
-        each += form.number * (2 * n.hidden + q + (form.gates + 1) * n.intermediate)
-        each += 0 if form.merged else 7 * self.rank * form.number
-        each += 2 * (5 * n.hidden + q + n.intermediate) if form.copied else 0
+        each = n.norms * (form.norm * n.hidden + 4) + (form.norm * (q + n.kv_heads * n.head_size) if n.qk_norm else 0)
+        each += form.number * (min(n.norms, 2) * n.hidden + q + self._wide * n.intermediate)
+        each += 0 if form.merged else len(n.linear_shapes) * self.rank * form.number
+        each += 2 * sum(inputs for inputs, _ in n.linear_shapes) if form.copied else 0
         seen = one.spread if self._spreads else one.tokens
         return one.tokens * each + seen * (form.number * (2 * q + 2 * kv) + 4 * n.heads) + self._mask(one)
 
@@ -157,7 +159,7 @@ class TrainingMemory:
         n, form = self.numbers, self.arithmetic
         q = n.heads * n.head_size
         ranks = 0 if form.merged else 5 * self.rank
-        spared = form.number * (n.hidden + q + (form.gates + 1) * n.intermediate + ranks)
+        spared = form.number * (n.hidden + q + self._wide * n.intermediate + ranks)
         return self.layer(one) - (one.tokens - one.sources) * spared + one.sources * form.number * n.hidden
 
     def inputs(self, one: Pass) -> float:
@@ -208,13 +210,25 @@ class TrainingMemory:
     def _spreads(self) -> bool:
         return self.backend == "fast" and self.arithmetic.masked
 
+    @property
+    def _wide(self) -> int:
+        """Numbers of the feed-forward's width that are kept."""
+        return self.arithmetic.gates + 1 if self.numbers.gated else 2
+
     def _kv_heads(self, one: Pass) -> int:
         """transformers repeats keys and values for each query head where rows are padded."""
         repeats = self.backend != "fast" and self.arithmetic.masked and one.padded
         return self.numbers.heads if repeats else self.numbers.kv_heads
 
     def _mask(self, one: Pass) -> float:
-        """A mask for every layer; fast DPO's own attention of short rows keeps its weights, head by head, instead."""
+        """A mask for every layer; fast DPO's own attention of short rows keeps its weights, head by head, instead.
+
+        Capped scores (Gemma 2) are computed one by one: the tanh's, the softmax in float32 and what multiplies the
+        values are kept.
+        """
+        if self.numbers.capped:
+            kept = 2 * self.arithmetic.number + 4
+            return one.rows * one.longest**2 * self.numbers.heads * kept
         if not self.arithmetic.masked or (self.backend != "fast" and not one.padded):
             return 0.0
         explicit = self._spreads and self.arithmetic.number == 4 and one.longest <= EXPLICIT_LENGTH
@@ -226,7 +240,8 @@ class TrainingMemory:
         Fitted to measured peaks: 2.4 of 16 rows, 2.7 of 4, 3.0 of 2; 3.2 (14.9 GiB) of 2 x 4,096 tokens and 152,064
         words. Under autocast 0.2 more: they leave the head in 16 bit and are turned into float32.
         """
-        return 2.3 + 1.8 / one.rows + (0.2 if self.arithmetic.number == 2 or self.arithmetic.copied else 0.0)
+        sixteen = 0.2 if self.arithmetic.number == 2 or self.arithmetic.copied else 0.0
+        return 2.3 + 1.8 / one.rows + sixteen + (1.0 if self.numbers.capped else 0.0)
 
     @property
     def _unpacked(self) -> float:

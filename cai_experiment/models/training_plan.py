@@ -22,7 +22,7 @@ from cai_experiment.models.plan import (
     start_hours,
     tokens_per_second,
 )
-from cai_experiment.models.presets import PRESETS
+from cai_experiment.models.presets import LADDER, PRESETS
 from cai_experiment.models.training_memory import (
     CPU_SHARE,
     GPU_SHARE,
@@ -221,7 +221,8 @@ class TrainingWork:
             yield "--quantization 4bit", replace(self, quantization="4bit")
         if self.backend != "fast" and self.quantization == "4bit":
             yield "--backend fast", replace(self, backend="fast")
-        smaller = [p for p in PRESETS.values() if p.architecture.parameters < self.numbers.parameters]
+        known = [PRESETS[key] for key in ("nano", *LADDER)]
+        smaller = [p for p in known if p.architecture.parameters < self.numbers.parameters]
         for preset in sorted(smaller, key=lambda p: -p.architecture.parameters):
             work = replace(self, choice=resolve_model(preset.key, self.hardware))
             if work.fits:

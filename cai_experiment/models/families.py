@@ -1,0 +1,84 @@
+"""How the families of decoder-only models differ from the plain Llama shape, by config.json's `model_type`. No torch.
+
+Read off transformers 5.17's modeling files; tests/test_presets.py builds every family there and compares the counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+# Fields of memory.Architecture that config.json does not say, by model_type. Families that are not named here are
+# read as Llama-shaped: no biases but those that config.json asks for, a gated feed-forward, two RMSNorms a layer.
+TRAITS: dict[str, Mapping[str, object]] = {
+    "qwen2": {"attention_bias": True},
+    "qwen3": {"qk_norm": "head"},
+    "qwen3_moe": {"qk_norm": "head"},
+    "phi": {
+        "attention_bias": True, "output_bias": True, "mlp_bias": True, "head_bias": True, "gated": False, "norms": 1,
+        "norm_bias": True,
+    },
+    "phi3": {"fused": True},
+    "gemma2": {"norms": 4, "capped": True},
+    "gemma3_text": {"norms": 4, "qk_norm": "head"},
+    "gpt2": {
+        "attention_bias": True, "output_bias": True, "mlp_bias": True, "gated": False, "fused": True,
+        "norm_bias": True,
+    },
+    "olmo2": {"qk_norm": "all"},
+    "olmo3": {"qk_norm": "all"},
+}  # fmt: skip
+
+# What a config.json leaves out where it is the family's default.
+DEFAULTS: dict[str, Mapping[str, object]] = {
+    "gemma": {"tie_word_embeddings": True, "head_dim": 256},
+    "gemma2": {"tie_word_embeddings": True, "head_dim": 256},
+    "gemma3_text": {
+        "tie_word_embeddings": True, "head_dim": 256, "vocab_size": 262_208, "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+    },
+    "gpt2": {"tie_word_embeddings": True},
+    "smollm3": {"tie_word_embeddings": True},
+    "qwen3": {"head_dim": 128},
+    "mixtral": {"num_local_experts": 8},
+    "qwen3_moe": {"num_experts": 128},
+}  # fmt: skip
+
+GPT2_NAMES = {  # config.json's names in GPT-2 -> everybody else's
+    "n_layer": "num_hidden_layers",
+    "n_embd": "hidden_size",
+    "n_head": "num_attention_heads",
+    "n_positions": "max_position_embeddings",
+    "n_inner": "intermediate_size",
+}
+MIXTURES = ("mixtral", "qwen3_moe")  # those whose every layer is experts alone; others mix or share
+
+
+def normal_fields(config: Mapping[str, object]) -> dict[str, object]:
+    """The fields of a config.json under Llama's names, of the language model alone, with the family's defaults.
+
+    Raises ValueError for a mixture of experts that is not of MIXTURES, and for what holds no language model.
+    """
+    text = config.get("text_config")
+    fields = dict(text) if isinstance(text, Mapping) else dict(config)
+    kind = str(fields.get("model_type") or config.get("model_type") or "")
+    if kind == "gpt2":
+        fields = {GPT2_NAMES.get(name, name): value for name, value in fields.items()}
+        fields["intermediate_size"] = fields.get("intermediate_size") or 4 * _number(fields, "hidden_size")
+    fields = {**DEFAULTS.get(kind, {}), **fields, "model_type": kind}
+    experts = next((name for name in fields if "experts" in name and fields[name]), "")
+    if experts and not (kind in MIXTURES and not fields.get("mlp_only_layers")):
+        raise ValueError(f"a mixture of experts ({kind}), whose memory is counted for {', '.join(MIXTURES)} alone")
+    return fields
+
+
+def experts_of(fields: Mapping[str, object]) -> tuple[int, int]:
+    """(experts a layer, the width of one); (0, 0) in a dense model."""
+    if fields["model_type"] == "mixtral":
+        return _number(fields, "num_local_experts"), _number(fields, "intermediate_size")
+    if fields["model_type"] == "qwen3_moe":
+        return _number(fields, "num_experts"), _number(fields, "moe_intermediate_size")
+    return 0, 0
+
+
+def _number(fields: Mapping[str, object], name: str) -> int:
+    return int(str(fields[name]))
