@@ -45,10 +45,11 @@ def model(tiny_model_dir: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(tiny_model_dir)
 
 
-def train(settings: DPOSettings, model: Any, tokenizer: Any) -> TrainResult:
+def train(settings: DPOSettings, model: Any, tokenizer: Any, said: list[str] | None = None) -> TrainResult:
     from cai_experiment.engines.render import Renderer
 
-    return dpo.train(settings, model, tokenizer, Renderer(tokenizer, "chat", 2048), lambda line: None)
+    heard = [] if said is None else said
+    return dpo.train(settings, model, tokenizer, Renderer(tokenizer, "chat", 2048), heard.append)
 
 
 # ---------------------------------------------------------------- refused, and what a refusal leaves behind
@@ -274,6 +275,19 @@ def test_fused_layers_are_adapted_all(tmp_path: Path, tokenizer: Any) -> None:
     names = [name for name, _ in result.model.named_parameters() if "lora_" in name]
     adapted = {name.split(".lora_")[0].rpartition(".")[2] for name in names}
     assert adapted == {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"} and result.loss_falls
+
+
+def test_auto_trains_what_fast_does_not_with_trl_and_says_so(tmp_path: Path, tokenizer: Any) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=1, n_head=4, n_positions=512, bos_token_id=None,
+                        eos_token_id=None)  # fmt: skip
+    said: list[str] = []
+    result = train(settings_for(tmp_path, backend="auto"), GPT2LMHeadModel(config), tokenizer, said)
+    assert any(line.startswith("backend trl: fast does not train gpt2 (layers that it does not know)") for line in said)
+    names = [name for name, _ in result.model.named_parameters() if "lora_" in name]
+    assert {name.split(".lora_")[0].rpartition(".")[2] for name in names} == {"c_attn", "c_proj", "c_fc"}
+    assert result.step0_margin == 0.0 and result.loss_falls
 
 
 # ---------------------------------------------------------------- random weights

@@ -24,6 +24,7 @@ from cai_experiment.training import checkpoints, processes
 from cai_experiment.training.alarms import Alarms
 from cai_experiment.training.backends import backend_of, build_trainer
 from cai_experiment.training.data import TokenPair
+from cai_experiment.training.fast.start_check import foreign_kind
 from cai_experiment.training.samples import Sampler, Samples
 from cai_experiment.training.settings import MEASURED_PAIRS, METRICS, DPOSettings
 from cai_experiment.training.watch import Patience, Watch
@@ -68,6 +69,8 @@ class Training:
         self.started = time.monotonic() if settings.started is None else settings.started
         self.metrics = Journal(settings.output_dir / METRICS)
         self.backend = backend_of(settings, model)
+        if settings.backend == "auto" and self.backend == "trl" and (what := foreign_kind(model)):
+            say(f"backend trl: fast does not train {model.config.model_type} ({what})")
         if len(rows) > FEW:
             say(f"measuring {self.measured_first(held_out):,} pairs before the first step; each step's row goes to "
                 f"{show(self.metrics.path)}")  # fmt: skip

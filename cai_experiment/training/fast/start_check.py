@@ -54,17 +54,19 @@ def check_start(trainer: FastTrainer) -> float:
     return tolerance
 
 
-def check_kind(model: Any) -> None:
-    """EngineError for a model that computes what packed passes leave out, or is built unlike those they are for."""
+def foreign_kind(model: Any) -> str:
+    """What packed passes leave out of a model, or how it is built unlike those that they are for; "" if nothing."""
     text = model.config.get_text_config()
-    what = ""
     if getattr(text, "router_aux_loss_coef", None) is not None:
-        what = "a mixture of experts"  # TRL adds their load-balancing loss
-    elif getattr(text, "attn_logit_softcapping", None) is not None:
-        what = "a softcap on attention"
-    elif not hasattr(model.base_model, "layers"):
-        what = "layers that it does not know"
-    if what:
+        return "a mixture of experts"  # TRL adds their load-balancing loss
+    if getattr(text, "attn_logit_softcapping", None) is not None:
+        return "a softcap on attention"
+    return "" if hasattr(model.base_model, "layers") else "layers that it does not know"
+
+
+def check_kind(model: Any) -> None:
+    """EngineError for a model of a foreign kind."""
+    if what := foreign_kind(model):
         raise EngineError(f"--backend fast does not train {model.config.model_type}: {what}", "use --backend trl")
 
 
