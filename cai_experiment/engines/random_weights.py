@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 
     from cai_experiment.models.presets import ModelPreset
 
+HEAD_SIZED = ("qwen3", "gemma", "gemma2", "gemma3_text")  # families whose config.json names the heads' size
+ROPE = frozenset({  # fields of `rope_parameters`
+    "rope_type", "rope_theta", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings",
+    "partial_rotary_factor",
+})  # fmt: skip
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -25,15 +30,16 @@ CHATML = (
 def random_model(
     preset: ModelPreset, dtype: Any, device: str, seed: int, quantization: BitsAndBytesConfig | None
 ) -> Any:
-    """A Qwen2ForCausalLM with the preset's numbers; `quantization` is 4-bit or None.
+    """The transformers model of the preset's family with its numbers; `quantization` is 4-bit or None.
 
-    Weights are normal with standard deviation 0.02, norms 1, biases 0, drawn by `seed` on `device`.
+    Weights are normal with standard deviation 0.02, norms scale by 1, biases are 0, drawn by `seed` on `device`.
     """
     import torch
-    from transformers import Qwen2ForCausalLM
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
-        model = Qwen2ForCausalLM(config_of(preset)).to(dtype)
+    with init_empty_weights(include_buffers=False):  # buffers, such as rotary frequencies, are computed, not drawn
+        model = AutoModelForCausalLM.from_config(config_of(preset), dtype=dtype)
     quantizer = None if quantization is None else _quantized(model, quantization, device)
     torch.manual_seed(seed)
     for module in list(model.modules()):
@@ -46,26 +52,50 @@ def random_model(
 
 
 def config_of(preset: ModelPreset) -> Any:
-    """The Qwen2Config of a preset's numbers."""
-    from transformers import Qwen2Config
+    """The transformers config of a preset's numbers, of the class of its `model_type`; without special tokens."""
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+    kind = preset.architecture.model_type
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise EngineError(f"--random-weights {preset.key}: transformers has no causal language model of kind {kind!r}")
+    no_tokens = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    if preset.is_local:
+        return AutoConfig.from_pretrained(preset.hub_id, local_files_only=True, **no_tokens)
+    fields = _gpt2_fields(preset) if kind == "gpt2" else _fields(preset)
+    config = AutoConfig.for_model(kind, **fields, **no_tokens)
+    config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind]]
+    return config
+
+
+def _fields(preset: ModelPreset) -> dict[str, Any]:
     numbers = preset.architecture
-    if numbers.head_size * numbers.heads != numbers.hidden:
-        raise EngineError(f"--random-weights {preset.key}: only Qwen2's shape of heads can be made")
-    return Qwen2Config(
-        vocab_size=numbers.vocab,
-        hidden_size=numbers.hidden,
-        intermediate_size=numbers.intermediate,
-        num_hidden_layers=numbers.layers,
-        num_attention_heads=numbers.heads,
-        num_key_value_heads=numbers.kv_heads,
-        max_position_embeddings=preset.context,
-        tie_word_embeddings=numbers.tied,
-        rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
-    )
+    rope = {name: value for name, value in preset.config.items() if name in ROPE}
+    fields: dict[str, Any] = {
+        "vocab_size": numbers.vocab,
+        "hidden_size": numbers.hidden,
+        "intermediate_size": numbers.intermediate,
+        "num_hidden_layers": numbers.layers,
+        "num_attention_heads": numbers.heads,
+        "num_key_value_heads": numbers.kv_heads,
+        "max_position_embeddings": preset.context,
+        "tie_word_embeddings": numbers.tied,
+        **{name: value for name, value in preset.config.items() if name not in ROPE},
+    }
+    if numbers.model_type in HEAD_SIZED or numbers.head_size * numbers.heads != numbers.hidden:
+        fields["head_dim"] = numbers.head_size
+    theta = 1_000_000.0 if numbers.model_type in ("qwen2", "qwen3") else 10_000.0
+    if numbers.model_type != "gemma3_text":  # which has one rotary embedding for each kind of layer, as its class says
+        fields["rope_parameters"] = {"rope_type": "default", "rope_theta": theta, **rope}
+    return fields
+
+
+def _gpt2_fields(preset: ModelPreset) -> dict[str, Any]:
+    numbers = preset.architecture
+    return {
+        "vocab_size": numbers.vocab, "n_embd": numbers.hidden, "n_inner": numbers.intermediate,
+        "n_layer": numbers.layers, "n_head": numbers.heads, "n_positions": numbers.positions,
+    }  # fmt: skip
 
 
 def _quantized(model: Any, quantization: BitsAndBytesConfig, device: str) -> Any:
@@ -85,18 +115,16 @@ def _materialise(module: Any, dtype: Any, device: str) -> None:
     """Give one module (without its children) its parameters and buffers; a 4-bit layer is quantised at once."""
     import torch
 
+    scale = 0.0 if "Gemma" in type(module).__name__ else 1.0  # Gemma's norms multiply by 1 + weight
     for name, empty in list(module.named_parameters(recurse=False)):
         shape = empty.shape
         if empty.dim() == 1:
-            value = torch.full(shape, 0.0 if name == "bias" else 1.0, dtype=dtype, device=device)
+            value = torch.full(shape, 0.0 if name == "bias" else scale, dtype=dtype, device=device)
         else:
             value = torch.empty(shape, dtype=dtype, device=device).normal_(std=0.02)
         setattr(module, name, _parameter(empty, value, device))
-    if hasattr(module, "inv_freq"):  # the rotary embedding's buffers are computed, not drawn
-        fresh = type(module)(module.config).to(device)
-        module.load_state_dict(fresh.state_dict())
-        for name, buffer in fresh.named_buffers():
-            module.register_buffer(name, buffer, persistent=False)
+    for name, buffer in list(module.named_buffers(recurse=False)):
+        module._buffers[name] = buffer.to(device)
 
 
 def _parameter(empty: Any, value: Any, device: str) -> Any:

@@ -61,7 +61,6 @@ _QWEN3_14 = _qwen3(40, 5120, 40, 17_408, tied=False)
 _PHI_2 = Architecture(32, 2560, 32, 32, 80, 10_240, 51_200, tied=False, output_bias=True, mlp_bias=True,
                       head_bias=True, gated=False, norms=1, norm_bias=True, model_type="phi")  # fmt: skip
 
-_THETA = {"rope_theta": 1_000_000.0}
 _LLAMA3 = {
     "rope_theta": 500_000.0, "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
@@ -91,7 +90,8 @@ def _qwen25(
         key, f"Qwen/{name}", "chat" if name.endswith("Instruct") else "base", numbers, context, licence, good_at,
         tags=frozenset(tags), revision=revision, published=published,
         long_context=YARN if numbers.layers in (28, 48, 64) and name.endswith("Instruct") and numbers.hidden > 2048
-        else NATIVE, four_bit=f"unsloth/{name}-bnb-4bit", config=_THETA,
+        else NATIVE, four_bit=f"unsloth/{name}-bnb-4bit",
+        config={"rope_theta": 10_000.0} if "Math" in name else {},
     )  # fmt: skip
 
 
@@ -199,7 +199,7 @@ OTHERS = (
         _llama(32, 4096, 32, 8, 14_336, 32_768, model_type="mistral"), 32_768, APACHE,
         "fluent text; a judge of another family than Qwen", tags=frozenset({"instructions", "critique"}),
         revision="c170c708c41dac9275d15a8fff4eca08d52bab71", published=7_248_023_552, long_context=NATIVE,
-        four_bit="unsloth/mistral-7b-instruct-v0.3-bnb-4bit", config={**_THETA, "sliding_window": None},
+        four_bit="unsloth/mistral-7b-instruct-v0.3-bnb-4bit", config={"rope_theta": 1_000_000.0, "sliding_window": None},
     ),
     ModelPreset(
         "deepseek-coder-6.7b", "deepseek-ai/deepseek-coder-6.7b-instruct", "chat",
@@ -253,12 +253,12 @@ OTHERS = (
 
 def _qwen3_preset(
     key: str, name: str, numbers: Architecture, published: int, revision: str, good_at: str, *tags: str,
-    context: int = 40_960, long_context: str = YARN_3, theta: float = 1_000_000.0,
+    context: int = 40_960, long_context: str = YARN_3,
 ) -> ModelPreset:  # fmt: skip
     return ModelPreset(
         key, f"Qwen/{name}", "base" if name.endswith("Base") else "chat", numbers, context, APACHE, good_at,
         tags=frozenset(tags), revision=revision, published=published, long_context=long_context,
-        four_bit=f"unsloth/{name}-bnb-4bit", config={"rope_theta": theta},
+        four_bit=f"unsloth/{name}-bnb-4bit", config={"rope_theta": 5_000_000.0} if "2507" in name else {},
     )  # fmt: skip
 
 
@@ -269,7 +269,7 @@ QWEN3 = (
     _qwen3_preset("qwen3-4b", "Qwen3-4B-Instruct-2507", _qwen3(36, 2560, 32, 9728, tied=True), 4_022_468_096,
                   "cdbee75f17c01a7cc42f958dc650907174af0554", "the best of its size without thinking aloud",
                   "instructions", "critique", "reasoning", "coding", "math", "long-context",
-                  context=262_144, long_context=NATIVE, theta=5_000_000.0),
+                  context=262_144, long_context=NATIVE),
     _qwen3_preset("qwen3-8b", "Qwen3-8B", _QWEN3_8, 8_190_735_360, "b968826d9c46dd6066d109eabc6255188de91218",
                   "Qwen2.5-7B's successor; thinks or not", "instructions", "critique", "reasoning", "coding", "math"),
     _qwen3_preset("qwen3-14b", "Qwen3-14B", _QWEN3_14, 14_768_307_200, "40c069824f4251a91eefaf281ebe4c544efd3e18",
