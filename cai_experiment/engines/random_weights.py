@@ -61,7 +61,9 @@ def config_of(preset: ModelPreset) -> Any:
         raise EngineError(f"--random-weights {preset.key}: transformers has no causal language model of kind {kind!r}")
     no_tokens = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     if preset.is_local:
-        return AutoConfig.from_pretrained(preset.hub_id, local_files_only=True, **no_tokens)
+        config = AutoConfig.from_pretrained(preset.hub_id, local_files_only=True, **no_tokens)
+        config.name_or_path = ""  # random weights come from nowhere
+        return config
     fields = _gpt2_fields(preset) if kind == "gpt2" else _fields(preset)
     config = AutoConfig.for_model(kind, **fields, **no_tokens)
     config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind]]

@@ -199,7 +199,8 @@ OTHERS = (
         _llama(32, 4096, 32, 8, 14_336, 32_768, model_type="mistral"), 32_768, APACHE,
         "fluent text; a judge of another family than Qwen", tags=frozenset({"instructions", "critique"}),
         revision="c170c708c41dac9275d15a8fff4eca08d52bab71", published=7_248_023_552, long_context=NATIVE,
-        four_bit="unsloth/mistral-7b-instruct-v0.3-bnb-4bit", config={"rope_theta": 1_000_000.0, "sliding_window": None},
+        four_bit="unsloth/mistral-7b-instruct-v0.3-bnb-4bit",
+        config={"rope_theta": 1_000_000.0, "sliding_window": None},
     ),
     ModelPreset(
         "deepseek-coder-6.7b", "deepseek-ai/deepseek-coder-6.7b-instruct", "chat",
