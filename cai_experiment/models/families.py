@@ -53,10 +53,14 @@ GPT2_NAMES = {  # config.json's names in GPT-2 -> everybody else's
 MIXTURES = ("mixtral", "qwen3_moe")  # those whose every layer is experts alone; others mix or share
 
 
+class Uncounted(ValueError):
+    """A model whose memory this arithmetic does not count; the text says why."""
+
+
 def normal_fields(config: Mapping[str, object]) -> dict[str, object]:
     """The fields of a config.json under Llama's names, of the language model alone, with the family's defaults.
 
-    Raises ValueError for a mixture of experts that is not of MIXTURES, and for what holds no language model.
+    Raises Uncounted for a mixture of experts that is not of MIXTURES.
     """
     text = config.get("text_config")
     fields = dict(text) if isinstance(text, Mapping) else dict(config)
@@ -67,7 +71,7 @@ def normal_fields(config: Mapping[str, object]) -> dict[str, object]:
     fields = {**DEFAULTS.get(kind, {}), **fields, "model_type": kind}
     experts = next((name for name in fields if "experts" in name and fields[name]), "")
     if experts and not (kind in MIXTURES and not fields.get("mlp_only_layers")):
-        raise ValueError(f"a mixture of experts ({kind}), whose memory is counted for {', '.join(MIXTURES)} alone")
+        raise Uncounted(f"a mixture of experts ({kind}), whose memory is counted for {', '.join(MIXTURES)} alone")
     return fields
 
 

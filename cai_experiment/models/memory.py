@@ -8,12 +8,13 @@ a layer.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cai_experiment.errors import BadInputError
-from cai_experiment.models.families import TRAITS, experts_of, normal_fields
+from cai_experiment.errors import BadInputError, UserError
+from cai_experiment.models.families import TRAITS, Uncounted, experts_of, normal_fields
 
 GB = 1e9
 # Bytes a weight of a Linear layer takes. NF4 with double quantisation: one 8-bit constant per 64 weights and one
@@ -88,17 +89,22 @@ class Architecture:
     @classmethod
     def from_config(cls, folder: Path) -> Architecture:
         """Read a model folder's config.json; BadInputError names the file and what it lacks."""
-        return cls.from_file(folder / "config.json")
+        path = folder / "config.json"
+        return cls.read(lambda: json.loads(path.read_text(encoding="utf-8")), str(path))
 
     @classmethod
-    def from_file(cls, path: Path) -> Architecture:
-        """As `from_config`, from the file itself."""
+    def read(cls, config: Callable[[], dict[str, Any]], name: str) -> Architecture:
+        """`of` what `config` gives; what is wrong with it becomes a BadInputError that begins with `name`."""
         try:
-            return cls.of(json.loads(path.read_text(encoding="utf-8")))
+            return cls.of(config())
+        except UserError:
+            raise
+        except Uncounted as error:
+            raise BadInputError(f"{name}: {error}", "name a dense model") from error
         except KeyError as error:
-            raise BadInputError(f"{path} has no {error}, so its memory cannot be counted") from error
+            raise BadInputError(f"{name} has no {error}, so its memory cannot be counted") from error
         except (OSError, ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
-            raise BadInputError(f"{path} cannot be read: {error}", "name a folder that holds a model") from error
+            raise BadInputError(f"{name} cannot be read: {error}", "name a folder that holds a model") from error
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> Architecture:
