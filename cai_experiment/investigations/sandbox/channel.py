@@ -1,0 +1,116 @@
+"""The parent's end of the introspection channel: one line of JSON a call, checked as what a stranger sends."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+MOST_BYTES = 1_000_000  # one message, either way
+MOST_CALLS = 1_000  # a run
+MOST_ERROR = 2_000  # characters
+Functions = Mapping[str, Callable[..., Any]]
+
+
+class Channel:
+    """Takes what the child wrote, calls what it names in a thread of its own, and hands out the answers as bytes.
+
+    One call at a time: what arrives meanwhile waits, unread beyond one message.
+    """
+
+    def __init__(self, functions: Functions) -> None:
+        self.functions = functions
+        self.closed = False  # nothing more is read; the last answer says why
+        self.answer = b""  # still to be written
+        self._received = bytearray()
+        self._calls = 0
+        self._thread: ThreadPoolExecutor | None = None
+        self._running: Future[bytes] | None = None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a served function runs."""
+        return self._running is not None
+
+    @property
+    def wants_more(self) -> bool:
+        """Whether to read from the child: never while a call or an answer is under way."""
+        return not (self.closed or self._running or self.answer)
+
+    def take(self, received: bytes) -> None:
+        """Bytes from the child; b"" is the end."""
+        if not received:
+            self.closed = True
+            return
+        self._received += received
+        self._next()
+
+    def poll(self) -> None:
+        """Collect the answer of a call that has ended."""
+        if self._running is not None and self._running.done():
+            self.answer, self._running = self._running.result(), None
+        if self.wants_more:
+            self._next()
+
+    def wait(self) -> None:
+        """Until the call under way, if any, has ended: the model's weights serve one caller at a time."""
+        if self._thread is not None:
+            self._thread.shutdown(wait=True)
+
+    def _next(self) -> None:
+        line, newline, rest = bytes(self._received).partition(b"\n")
+        if len(line) > MOST_BYTES:
+            self._refuse(f"a message is larger than {MOST_BYTES} bytes")
+        elif newline:
+            self._received = bytearray(rest)
+            self._calls += 1
+            if self._calls > MOST_CALLS:
+                self._refuse(f"more than {MOST_CALLS} calls")
+            else:
+                self._start(line)
+
+    def _refuse(self, reason: str) -> None:
+        self.closed, self.answer = True, _line({"error": f"{reason}; the channel is closed"})
+        self._received.clear()
+
+    def _start(self, line: bytes) -> None:
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="introspection")
+        self._running = self._thread.submit(answer, self.functions, line)
+
+
+def answer(functions: Functions, line: bytes) -> bytes:
+    """The line for the child; whatever the message or the function does, it is an answer and no exception."""
+    try:
+        name, arguments, named = _read(line)
+        if name not in functions:
+            raise LookupError(f"no function {name[:100]!r}; there are {', '.join(functions)}")
+        reply = _line({"result": functions[name](*arguments, **named)})
+    except Exception as error:
+        return _line({"error": (str(error) or type(error).__name__)[:MOST_ERROR]})
+    if len(reply) > MOST_BYTES:
+        return _line({"error": f"{name}: the answer is larger than {MOST_BYTES} bytes; ask for less"})
+    return reply
+
+
+def _read(line: bytes) -> tuple[str, list[Any], dict[str, Any]]:
+    """(name, arguments, named arguments) of a message. Raises ValueError for any other line."""
+    try:
+        message = json.loads(line.decode("utf-8"), parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not a message of JSON: {type(error).__name__}: {str(error)[:100]}") from None
+    fields = (str, list, dict)
+    values = [message.get(key) for key in ("call", "args", "kwargs")] if isinstance(message, dict) else []
+    if len(values) != 3 or any(not isinstance(value, kind) for value, kind in zip(values, fields, strict=True)):
+        raise ValueError('a message is {"call": name, "args": [...], "kwargs": {...}}')
+    return values[0], values[1], values[2]
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _line(message: dict[str, Any]) -> bytes:
+    # ASCII only: no surrogate from a message can make this fail
+    return json.dumps(message).encode("ascii") + b"\n"

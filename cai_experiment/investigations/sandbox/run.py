@@ -1,0 +1,126 @@
+"""One run in one tier: start, supervise, end all that it started, remove its folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from contextlib import suppress
+
+from cai_experiment.errors import EngineError
+from cai_experiment.investigations.sandbox import accounts
+from cai_experiment.investigations.sandbox.channel import MOST_BYTES, Channel, Functions
+from cai_experiment.investigations.sandbox.limits import Limits, Outcome
+from cai_experiment.investigations.sandbox.supervise import Supervisor, reason_of
+from cai_experiment.investigations.sandbox.tiers import STARTS, Start, interpreter_for
+from cai_experiment.investigations.sandbox.watch import MOST_FILES, files_in_memory, files_mb, memory_mb
+
+OWN_PROCESSES = 3  # bwrap's two, the interpreter
+MB = 1_000_000
+
+
+def run_once(tier: str, limits: Limits, functions: Functions, code: str) -> Outcome:
+    """Run code in a tier. Raises EngineError where the sandbox itself does not start; never for what the code does."""
+    (asks, ask), (hear, hears) = os.pipe(), os.pipe()  # asks and hears are the parent's ends
+    job = os.memfd_create("job")
+    ends = {job, ask, hear}
+    start = None
+    try:
+        start = STARTS[tier](limits, (job, ask, hear))
+        ends |= set(start.pass_fds)
+        _write(job, _job(limits, functions, code, start))
+        return _supervised(tier, limits, functions, start, ends, (asks, hears))
+    except OSError as error:
+        raise EngineError(f"sandbox {tier}: {error}") from error
+    finally:
+        for descriptor in ends:
+            with suppress(OSError):
+                os.close(descriptor)
+        if start is not None and start.folder is not None:
+            # rm walks any depth; shutil.rmtree recurses, and model-written code may nest thousands of folders
+            subprocess.run(["rm", "-rf", "--", str(start.folder)], check=False)
+
+
+def _supervised(
+    tier: str, limits: Limits, functions: Functions, start: Start, ends: set[int], own: tuple[int, int]
+) -> Outcome:
+    began = time.monotonic()
+    account = {} if start.user is None else {"user": start.user, "group": start.user, "extra_groups": []}
+    process = subprocess.Popen(
+        start.command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=start.cwd,
+        env=start.environment, pass_fds=tuple(ends), start_new_session=True, **account,
+    )  # type: ignore[call-overload]  # fmt: skip
+    while ends:
+        os.close(ends.pop())
+    supervisor = Supervisor(process, *own, Channel(functions), limits, lambda: _beyond(limits, start, process.pid))
+    try:
+        supervisor.run()
+    finally:
+        _end(start, process)
+        supervisor.close()
+    return _outcome(tier, limits, start, supervisor, time.monotonic() - began)
+
+
+def _outcome(tier: str, limits: Limits, start: Start, supervisor: Supervisor, seconds: float) -> Outcome:
+    code = supervisor.process.returncode
+    code = 128 - code if code < 0 else code
+    out, errors = (printed.text(limits.output_chars) for printed in (supervisor.out, supervisor.err))
+    if not supervisor.started and not supervisor.stopped:
+        raise OSError(f"did not start (exit code {code}): {errors.strip() or 'no message'}")
+    stopped = reason_of(supervisor.stopped, code, errors, seconds, limits)
+    truncated = any(printed.total > len(text.encode("utf-8", "replace")) and len(text) == limits.output_chars
+                    for printed, text in ((supervisor.out, out), (supervisor.err, errors)))  # fmt: skip
+    python = interpreter_for(tier)
+    for place, name in ((str(start.folder or start.box), "."), (python.library, "python"), (python.prefix, "python")):
+        errors = errors.replace(place, name)  # a traceback names the library, not the machine
+    return Outcome(out, errors, None if supervisor.stopped else code, stopped, round(seconds, 3), truncated)
+
+
+def _job(limits: Limits, functions: Functions, code: str, start: Start) -> bytes:
+    """What child.py is told. Surrogates in code, which no file holds, are an error of the code: they are replaced."""
+    processes = limits.processes + OWN_PROCESSES
+    if start.uid is None and not start.box:  # the kernel counts all processes of the user's own uid
+        processes += accounts.threads_of(os.getuid())
+    bounds = {
+        "AS": limits.memory_mb * MB, "CPU": limits.cpu_seconds, "NPROC": processes, "FSIZE": limits.file_mb * MB,
+        "NOFILE": 64, "CORE": 0,
+    }  # fmt: skip
+    job = {"code": code, "limits": bounds, "functions": list(functions), "most": MOST_BYTES, "packages": start.packages}
+    return json.dumps(job).encode("ascii")
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    with open(descriptor, "wb", closefd=False) as stream:
+        stream.write(data)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+
+
+def _beyond(limits: Limits, start: Start, first: int) -> str:
+    """The limit that the run's processes exceed together."""
+    members = start.members(first)
+    if memory_mb(members) > limits.memory_mb:
+        return "memory"
+    if start.folder is not None and files_mb(start.folder, members) > limits.folder_mb:
+        return "files"
+    return "files" if start.box and files_in_memory(start.box, members) > MOST_FILES else ""
+
+
+def _end(start: Start, process: subprocess.Popen[bytes]) -> None:
+    """Kill the run's processes, all of them where the tier can know them, and wait until they are gone.
+
+    bubblewrap: the end of its first process ends the namespace. Landlock: the uid is the run's own, or (without root)
+    no process could leave the process group.
+    """
+    inside = start.members(process.pid) if start.uid is None else []
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    if start.uid is not None:
+        accounts.kill_all_of(start.uid)
+    else:
+        accounts.wait_for(inside)
+    for stream in (process.stdout, process.stderr):
+        if stream is not None:
+            stream.close()
