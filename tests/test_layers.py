@@ -21,7 +21,7 @@ FLOORS = (  # the lowest first, as in docs/ARCHITECTURE.md
     ("engines",),
     ("judging",),
     ("pipeline", "training", "evaluation", "ensemble"),
-    ("demo", "investigations"),
+    ("demo", "investigations", "comparison"),
     ("scripts",),
 )
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}

@@ -1,0 +1,1 @@
+"""One work, several models: the same instructions, critiques and texts, one model at a time in memory."""
