@@ -113,11 +113,16 @@ def close_model(engine: Any) -> None:
 
     Unsloth hangs functions that hold the model on the model itself: only the collector frees such a ring.
     """
+    engine.model = engine.tokenizer = None
+    give_memory_back()
+
+
+def give_memory_back() -> None:
+    """Collect what nobody holds any more, and give it back to the system and to other users of the GPU."""
     import gc
 
     import torch
 
-    engine.model = engine.tokenizer = None
     gc.collect()
     if (trim := _of_libc("malloc_trim")) is not None:
         trim(0)

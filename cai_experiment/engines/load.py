@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cai_experiment.engines.precision import device_of, dtype_of, quantization_config
 from cai_experiment.engines.weights import check_folder, keep_trainable, loading_error, weights_hash
 from cai_experiment.errors import BadInputError, DiskError, EngineError, UserError
 from cai_experiment.models.choice import ModelChoice, resolve_model
@@ -44,6 +44,7 @@ class LoadSettings:
     server_url: str | None = None  # with "auto": the server it is
     server_concurrency: int = 64  # requests at a time, at most
     deadline: float = 600.0  # seconds for one request to the server
+    memory_share: float | None = None  # of each GPU, for vLLM; None: all that it takes by itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +85,27 @@ def load_engine(settings: LoadSettings) -> Engine:
         vllm = vllm_load.load(plan.choice, plan.quantization, settings, hardware)
         engine, plan = vllm, replace(plan, quantization=str(vllm.facts["quantization"]))
     else:
-        model, tokenizer, facts = load_model(plan, settings)
-        renderer = make_renderer(model, tokenizer, plan.choice, settings)
-        engine = _engine_class(plan.engine)(model, tokenizer, renderer, settings.batch_size, facts)
+        return engine_over(plan, settings, *load_model(plan, settings))
+    engine.first_line = plan.first_line
+    return engine
+
+
+def engine_over(
+    plan: Plan, settings: LoadSettings, model: Any, tokenizer: Any, facts: dict[str, object]
+) -> Engine:
+    """The plan's engine over loaded weights; with "auto" `generate` where hf's packed passes do not serve the model.
+
+    Raises EngineError for an engine that was asked for by name and cannot serve it.
+    """
+    renderer = make_renderer(model, tokenizer, plan.choice, settings)
+    try:
+        engine: Engine = _engine_class(plan.engine)(model, tokenizer, renderer, settings.batch_size, facts)
+    except EngineError as error:
+        reason = getattr(error, "reason", "")  # of probe.Unservable, whose import would bring torch
+        if settings.engine != "auto" or not reason:
+            raise
+        plan = replace(plan, engine="generate", why="; ".join(filter(None, (f"hf: {reason}", plan.why))))
+        engine = _engine_class("generate")(model, tokenizer, renderer, settings.batch_size, facts)
     engine.first_line = plan.first_line
     return engine
 
@@ -205,7 +224,7 @@ def load_model(plan: Plan, settings: LoadSettings) -> tuple[Any, Any, dict[str, 
 
             model, tokenizer = unsloth.load(place, settings.max_length or MAX_LENGTH)
         else:
-            model, tokenizer = _pretrained(place, plan)
+            model, tokenizer = _pretrained(place, plan, settings)
     except (UserError, MemoryError):
         raise
     except Exception as error:
@@ -215,23 +234,27 @@ def load_model(plan: Plan, settings: LoadSettings) -> tuple[Any, Any, dict[str, 
     return model, tokenizer, _facts(plan, settings, model)
 
 
-def _pretrained(place: str, plan: Plan) -> tuple[Any, Any]:
+def _pretrained(place: str, plan: Plan, settings: LoadSettings) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     if Path(place).is_dir():
         logging.disable_progress_bar()  # a bar is for downloads
-    tokenizer = AutoTokenizer.from_pretrained(place)  # the model's own: a sibling's may have other special tokens
+    revision = revision_of(plan.choice)
+    # the model's own: a sibling's may have other special tokens
+    tokenizer = AutoTokenizer.from_pretrained(place, revision=revision)
     files, precision = files_for(plan.choice, plan.engine, plan.quantization)
     # of weights quantised beforehand config.json says how, unless anything is passed, were it None
-    quantised = {} if precision == "4bit" else {"quantization_config": _quantization_config(plan)}
+    dtype = _dtype(plan, settings)
+    own: dict[str, Any] = {"quantization_config": quantization_config(plan.quantization, dtype)}
     model = AutoModelForCausalLM.from_pretrained(
         files,
-        dtype=_dtype(plan),
-        device_map={"": _device(plan.device)},
+        revision=revision if files == place else "main",
+        dtype=dtype,
+        device_map={"": device_of(plan.device)},
         use_safetensors=True,
         trust_remote_code=False,
-        **quantised,
+        **({} if precision == "4bit" else own),
     )
     return model.eval(), tokenizer
 
@@ -244,47 +267,19 @@ def _random(plan: Plan, settings: LoadSettings) -> tuple[Any, Any]:
     if plan.quantization == "8bit":
         raise BadInputError("--random-weights in 8bit is not made", "use --quantization 4bit, bf16 or fp32")
     tokenizer = tokenizer_for(preset, settings.tokenizer)
-    config = _quantization_config(plan)
-    return random_model(preset, _dtype(plan), _device(plan.device), settings.seed, config), tokenizer
+    dtype = _dtype(plan, settings)
+    config = quantization_config(plan.quantization, dtype)
+    return random_model(preset, dtype, device_of(plan.device), settings.seed, config), tokenizer
 
 
-def _device(kind: str) -> str:
-    import torch
-
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise EngineError("this machine has a GPU, but this torch cannot use it", "bash setup_runpod.sh")
-    own = os.environ.get("LOCAL_RANK", "0")  # set by accelerate launch: a GPU for each process
-    return f"cuda:{own}" if kind == "cuda" else kind
+def _dtype(plan: Plan, settings: LoadSettings) -> Any:
+    return dtype_of(plan.quantization, plan.device, settings.trains_after)
 
 
-def _dtype(plan: Plan) -> Any:
-    """bfloat16 for compute, but float32 in fp32 and on a CPU, where bfloat16 is four to five times slower."""
-    import torch
-
-    return (
-        torch.float32
-        if plan.quantization == "fp32" or (plan.device == "cpu" and plan.quantization != "bf16")
-        else (torch.bfloat16)
-    )
-
-
-def _quantization_config(plan: Plan) -> Any:
-    """QLoRA's NF4 with double quantisation (arXiv 2305.14314), LLM.int8, or None."""
-    if plan.quantization not in ("4bit", "8bit"):
-        return None
-    from transformers import BitsAndBytesConfig
-
-    if plan.quantization == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=_dtype(plan),
-        # FSDP shards float types, all of a unit in one (training/accelerate/fsdp_qlora.yaml)
-        bnb_4bit_quant_storage=_dtype(plan) if sharded else None,
-    )
+def revision_of(choice: ModelChoice) -> str:
+    """The commit or branch of a preset's files on the hub that this lab has pinned; "main" of any other model."""
+    preset = choice.preset
+    return preset.revision if preset is not None and choice.path_or_id == preset.hub_id else "main"
 
 
 def _facts(plan: Plan, settings: LoadSettings, model: Any) -> dict[str, object]:

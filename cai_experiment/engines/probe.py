@@ -17,6 +17,14 @@ from cai_experiment.errors import EngineError
 USE_GENERATE = "use --engine generate"
 
 
+class Unservable(EngineError):
+    """An architecture that packed passes do not serve; `generate` may. `reason` is the message without its remedy."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, USE_GENERATE)
+        self.reason = reason
+
+
 @dataclass(frozen=True, slots=True)
 class Probe:
     """What the probe found. `bit_equal`: the same logits, to the bit, in every tried shape."""
@@ -31,14 +39,14 @@ def refuse_unservable(model: Any, context: int) -> None:
     """Raise EngineError for an architecture that packed passes would serve wrongly, before anything is computed."""
     name, config = type(model).__name__, model.config.get_text_config()
     if not model._can_set_attn_implementation():
-        raise EngineError(f"{name} does not take attention functions from outside", USE_GENERATE)
+        raise Unservable(f"{name} does not take attention functions from outside")
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     window = getattr(config, "sliding_window", None)
     slides = "sliding_attention" in kinds or not getattr(config, "layer_types", None)  # old configs: every layer does
     if slides and window is not None and window < context:
-        raise EngineError(f"{name} looks back {window} tokens, less than the context of {context}", USE_GENERATE)
+        raise Unservable(f"{name} looks back {window} tokens, less than the context of {context}")
     if kinds - {"full_attention", "sliding_attention"}:
-        raise EngineError(f"{name} has layers of other kinds than attention: {', '.join(sorted(kinds))}", USE_GENERATE)
+        raise Unservable(f"{name} has layers of other kinds than attention: {', '.join(sorted(kinds))}")
 
 
 def probe(model: Any, context: int, plain_attention: str) -> Probe:
@@ -54,7 +62,7 @@ def probe(model: Any, context: int, plain_attention: str) -> Probe:
     except Exception as error:  # whatever an architecture does that ours does not expect
         if isinstance(error, RuntimeError) and is_out_of_memory(error):
             raise
-        raise EngineError(f"{type(model).__name__}: packed passes fail ({error})", USE_GENERATE) from error
+        raise Unservable(f"{type(model).__name__}: packed passes fail ({error})") from error
     _agree_with_plain(model, ids, logits[0], plain_attention)
     found = _result(logits, VIEW_STEP)
     if found.bit_equal or model.device.type != "cpu":
@@ -145,7 +153,7 @@ def _agree_with_plain(model: Any, ids: np.ndarray, ours: torch.Tensor, plain_att
     difference = float((plain.float().cpu() - ours).abs().max()) / scale
     if not difference <= allowed:  # NaN counts as a difference
         message = f"{type(model).__name__} gives other logits in packed passes (by {difference:.1e} of their size)"
-        raise EngineError(message, USE_GENERATE)
+        raise Unservable(message)
 
 
 def computes_in_float32(model: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +12,14 @@ from cai_experiment.engines.weights import check_folder, loading_error, weights_
 from cai_experiment.errors import BadInputError, UserError
 from cai_experiment.models.choice import ModelChoice
 from cai_experiment.models.disk import folder_gb
+from cai_experiment.models.downloads import LEFT_OUT, LOADED_FILES
 from cai_experiment.models.hardware import Hardware
 from cai_experiment.models.memory import Architecture, weights_gb
-from cai_experiment.models.serving import tensor_parallel, vllm_rows
+from cai_experiment.models.serving import VLLM_SHARE, tensor_parallel, vllm_rows
 
 if TYPE_CHECKING:
     from cai_experiment.engines.load import LoadSettings
 
-LOADED_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")  # no pickled weights, no code
 DTYPES = {"bf16": "auto", "fp32": "float32"}  # auto: as the checkpoint says, bfloat16 for one in 32 bit
 
 
@@ -44,7 +45,16 @@ def fetch(choice: ModelChoice) -> Path:
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
 
-        folder = Path(snapshot_download(choice.path_or_id, allow_patterns=list(LOADED_FILES)))
+        from cai_experiment.engines.load import revision_of
+
+        folder = Path(
+            snapshot_download(
+                choice.path_or_id,
+                revision=revision_of(choice),
+                allow_patterns=list(LOADED_FILES),
+                ignore_patterns=list(LEFT_OUT),
+            )
+        )
     check_folder(folder)
     return folder
 
@@ -84,13 +94,16 @@ def _settings(
     except BadInputError:  # not Llama's shape: vLLM may serve it all the same
         numbers = None
     weights = folder_gb(folder) if numbers is None or not random else weights_gb(numbers, quantization)
+    share = settings.memory_share or VLLM_SHARE
+    room = replace(hardware, vram_gb=hardware.vram_gb * share / VLLM_SHARE)  # the other role's vLLM has the rest
     return VLLMSettings(
         folder=str(folder),
         dtype="bfloat16" if random and quantization == "bf16" else DTYPES[quantization],
-        slots=settings.batch_size or vllm_rows(numbers, hardware, weights),
+        slots=settings.batch_size or vllm_rows(numbers, room, weights),
         tensor_parallel=tensor_parallel(numbers, hardware.gpus),
         seed=settings.seed,
         random_weights=random,
+        memory_share=share,
         deadline=settings.deadline,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from cai_experiment.models.disk import hub_cache
 
 HASHED_WHOLE = 4 * 2**30  # bytes; of larger weights only header, size and both ends of each file are hashed
 END = 2**20  # bytes of such an end
+UNREACHABLE = {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError", "ConnectError", "ConnectTimeout",
+               "ReadTimeout", "ProxyError"}  # fmt: skip
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -107,8 +110,11 @@ def loading_error(name: str, error: Exception) -> UserError:
         return EngineError(f"--model {name} is gated, and this machine has no access to it", step)
     if "RepositoryNotFoundError" in kinds:
         return BadInputError(f"--model {name}: the hub has no such model", "check the name; private ones need HF_TOKEN")
-    if kinds.keys() & {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError", "ConnectError"}:
-        step = "connect to the internet once, or give a local folder"
+    if "RevisionNotFoundError" in kinds:
+        return EngineError(f"--model {name}: the hub does not have the pinned revision", "name another --model")
+    if kinds.keys() & UNREACHABLE:
+        offline = "unset HF_HUB_OFFLINE, or " if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0") else ""
+        step = f"{offline}connect to the internet once, or give a local folder"
         return EngineError(f"--model {name} is not in the download cache, and the hub cannot be reached", step)
     if "SafetensorError" in kinds:
         return BadInputError(

@@ -1,0 +1,270 @@
+"""Two models by role in one process: loaded where they fit, shared where both roles name one, really freed.
+
+manager = MultiModelManager()
+ok, message = manager.load_evaluation_model("qwen2-1.5b-instruct")
+model, tokenizer = manager.get_evaluation_model()
+generator, critic = manager.engines()          # the same two as engines, for the pipeline
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from cai_experiment.engines.load import ELSEWHERE, LoadSettings, engine_over, load_model, make_plan
+from cai_experiment.engines.placing import Free, Placed, free_now, place, tensors_gb
+from cai_experiment.errors import BadInputError, EngineError, UserError
+from cai_experiment.models.hardware import Hardware, detect
+from cai_experiment.models.roles import DEFAULT, ROLES, configuration
+
+if TYPE_CHECKING:
+    from cai_experiment.engines.base import Engine
+
+ONE_EACH = "two models in one process, of which vLLM and Unsloth serve one each"
+
+
+@dataclass(slots=True, eq=False)
+class _Loaded:
+    """One load of weights, held by one role or by both. Once there is an engine, it alone holds the model."""
+
+    placed: Placed
+    name: str
+    facts: dict[str, object]
+    parameters: int
+    gb: float
+    model: Any
+    tokenizer: Any
+    engine: Any = None
+
+    @property
+    def pair(self) -> tuple[Any, Any]:
+        """(model, tokenizer), wherever they are now; (None, None) after somebody closed the engine."""
+        holder = self if self.engine is None else self.engine
+        return holder.model, holder.tokenizer
+
+
+class MultiModelManager:
+    """An evaluation model (critiques and judges) and a generation model (answers and revises)."""
+
+    def __init__(
+        self, device: str | None = None, quantization: str | None = None, settings: LoadSettings | None = None,
+        say: Callable[[str], None] | None = None, free: Callable[[str], Free] = free_now,
+    ) -> None:  # fmt: skip
+        """`device` and `quantization` None: what the hardware asks for. `settings` holds the rest of how to load;
+        `say` is told each model's first line before it is loaded; `free` measures the memory.
+        """
+        base = settings or LoadSettings()
+        self._base = replace(base, device=device or base.device, quantization=quantization or base.quantization)
+        self._hardware: Hardware = detect()
+        self._say, self._free = say or (lambda line: None), free
+        self._loaded: dict[str, _Loaded] = {}
+
+    # ------------------------------------------------------------ loading
+
+    def load_evaluation_model(self, key: str) -> tuple[bool, str]:
+        """Load the model that criticises and judges: preset, hub id or folder. (True, what it became) or (False, the
+        reason in one line); what this role held before is freed first, unless `key` means nothing.
+        """
+        return self._told("evaluation", key)
+
+    def load_generation_model(self, key: str) -> tuple[bool, str]:
+        """As `load_evaluation_model`, for the model that answers and revises."""
+        return self._told("generation", key)
+
+    def load_configuration(self, name: str = DEFAULT) -> tuple[bool, str]:
+        """Load both models of "single", "dual" or "conservative"; if one cannot be loaded, neither is kept."""
+        try:
+            chosen = configuration(name)
+        except BadInputError as error:
+            return False, str(error)
+        told: list[str] = []
+        for role, key in zip(ROLES, (chosen.evaluation, chosen.generation), strict=True):
+            ok, message = self._told(role, key)
+            told.append(message)
+            if not ok:
+                self.unload_all()
+                return False, message
+        return True, "; ".join(told)
+
+    def _told(self, role: str, key: str) -> tuple[bool, str]:
+        try:
+            found = self.load(role, replace(self._base, model=key))
+        except (UserError, MemoryError) as error:
+            reason = str(error) or f"--model {key} does not fit into memory"
+        else:
+            return True, f"{role.capitalize()} model loaded: {self._described(found, role)}"
+        _give_back()  # here, where the traceback that held half a model is gone
+        return False, reason
+
+    def load(self, role: str, settings: LoadSettings) -> _Loaded:
+        """Load for "evaluation" or "generation", or share what the other role holds. Raises UserError, one line."""
+        plan = make_plan(settings, self._hardware)
+        if settings.engine == "auto" and plan.device == "cuda" and plan.engine in (*ELSEWHERE, "unsloth"):
+            quantization = settings.quantization or self._hardware.quantization
+            plan = replace(plan, engine="hf", why=ONE_EACH, quantization=quantization)
+        if plan.engine in ELSEWHERE:
+            raise BadInputError(f"--engine {plan.engine} keeps its model in another process", "use --engine auto")
+        for held in self._loaded.values():
+            if _same(held.placed, settings, plan):
+                if self._loaded.get(role) is not held:
+                    self._unload(role)
+                    self._loaded[role] = held
+                return held
+        self._unload(role)
+        placed = place(settings, plan, self._free(plan.device), self._hardware)
+        if placed.plan.device != plan.device and (twin := self._twin(placed)):
+            self._loaded[role] = twin
+            return twin
+        note = f" | {placed.note}" if placed.note else ""
+        self._say(f"{'critic: ' if role == 'evaluation' else ''}{placed.plan.first_line}{note}")
+        self._loaded[role] = found = _load(placed)
+        return found
+
+    def _twin(self, placed: Placed) -> _Loaded | None:
+        return next((held for held in self._loaded.values() if _same(held.placed, placed.settings, placed.plan)), None)
+
+    # ------------------------------------------------------------ using
+
+    def get_evaluation_model(self) -> tuple[Any, Any]:
+        """(model, tokenizer); EngineError if none is loaded."""
+        return self._pair("evaluation")
+
+    def get_generation_model(self) -> tuple[Any, Any]:
+        """(model, tokenizer); EngineError if none is loaded."""
+        return self._pair("generation")
+
+    def _pair(self, role: str) -> tuple[Any, Any]:
+        found = self._loaded.get(role)
+        pair = (None, None) if found is None else found.pair
+        if pair[0] is None:
+            raise EngineError(f"no {role} model is loaded", f"call load_{role}_model(key) first")
+        return pair
+
+    def engines(self) -> tuple[Engine, Engine]:
+        """(generator, critic): one engine where both roles share their weights, or only one role is loaded.
+
+        EngineError if none is. They are made once; two on one GPU take half of what is free there each.
+        """
+        held = [self._loaded.get(role) for role in ("generation", "evaluation")]
+        found = [one or other for one, other in zip(held, held[::-1], strict=True)]
+        if found[0] is None or found[1] is None:
+            raise EngineError("no model is loaded", "call load_generation_model(key) first")
+        together = len({id(one) for one in found}) > 1
+        return self._engine(found[0], together), self._engine(found[1], together)
+
+    def _engine(self, loaded: _Loaded, together: bool) -> Engine:
+        if loaded.engine is None:
+            placed, (model, tokenizer) = loaded.placed, loaded.pair
+            settings = placed.settings
+            if together and settings.batch_size is None and placed.plan.engine == "hf":
+                settings = replace(settings, batch_size=_half_of_the_slots(model, placed.plan.device))
+            loaded.engine = engine_over(placed.plan, settings, model, tokenizer, loaded.facts)
+            loaded.model = loaded.tokenizer = None
+        engine: Engine = loaded.engine
+        return engine
+
+    # ------------------------------------------------------------ freeing
+
+    def unload_evaluation_model(self) -> None:
+        """Let go of it; its memory is given back as soon as no role holds it."""
+        self._unload("evaluation")
+
+    def unload_generation_model(self) -> None:
+        """As `unload_evaluation_model`."""
+        self._unload("generation")
+
+    def unload_all(self) -> None:
+        """Let go of both."""
+        for role in ROLES:
+            self._unload(role)
+
+    def _unload(self, role: str) -> None:
+        found = self._loaded.pop(role, None)
+        if found is None or found in self._loaded.values():
+            return
+        if found.engine is not None:
+            found.engine.close()
+        found.engine = found.model = found.tokenizer = None
+        _give_back()
+
+    # ------------------------------------------------------------ saying
+
+    def get_status_info(self) -> dict[str, Any]:
+        """What is loaded: device, for each role name, parameters, memory_gb, device, quantization (or None), whether
+        they are shared, total_memory_gb (shared weights once), what is free, and on CUDA what torch's allocator holds.
+
+        GB are 10^9 bytes, measured on the tensors.
+        """
+        device = self._base.device or self._hardware.kind
+        free = self._free(device)
+        once = {id(found): found for found in self._loaded.values()}
+        info: dict[str, Any] = {f"{role}_model": self._status(role) for role in ROLES}
+        return info | {
+            "device": device,
+            "shared": len(self._loaded) == 2 and len(once) == 1,
+            "total_memory_gb": sum(found.gb for found in once.values()),
+            "free_gpu_gb": free.gpu,
+            "free_ram_gb": free.ram,
+            "allocated_gpu_gb": _allocated_gb(device),
+        }
+
+    def _status(self, role: str) -> dict[str, Any] | None:
+        found = self._loaded.get(role)
+        if found is None:
+            return None
+        plan = found.placed.plan
+        return {"name": found.name, "parameters": found.parameters, "memory_gb": found.gb, "device": plan.device,
+                "quantization": plan.quantization, "note": found.placed.note}  # fmt: skip
+
+    def _described(self, found: _Loaded, role: str) -> str:
+        """A loaded model in one line."""
+        plan = found.placed.plan
+        others = [held for name, held in self._loaded.items() if name != role]
+        shared = ", shared by both roles" if found in others else ""
+        note = f" ({found.placed.note})" if found.placed.note else ""
+        return (f"{found.name}, {found.parameters / 1e9:.3g} billion parameters, {found.gb:.2f} GB "
+                f"on {plan.device}{shared}{note}")  # fmt: skip
+
+
+def _load(placed: Placed) -> _Loaded:
+    model, tokenizer, facts = load_model(placed.plan, placed.settings)
+    choice = placed.plan.choice
+    local = choice.preset is None or choice.preset.is_local
+    name = choice.name if local else choice.path_or_id.split("/")[-1]
+    return _Loaded(placed, name, facts, model.num_parameters(), tensors_gb(model), model, tokenizer)
+
+
+def _same(held: Placed, settings: LoadSettings, plan: Any) -> bool:
+    """True if `plan` means weights that are loaded already: the same files, precision, device and engine."""
+    one, other = held.plan, plan
+    wanted = (other.choice.path_or_id, other.engine, other.quantization, other.device)
+    return (one.choice.path_or_id, one.engine, one.quantization, one.device) == wanted and (
+        held.settings.random_weights,
+        held.settings.layout,
+    ) == (settings.random_weights, settings.layout)
+
+
+def _half_of_the_slots(model: Any, device: str) -> int | None:
+    """Rows for one of two engines on one GPU; None elsewhere, where the engine's own rule is modest."""
+    if device != "cuda":
+        return None
+    from cai_experiment.engines.common import core_of
+    from cai_experiment.engines.hf import MOST_SLOTS_CUDA, WORK_BYTES, slots_that_fit
+    from cai_experiment.engines.load import MAX_LENGTH
+
+    core = core_of(model)
+    free = free_now("cuda").gpu * 1e9 / 2 - WORK_BYTES
+    return slots_that_fit(free, core.config.get_text_config(), core.dtype.itemsize, MAX_LENGTH, MOST_SLOTS_CUDA)
+
+
+def _allocated_gb(device: str) -> float:
+    import torch
+
+    return torch.cuda.memory_allocated() / 1e9 if device == "cuda" and torch.cuda.is_available() else 0.0
+
+
+def _give_back() -> None:
+    from cai_experiment.engines.common import give_memory_back
+
+    give_memory_back()

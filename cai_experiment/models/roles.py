@@ -1,0 +1,137 @@
+"""Two models by role: named configurations, what each needs, and how two vLLMs share a GPU. Arithmetic, no torch.
+
+The generation model answers and revises (and is trained); the evaluation model criticises and judges. Two models, since
+one that judges itself overlooks its own faults.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+
+from cai_experiment.errors import BadInputError
+from cai_experiment.models.choice import ModelChoice
+from cai_experiment.models.disk import folder_gb
+from cai_experiment.models.hardware import Hardware
+from cai_experiment.models.memory import (
+    CONTEXT_GB,
+    GB,
+    Architecture,
+    allowance_gb,
+    kv_bytes_per_token,
+    vram_gb,
+    weights_gb,
+)
+from cai_experiment.models.presets import PRESETS, ModelPreset
+from cai_experiment.models.serving import (
+    LEAST_ROWS,
+    LIVE_ROW_TOKENS,
+    VLLM_SHARE,
+    VLLM_WORK_GB,
+    known_numbers,
+    tensor_parallel,
+)
+
+ROLES = ("evaluation", "generation")
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """A pair of preset keys, and when to take it."""
+
+    name: str
+    evaluation: str  # criticises and judges
+    generation: str  # answers, revises and is trained
+    why: str
+
+
+CONFIGURATIONS: dict[str, Configuration] = {
+    c.name: c
+    for c in (
+        Configuration("single", "qwen2-1.5b-instruct", "qwen2-1.5b-instruct", "one model in both roles, loaded once"),
+        Configuration("dual", "qwen2-1.5b-instruct", "phi-2", "a judge that is not the generator; Phi-2 learns well"),
+        Configuration(
+            "conservative", "qwen2-1.5b-instruct", "gpt2-xl", "as dual with less memory, and a context of 1,024 tokens"
+        ),
+    )
+}
+DEFAULT = "single"
+DOWNLOADED = ("qwen2-1.5b-instruct", "phi-2")  # what download_models.py fetches without arguments
+
+
+def configuration(name: str) -> Configuration:
+    """The configuration of that name; BadInputError with the nearest names."""
+    found = CONFIGURATIONS.get(name.lower())
+    if found is None:
+        near = difflib.get_close_matches(name.lower(), CONFIGURATIONS, n=1, cutoff=0.5)
+        told = f"nearest: {near[0]}" if near else f"known: {', '.join(CONFIGURATIONS)}"
+        raise BadInputError(f"configuration {name} is unknown; {told}", "or name --generator and --critic")
+    return found
+
+
+# ---------------------------------------------------------------- what one model needs
+
+
+def need_gb(numbers: Architecture, quantization: str, device: str) -> float:
+    """GB to load a model and generate with LEAST_ROWS rows of average length; more rows are for what is left over."""
+    need = vram_gb(numbers, quantization, LIVE_ROW_TOKENS, LEAST_ROWS)
+    need += allowance_gb(numbers, quantization, LIVE_ROW_TOKENS, LEAST_ROWS)
+    return need if device == "cuda" else need - CONTEXT_GB  # which is CUDA's own
+
+
+def smaller_preset(than: Architecture, fits: dict[str, tuple[str, float]], kind: str | None) -> ModelPreset | None:
+    """The largest preset below `than` that fits one of the places, of the same kind if there is one.
+
+    `fits` maps a device to (quantisation, GB free there).
+    """
+    found = [
+        preset
+        for preset in PRESETS.values()
+        if preset.architecture.parameters < than.parameters
+        and any(need_gb(preset.architecture, q, device) <= free for device, (q, free) in fits.items())
+    ]
+    return max(found, key=lambda preset: (preset.kind == kind, preset.architecture.parameters), default=None)
+
+
+# ---------------------------------------------------------------- two vLLMs on one GPU
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """The shares of the GPU's memory that two vLLM processes take, or (`refused` not empty) why they do not fit."""
+
+    generator: float
+    critic: float
+    refused: str = ""
+
+
+def vllm_shares(generator: ModelChoice, critic: ModelChoice, hardware: Hardware, quantization: str) -> Shares:
+    """Each what it needs at least, and the rest so that both keep the same number of rows.
+
+    vLLM takes a fixed share of each GPU when it starts and never more, so two fit where their shares add up to
+    VLLM_SHARE. Each needs its weights, VLLM_WORK_GB and the keys and values of LEAST_ROWS rows.
+    """
+    numbers = known_numbers(generator), known_numbers(critic)
+    if numbers[0] is None or numbers[1] is None:
+        name = generator.name if numbers[0] is None else critic.name
+        return Shares(0.0, 0.0, f"the size of {name} is not known before it is downloaded")
+    pairs = [(numbers[0], generator), (numbers[1], critic)]
+    weights = [_files_gb(choice) or weights_gb(known, quantization) for known, choice in pairs]
+    row = [LIVE_ROW_TOKENS * kv_bytes_per_token(known) / GB for known, _ in pairs]
+    over = [tensor_parallel(known, hardware.gpus) for known, _ in pairs]  # GPUs that each is split over
+    least = [w / n + VLLM_WORK_GB + LEAST_ROWS * r / n for w, r, n in zip(weights, row, over, strict=True)]
+    gpu = hardware.vram_gb * 2**30 / GB
+    spare = VLLM_SHARE * gpu - sum(least)
+    if spare < 0:
+        return Shares(0.0, 0.0, f"two vLLMs need {sum(least):.0f} GB of GPU memory ({generator.name} {least[0]:.0f}, "
+                      f"{critic.name} {least[1]:.0f}), {VLLM_SHARE * gpu:.0f} GB usable")  # fmt: skip
+    per_row = [r / n for r, n in zip(row, over, strict=True)]
+    shares = [(need + spare * r / sum(per_row)) / gpu for need, r in zip(least, per_row, strict=True)]
+    return Shares(round(shares[0], 4), round(shares[1], 4))
+
+
+def _files_gb(choice: ModelChoice) -> float:
+    """GB of a local model's weights, which may be quantised; 0 for one of the hub."""
+    folder = Path(choice.path_or_id)
+    return folder_gb(folder) if folder.is_dir() else 0.0

@@ -1,0 +1,184 @@
+"""Two models by role: loaded where they fit, shared where they are one, really freed; and how the scripts load them."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cai_experiment.engines import manager as manager_module
+from cai_experiment.engines.load import LoadSettings, make_plan
+from cai_experiment.engines.manager import MultiModelManager
+from cai_experiment.engines.placing import Free, place
+from cai_experiment.errors import EngineError
+from cai_experiment.models.choice import resolve_model
+from cai_experiment.models.hardware import Hardware
+from cai_experiment.models.presets import PRESETS
+from cai_experiment.models.roles import CONFIGURATIONS, need_gb, vllm_shares
+from tests.conftest import build_tiny_tokenizer
+
+CPU = Hardware("this machine", "cpu", "", 0, "fp32", 16, 2)
+CARD = Hardware("this machine", "cuda", "NVIDIA A100-SXM4-80GB", 80, "4bit", 117, 16)
+ONLY_CPU = LoadSettings(device="cpu", batch_size=16)
+
+
+def rss_mb() -> float:
+    """Resident memory of this process in MB."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+@pytest.fixture(scope="module")
+def big_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random Qwen2 of some 300 MB in float32."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    folder = tmp_path_factory.mktemp("big")
+    build_tiny_tokenizer(folder)
+    config = Qwen2Config(vocab_size=600, hidden_size=1024, intermediate_size=4096, num_hidden_layers=5,
+                         num_attention_heads=8, num_key_value_heads=2, tie_word_embeddings=True,
+                         bos_token_id=None, eos_token_id=2, pad_token_id=0)  # fmt: skip
+    with torch.device("meta"):
+        model = Qwen2ForCausalLM(config)
+    model.to_empty(device="cpu")
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.fill_(0.01)
+    model.tie_weights()
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_unloading_gives_the_memory_back(big_dir: Path, tiny_model_dir: Path) -> None:
+    manager = MultiModelManager(settings=ONLY_CPU)
+    ok, _ = manager.load_generation_model(str(tiny_model_dir))  # torch's own buffers, once
+    assert ok
+    manager.engines()
+    manager.unload_all()
+    gc.collect()
+    size, before = (big_dir / "model.safetensors").stat().st_size / 1e6, rss_mb()
+    assert size > 280
+    ok, message = manager.load_evaluation_model(str(big_dir))
+    assert ok, message
+    manager.engines()  # the engine's own copies and its cache of freed memory as well
+    held = rss_mb() - before
+    assert held > 0.8 * size
+    assert manager.get_status_info()["total_memory_gb"] == pytest.approx(size / 1e3, rel=0.01)
+    manager.unload_evaluation_model()
+    assert held - (rss_mb() - before) >= 0.8 * size
+    assert manager.get_status_info()["total_memory_gb"] == 0
+
+
+def test_one_model_in_both_roles_is_loaded_once_and_freed_when_both_have_let_go(
+    nano_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads: list[str] = []
+    real = manager_module.load_model
+
+    def counted(plan: Any, settings: Any) -> Any:
+        loads.append(plan.choice.name)
+        return real(plan, settings)
+
+    monkeypatch.setattr(manager_module, "load_model", counted)
+    manager = MultiModelManager(settings=ONLY_CPU)
+    ok, message = manager.load_evaluation_model("nano")
+    assert ok and message.startswith("Evaluation model loaded: nano, 0.0"), message
+    ok, message = manager.load_generation_model(str(nano_dir))  # the same files by another name
+    assert ok and "shared by both roles" in message and loads == ["nano"]
+    info = manager.get_status_info()
+    assert info["shared"] and info["total_memory_gb"] == info["evaluation_model"]["memory_gb"] > 0
+    assert info["device"] == "cpu" and info["free_ram_gb"] > 0 and info["generation_model"]["parameters"] > 1e6
+    generator, critic = manager.engines()
+    assert generator is critic
+    manager.unload_evaluation_model()
+    assert manager.get_generation_model()[0] is not None
+    with pytest.raises(EngineError, match="no evaluation model is loaded; call load_evaluation_model"):
+        manager.get_evaluation_model()
+    manager.unload_generation_model()
+    with pytest.raises(EngineError, match="no model is loaded"):
+        manager.engines()
+
+
+def test_two_models_have_two_engines(nano_dir: Path, tiny_model_dir: Path) -> None:
+    said: list[str] = []
+    manager = MultiModelManager(settings=ONLY_CPU, say=said.append)
+    assert manager.load_generation_model("nano")[0] and manager.load_evaluation_model(str(tiny_model_dir))[0]
+    generator, critic = manager.engines()
+    assert generator is not critic and "nano" in generator.first_line and tiny_model_dir.name in critic.first_line
+    assert said[0].startswith("model nano") and said[1].startswith("critic: model ")
+    assert manager.get_evaluation_model()[0] is not manager.get_generation_model()[0]
+    manager.unload_all()
+
+
+@pytest.mark.parametrize(
+    ("key", "says"),
+    [("nanoo", "unknown preset; nearest: nano"), ("./nowhere", "no such folder"), ("nobody/no-such-model", "cache")],
+)
+def test_a_users_mistake_is_one_line_and_keeps_what_is_loaded(nano_dir: Path, key: str, says: str) -> None:
+    manager = MultiModelManager(settings=ONLY_CPU)
+    ok, message = manager.load_generation_model(key)
+    assert not ok and says in message and "\n" not in message
+    ok, message = manager.load_configuration("duel")
+    assert not ok and "nearest: dual" in message
+
+
+def test_a_load_that_fails_half_way_leaves_nothing_behind(big_dir: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for file in big_dir.iterdir():
+        (broken / file.name).write_bytes(file.read_bytes())
+    config = json.loads((broken / "config.json").read_text())
+    config["intermediate_size"] = 2048  # found when its weights are put in
+    (broken / "config.json").write_text(json.dumps(config))
+    manager, before = MultiModelManager(settings=ONLY_CPU), rss_mb()
+    ok, message = manager.load_evaluation_model(str(broken))
+    assert not ok and "cannot be loaded" in message and "\n" not in message
+    assert rss_mb() - before < 60
+    assert manager.get_status_info()["evaluation_model"] is None
+
+
+# ---------------------------------------------------------------- where it goes
+
+
+def placed(key: str, free: Free, **settings: Any) -> Any:
+    wanted = LoadSettings(model=key, engine="hf", **settings)
+    return place(wanted, make_plan(wanted, CARD), free, CARD)
+
+
+def test_what_misses_the_gpu_goes_to_the_cpu_and_says_by_how_much() -> None:
+    assert placed("qwen2.5-7b", Free(20, 60)).note == ""
+    found = placed("qwen2.5-7b", Free(4, 60))
+    assert found.plan.device == "cpu" and found.plan.quantization == "fp32" and found.settings.device == "cpu"
+    need = need_gb(PRESETS["qwen2.5-7b"].architecture, "4bit", "cuda")
+    assert f"{need:.1f} GB needed in 4-bit NF4, 4.0 free: {need - 4:.1f} too little" in found.note
+    assert placed("qwen2.5-7b", Free(4, 20)).plan.quantization == "bf16"  # half as large
+    assert placed("qwen2.5-7b", Free(4, 10), quantization="4bit").plan.quantization == "4bit"
+
+
+def test_it_is_refused_only_where_the_ram_lacks_too_and_a_smaller_one_that_fits_is_offered() -> None:
+    with pytest.raises(EngineError) as caught:
+        placed("qwen2.5-32b", Free(8, 8))
+    line = str(caught.value)
+    assert "RAM:" in line and "\n" not in line
+    offered = PRESETS[line.split("take --model ")[1].split(",")[0]]
+    assert need_gb(offered.architecture, "4bit", "cuda") <= 8 or need_gb(offered.architecture, "fp32", "cpu") <= 8
+
+
+def test_two_vllms_share_the_gpu_by_need_or_are_refused_with_the_figures() -> None:
+    def shares(generator: str, critic: str) -> Any:
+        return vllm_shares(resolve_model(generator, CARD), resolve_model(critic, CARD), CARD, "bf16")
+
+    found = shares("qwen2.5-14b", "qwen2.5-7b")
+    assert found.generator > found.critic > 0 and found.generator + found.critic == pytest.approx(0.92, abs=1e-3)
+    refused = shares("qwen2.5-32b", "qwen2.5-14b").refused
+    assert "two vLLMs need" in refused and "qwen2.5-32b" in refused and "usable" in refused
+
+
+def test_configurations_name_presets() -> None:
+    for one in CONFIGURATIONS.values():
+        assert {one.evaluation, one.generation} <= PRESETS.keys()
