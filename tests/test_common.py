@@ -170,7 +170,7 @@ def test_hardware_is_for_a_plan_and_brings_its_price(capsys: pytest.CaptureFixtu
 
     assert plan("--hardware", "a100-80gb") == 1.74
     assert plan("--hardware", "A100-80gb", "--price-per-hour", "0") == 0
-    with pytest.raises(BadInputError, match=r"--hardware a100 is unknown; use one of .*a100-80gb"):
+    with pytest.raises(BadInputError, match=r"--hardware a100 is unknown; nearest: .*a100-80gb"):
         plan("--hardware", "a100")
     with pytest.raises(SystemExit) as stop:
         _common.base_parser("doc", "mvp").parse_args(["--hardware", "a100-80gb"])

@@ -138,7 +138,7 @@ def test_a_broken_config_is_named(tmp_path: Path) -> None:
         (cuda(40), "qwen2.5-32b"),
         (cuda(24), "qwen2.5-14b"),
         (cuda(15), "qwen2.5-7b"),
-        (cuda(8), "qwen2.5-3b"),
+        (cuda(8), "qwen2.5-1.5b"),  # the 3B's licence forbids commercial use
         (cuda(2), "nano"),
         (CPU, "nano"),
         (Hardware("mac", "mps", "Apple silicon", 32, "bf16", 32, 8), "nano"),
@@ -508,7 +508,7 @@ def test_profiles_by_name() -> None:
     assert hardware.profile("runpod_a100_80gb").dollars_per_hour == 1.74
     assert all(hardware.gpu_speed(one.gpu_name) for one in PROFILES.values() if one.kind == "cuda")
     assert all(one.price_from for one in PROFILES.values() if one.dollars_per_hour)
-    with pytest.raises(BadInputError, match=r"--hardware a100 is unknown; use one of .*a100-80gb"):
+    with pytest.raises(BadInputError, match=r"--hardware a100 is unknown; nearest: .*a100-80gb"):
         hardware.profile("a100")
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
+import os
 import re
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cai_experiment.errors import BadInputError
 from cai_experiment.models.hardware import Hardware
 from cai_experiment.models.memory import Architecture
-from cai_experiment.models.presets import LADDER, NANO_DIR, PRESETS, ModelPreset
-from cai_experiment.models.training_memory import training_vram_gb
+from cai_experiment.models.presets import PRESETS, ModelPreset, get_model_preset, nearest_names
+from cai_experiment.models.recommend import need_gb, recommend
 
+VARIABLES = ("CAI_MODEL", "AGI_MODEL_NAME")  # the first goes before the second, which the first notebooks set
 BIG_GPU_GB = 70  # from here on the default is the product's target, Qwen2.5-32B
 
 
@@ -28,72 +30,80 @@ class ModelChoice:
 
 
 def resolve_model(name: str | None, hardware: Hardware) -> ModelChoice:
-    """The model that `name` (preset, folder or hub id) means; without a name, the one that the hardware allows.
+    """The model that `name` (preset, alias, folder or hub id) means; without a name, that of CAI_MODEL, else that of
+    AGI_MODEL_NAME, else the one that the hardware allows. The reason says which it was.
 
     Raises BadInputError for a folder without config.json and for a name that is nothing of these.
     """
-    if name is None:
+    if name is not None:
+        return _named(name, f"--model {name}")
+    variable, value = named_by_variable()
+    if not value:
         return _default_choice(hardware)
-    preset = PRESETS.get(name.lower())
-    if preset is not None:
-        return _from_preset(preset, f"--model {name}")
+    choice, other = _named(value, f"{variable}={value}"), os.environ.get(VARIABLES[1], "").strip()
+    if variable == VARIABLES[0] and other not in ("", value):
+        return replace(choice, reason=f"{choice.reason}, which goes before {VARIABLES[1]}={other}")
+    return choice
+
+
+def named_by_variable() -> tuple[str, str]:
+    """(the variable, what it names) of the first of VARIABLES that is set and not empty; ("", "") if none is."""
+    for variable in VARIABLES:
+        if value := os.environ.get(variable, "").strip():
+            return variable, value
+    return "", ""
+
+
+def _named(name: str, said: str) -> ModelChoice:
+    """The model that `name` means; `said` names the flag or the variable that it comes from."""
+    with suppress(BadInputError):  # a folder of a preset's name does not hide the preset
+        return _from_preset(get_model_preset(name), said)
     folder = Path(name).expanduser()
     if folder.is_dir():
-        return _from_folder(folder, name)
+        return _from_folder(folder, said)
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name):
-        known = next((p for p in PRESETS.values() if p.hub_id.lower() == name.lower()), None)
-        return _from_preset(known, f"--model {name}") if known else ModelChoice(name, name, None, None, "--model")
+        return ModelChoice(name, name, None, None, said)
     if "/" in name or folder.is_file():
-        raise BadInputError(f"--model {name}: no such folder", "give a model's folder, a hub id org/name or a preset")
-    raise BadInputError(f"--model {name}: unknown preset; {_nearest(name)}", "a hub id has the form org/name")
+        raise BadInputError(f"{said}: no such folder", "give a model's folder, a hub id org/name or a preset")
+    raise BadInputError(f"{said}: unknown preset; {nearest_names(name)}", "a hub id has the form org/name")
 
 
 def _from_preset(preset: ModelPreset, reason: str) -> ModelChoice:
     return ModelChoice(preset.key, preset.hub_id, preset, preset.kind, reason)
 
 
-def _from_folder(folder: Path, name: str) -> ModelChoice:
-    """A local model; the shipped model's own folder is its preset."""
-    if folder.resolve() == NANO_DIR:
-        return _from_preset(PRESETS["nano"], f"--model {name}")
+def _from_folder(folder: Path, said: str) -> ModelChoice:
+    """A local model; a shipped model's own folder is its preset."""
+    shipped = next((p for p in PRESETS.values() if p.is_local and folder.resolve() == Path(p.hub_id)), None)
+    if shipped is not None:
+        return _from_preset(shipped, said)
     if (folder / "config.json").is_file():
-        return ModelChoice(folder.resolve().name, str(folder.resolve()), None, None, f"--model {name}")
+        return ModelChoice(folder.resolve().name, str(folder.resolve()), None, None, said)
     if (folder / "adapter_config.json").is_file():
-        raise BadInputError(f"--model {name}: holds a LoRA adapter, not a model", "give the model it was trained on")
-    raise BadInputError(f"--model {name}: the folder holds no config.json", "give a folder that holds a model")
-
-
-def _nearest(name: str) -> str:
-    """The preset keys that look like `name`, or all of them if none does."""
-    near = difflib.get_close_matches(name.lower(), PRESETS, n=3, cutoff=0.5)
-    return f"nearest: {', '.join(near)}" if near else f"known: {', '.join(PRESETS)}"
+        raise BadInputError(f"{said}: holds a LoRA adapter, not a model", "give the model it was trained on")
+    raise BadInputError(f"{said}: the folder holds no config.json", "give a folder that holds a model")
 
 
 def _default_choice(hardware: Hardware) -> ModelChoice:
-    """The house rule: 70 GB of CUDA memory or more, the 32B base; less, the biggest that trains; no GPU, nano."""
-    if hardware.kind != "cuda":
-        where = "Apple silicon has no 4-bit training" if hardware.kind == "mps" else "no GPU here"
-        return _from_preset(PRESETS["nano"], f"{where}: the shipped model rehearses everything")
-    has = f"{hardware.gpu_name} has {hardware.vram_gb:g} GB"
-    if hardware.vram_gb >= BIG_GPU_GB:
+    """The house rule: 70 GB of CUDA memory or more, the 32B base; less, what one would train there; no GPU, nano."""
+    if hardware.kind == "cuda" and hardware.vram_gb >= BIG_GPU_GB:
+        has = f"{hardware.gpu_name} has {hardware.vram_gb:g} GB"
         return _from_preset(PRESETS["qwen2.5-32b"], f"{has}, and 70 GB or more runs the project's target")
-    fitting = [PRESETS[key] for key in LADDER if qlora_need_gb(PRESETS[key]) <= hardware.vram_gb]
-    if not fitting:
-        return _from_preset(PRESETS["nano"], f"{has}, too little for 4-bit training of any larger preset")
-    best = max(fitting, key=lambda preset: preset.architecture.parameters)
-    return _from_preset(best, f"{has}; the biggest preset whose 4-bit training ({qlora_need_gb(best):.0f} GB) fits")
+    found = recommend(hardware, for_training=True)
+    return _from_preset(found.preset, found.reason)
 
 
 def qlora_need_gb(preset: ModelPreset) -> float:
     """GB for 4-bit LoRA DPO of one pair at a time, rows of 1,024 tokens (500-token answers leave half of it free)."""
-    return training_vram_gb(preset.architecture, "4bit")
+    return need_gb(preset, "4bit", for_training=True)
 
 
 def numbers_of(choice: ModelChoice) -> Architecture:
-    """The chosen model's architecture; BadInputError for a hub id whose config.json is not at hand."""
+    """The chosen model's architecture; of a hub id config.json alone is fetched (raises as `architecture_of`)."""
     if choice.preset is not None:
         return choice.preset.architecture
     if not Path(choice.path_or_id).is_dir():
-        raise BadInputError(f"--model {choice.name}: its size is not known before it is downloaded",
-                            "give a preset or a local folder to plan with")  # fmt: skip
+        from cai_experiment.models.configs import architecture_of
+
+        return architecture_of(choice.path_or_id)
     return Architecture.from_config(Path(choice.path_or_id))

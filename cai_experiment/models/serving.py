@@ -48,7 +48,7 @@ def auto_engine(
 
     `quantization` None leaves it to the engine; every refusal has its figure.
     """
-    own = quantization or hardware.quantization
+    own = quantization or hardware.training_quantization
     if hardware.kind != "cuda":
         return EngineChoice("hf", own, "")
     refused = ""

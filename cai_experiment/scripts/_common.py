@@ -141,7 +141,7 @@ def base_parser(doc: str | None, milestone: str | None = None, plans: bool = Tru
     files.add_argument("--constitution", type=Path, default=ROOT / "constitution.yaml", metavar="FILE")
     files.add_argument("--fresh", action="store_true", help="start anew; the old folder is moved to NAME.<time>")
     model = parser.add_argument_group("model")
-    model.add_argument("--model", help="preset, hub id or folder (default: what the hardware allows)")
+    model.add_argument("--model", help="preset, hub id or folder (default: CAI_MODEL, else what the hardware allows)")
     model.add_argument("--quantization", choices=QUANTIZATIONS, help="default: 4bit on CUDA, fp32 on a CPU")
     model.add_argument("--format", choices=("auto", "chat", "base"), default="auto", help="prompt layout")
     model.add_argument("--batch-size", type=positive_int, metavar="N",
@@ -151,7 +151,8 @@ def base_parser(doc: str | None, milestone: str | None = None, plans: bool = Tru
     run.add_argument("--seed", type=int, default=0)
     if plans:
         run.add_argument("--plan", action="store_true", help="show memory, tokens, hours and dollars; run nothing")
-        run.add_argument("--hardware", metavar="NAME", help="with --plan: plan for this machine, e.g. a100-80gb")
+        run.add_argument("--hardware", metavar="NAME",
+                         help="with --plan: plan for this machine, one that models.py --hardware lists")  # fmt: skip
     run.add_argument("--price-per-hour", type=dollars, metavar="DOLLARS",
                      help=f"of one machine, all its GPUs (default: {POD_DOLLARS_PER_HOUR} a GPU on a pod, that of "
                           "--hardware, else 0)")  # fmt: skip

@@ -257,7 +257,7 @@ def plan(args: argparse.Namespace, milestone: Milestone, choice: ModelChoice) ->
     hardware = _plan.machine(args)
     choice = _plan.drawn(args, choice, hardware)
     truth = is_nano(choice.path_or_id) and args.random_weights is None
-    quantization = args.quantization or hardware.quantization
+    quantization = args.quantization or hardware.training_quantization
     engine = "unsloth" if args.engine == "unsloth" else "hf"
     lines = _plan.heading(args, hardware, choice)
     parts, needs, said = _held_out.held_out_plan(args, milestone, choice, hardware)

@@ -88,7 +88,7 @@ def plan(args: argparse.Namespace) -> list[str]:
     hours: float | None = 0.0
     for name in names:
         choice = resolve_model(name, hardware)
-        numbers, precision = numbers_of(choice), precision_of(args, choice, hardware) or hardware.quantization
+        numbers, precision = numbers_of(choice), precision_of(args, choice, hardware) or hardware.training_quantization
         context = min(args.max_tokens, choice.preset.context if choice.preset is not None else args.max_tokens)
         need = f"{vram_gb(numbers, precision, context):.1f} GB with a conversation of {context:,} tokens"
         lines.append(_line("model", f"{choice.name} ({choice.reason}), {precision}: {need}"))

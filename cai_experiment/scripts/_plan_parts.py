@@ -88,7 +88,7 @@ def _engines(
     """([(engine, quantization)], the first the one that the run takes, and why)."""
     random = args.random_weights is not None
     if args.engine != "auto":
-        own = "bf16" if args.engine == "vllm" else hardware.quantization
+        own = "bf16" if args.engine == "vllm" else hardware.training_quantization
         return [(args.engine, args.quantization or own)], ""
     seen = hardware if args.ray is None else _ray_share(args, choice, hardware, "auto")[0]
     found = auto_engine(choice, seen, args.quantization, trains_after, random, _installed(args), not args.hardware)

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cai_experiment.errors import BadInputError
+from cai_experiment.errors import BadInputError, EngineError
 from cai_experiment.milestones import Milestone
 from cai_experiment.models.choice import ModelChoice, numbers_of, resolve_model
 from cai_experiment.models.disk import checkpoints_gb, hub_cache
@@ -56,12 +56,12 @@ def training_after(
     try:
         choice = generator if same_load or args.random_weights else resolve_model(args.model, hardware)
         numbers = numbers_of(choice)
-    except BadInputError:
+    except (BadInputError, EngineError):
         return [], [], [in_line("training", f"not reckoned: the size of {args.model} is not known here")]
     held_out = 0 if same_load else round(HELD_OUT_SHARE * pairs)
     settings = DPOSettings((), args.checkpoint_dir, steps=milestone.dpo_steps, epochs=milestone.epochs)
     steps = total_steps(settings, pairs - held_out)
-    quantization = args.quantization or hardware.quantization
+    quantization = args.quantization or hardware.training_quantization
     trainer = backend_of(args, hardware, quantization)
     same_files = engine != "server" and (engine == "unsloth") == (trainer == "unsloth")
     fetched = same_load or (same_files and choice.path_or_id == generator.path_or_id)
@@ -108,7 +108,7 @@ def _work(
     settings: DPOSettings,
 ) -> tuple[TrainingWork, str]:  # fmt: skip
     """(what is to be planned, how its lengths were counted)."""
-    quantization = args.quantization or hardware.quantization
+    quantization = args.quantization or hardware.training_quantization
     context = choice.preset.context if choice.preset else SPEC_LENGTH
     batch = settings.effective_batch
     at_once = settings.batch_size or (even_batch(batch, 8) if hardware.kind == "cpu" else 1)
@@ -168,7 +168,7 @@ def evaluation_lines(
 
     `engine` speaks; without it the one that training loads.
     """
-    quantization = args.quantization or hardware.quantization
+    quantization = args.quantization or hardware.training_quantization
     engine = engine or ("unsloth" if backend_of(args, hardware, quantization) == "unsloth" else "hf")
     questions = min(HELD_OUT, held_out + max(0, unused))
     part = evaluation(choice, hardware, engine, quantization, questions, held_out)

@@ -59,7 +59,7 @@ def training_settings(
     if rate is None and preset is not None and override is not None and not is_alone(args):
         rate = override.after_sft if args.sft_first else override.learning_rate
         print(f"learning rate {rate:g} from the preset {preset.key}: {override.reason}")
-    model = (args.random_weights or choice.name, args.quantization or hardware.quantization, args.format)
+    model = (args.random_weights or choice.name, args.quantization or hardware.training_quantization, args.format)
     settings = DPOSettings(
         tuple(pairs), args.checkpoint_dir / args.run, **steps, learning_rate=rate or SPEC_LEARNING_RATE,
         beta=args.beta, lora_r=args.lora_r, lora_alpha=args.lora_alpha, effective_batch=args.effective_batch,
@@ -74,7 +74,7 @@ def training_settings(
     if args.backend == "unsloth" and hardware.kind != "cuda":
         raise BadInputError("--backend unsloth needs an NVIDIA GPU", "use --backend fast, or trl")
     several = processes.count() > 1 and not args.plan
-    if several and backend_of(args, hardware, args.quantization or hardware.quantization) == "unsloth":
+    if several and backend_of(args, hardware, args.quantization or hardware.training_quantization) == "unsloth":
         raise processes.only_one("--backend unsloth")
     check_flags(settings)  # before a model is loaded for them
     return settings
