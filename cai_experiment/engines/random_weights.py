@@ -39,7 +39,8 @@ def random_model(
     from transformers import AutoModelForCausalLM
 
     with init_empty_weights(include_buffers=False):  # buffers, such as rotary frequencies, are computed, not drawn
-        model = AutoModelForCausalLM.from_config(config_of(preset), dtype=dtype)
+        attention = {"attn_implementation": "eager"} if preset.architecture.capped else {}  # SDPA knows no cap
+        model = AutoModelForCausalLM.from_config(config_of(preset), dtype=dtype, **attention)
     quantizer = None if quantization is None else _quantized(model, quantization, device)
     torch.manual_seed(seed)
     for module in list(model.modules()):

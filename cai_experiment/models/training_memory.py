@@ -5,8 +5,8 @@ hidden, Q = heads x size, K = key heads x size, I feed-forward): both norms thei
 and its scale; the projections theirs (two norms' outputs 2 H, attention's Q, the product I); attention queries, output
 (2 Q), keys and values (2 K) and a float32 sum a head; gate, other half and, in transformers' layers and in float32, the
 activated gate (2 or 3 I); LoRA what lies between A and B (7 ranks), unless it is merged. Other families: a norm more
-its input once more, norms of queries and keys theirs, a feed-forward without a gate 2 I in all, a tanh over scores and
-logits (Gemma 2) what it gives.
+its input once more, norms of queries and keys theirs, a feed-forward without a gate 5 I in all, a tanh over the logits
+(Gemma 2) what it gives.
 tests/test_training_memory.py holds the sum to the measured peak of tensor memory.
 """
 
@@ -212,8 +212,8 @@ class TrainingMemory:
 
     @property
     def _wide(self) -> int:
-        """Numbers of the feed-forward's width that are kept."""
-        return self.arithmetic.gates + 1 if self.numbers.gated else 2
+        """Numbers of the feed-forward's width that are kept; GPT-2's and Phi-2's GELU is computed in five steps."""
+        return self.arithmetic.gates + 1 if self.numbers.gated else 5
 
     def _kv_heads(self, one: Pass) -> int:
         """transformers repeats keys and values for each query head where rows are padded."""
@@ -223,11 +223,11 @@ class TrainingMemory:
     def _mask(self, one: Pass) -> float:
         """A mask for every layer; fast DPO's own attention of short rows keeps its weights, head by head, instead.
 
-        Capped scores (Gemma 2) are computed one by one: the tanh's, the softmax in float32 and what multiplies the
-        values are kept.
+        Capped scores (Gemma 2) are computed one by one, as SDPA knows no cap: kept are the tanh's, the softmax in
+        float32 and, in 16 bit, its copy.
         """
         if self.numbers.capped:
-            kept = 2 * self.arithmetic.number + 4
+            kept = 8 if self.arithmetic.number == 4 else 2 + 4 + 2
             return one.rows * one.longest**2 * self.numbers.heads * kept
         if not self.arithmetic.masked or (self.backend != "fast" and not one.padded):
             return 0.0
