@@ -5,16 +5,20 @@ from __future__ import annotations
 import gc
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from cai_experiment.engines import load, pair
 from cai_experiment.engines import manager as manager_module
 from cai_experiment.engines.load import LoadSettings, make_plan
 from cai_experiment.engines.manager import MultiModelManager
+from cai_experiment.engines.pair import pairing
 from cai_experiment.engines.placing import Free, place
-from cai_experiment.errors import EngineError
+from cai_experiment.errors import BadInputError, EngineError
 from cai_experiment.models.choice import resolve_model
 from cai_experiment.models.hardware import Hardware
 from cai_experiment.models.presets import PRESETS
@@ -177,6 +181,99 @@ def test_two_vllms_share_the_gpu_by_need_or_are_refused_with_the_figures() -> No
     assert found.generator > found.critic > 0 and found.generator + found.critic == pytest.approx(0.92, abs=1e-3)
     refused = shares("qwen2.5-32b", "qwen2.5-14b").refused
     assert "two vLLMs need" in refused and "qwen2.5-32b" in refused and "usable" in refused
+
+
+@pytest.fixture
+def on_a_pod(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "is_installed", lambda package: True)
+    monkeypatch.setattr("cai_experiment.models.serving.free_gb", lambda place: 500.0)
+
+
+@pytest.mark.parametrize(
+    ("generator", "critic", "trains", "how", "why"),
+    [
+        ("qwen2.5-14b", "qwen2.5-7b", False, "vllm", ""),
+        ("qwen2.5-32b", "qwen2.5-14b", False, "here", "two vLLMs need"),
+        ("qwen2.5-7b", "nobody/unknown", False, "here", "vllm does not take"),
+        ("qwen2.5-7b", "qwen2.5-3b", True, "here", ""),
+    ],
+)
+def test_how_two_models_are_served_on_a_gpu(
+    on_a_pod: None, generator: str, critic: str, trains: bool, how: str, why: str
+) -> None:
+    settings = LoadSettings(model=generator, trains_after=trains)
+    found = pairing(settings, replace(settings, model=critic), CARD)
+    assert found.how == how and why in found.why
+
+
+def test_two_vllms_that_were_asked_for_and_do_not_fit_are_refused_with_the_flags_that_work(on_a_pod: None) -> None:
+    settings = LoadSettings(model="qwen2.5-32b", trains_after=False, engine="vllm")
+    with pytest.raises(BadInputError, match=r"two vLLMs need .* use --engine hf --quantization 4bit"):
+        pairing(settings, replace(settings, model="qwen2.5-14b"), CARD)
+
+
+def test_each_vllm_is_started_with_its_share(on_a_pod: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    started: list[LoadSettings] = []
+
+    def load_engine(settings: LoadSettings) -> Any:
+        started.append(settings)
+        if len(started) == 2:
+            raise EngineError("no")
+        return SimpleNamespace(first_line=said[-1].split(" | 6")[0], close=lambda: closed.append(True))
+
+    closed: list[bool] = []
+    monkeypatch.setattr(pair, "detect", lambda: CARD)
+    monkeypatch.setattr(pair, "load_engine", load_engine)
+    settings = LoadSettings(model="qwen2.5-14b", trains_after=False)
+    with pytest.raises(EngineError, match="no"):
+        pair.load_pair(settings, replace(settings, model="qwen2.5-7b"), said.append)
+    assert closed == [True]  # no child is left behind
+    shares = [one.memory_share or 0.0 for one in started]
+    assert sum(shares) == pytest.approx(0.92, abs=1e-3) and f"{shares[0]:.0%} of the GPU's memory" in said[0]
+
+
+def plan_of(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
+    from cai_experiment.scripts._milestone import run_milestone
+
+    assert run_milestone("", "mvp", ["--plan", *flags]) == 0
+    return capsys.readouterr().out
+
+
+def test_the_plan_counts_each_model_by_its_own_size(capsys: pytest.CaptureFixture[str]) -> None:
+    card = ("--hardware", "a100-80gb", "--generator")
+    small = plan_of(capsys, *card, "qwen2.5-14b", "--critic", "qwen2.5-7b")
+    assert "two vLLMs" in small and "30.5" not in small and "15.2 GB of weights" in small
+    large = plan_of(capsys, *card, "qwen2.5-32b", "--critic", "qwen2.5-14b")
+    assert "hf in one process" in large and "two vLLMs need" in large
+    none = plan_of(capsys, "--hardware", "t4-16gb", "--generator", "qwen2.5-7b", "--critic", "qwen2.5-14b")
+    assert "so the critic is on the CPU, whose memory lacks" in none and "none: it does not fit" in none
+    assert "critic" not in plan_of(capsys, *card, "qwen2.5-14b", "--critic", "qwen2.5-14b").split("training")[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--roles", "dual", "--critic", "nano"], "--roles dual names both models, and so does --critic"),
+        (["--roles", "dual", "--server", "http://127.0.0.1:9"], "and so does --server"),
+        (["--roles", "duel"], "nearest: dual"),
+    ],
+)
+def test_roles_and_what_does_not_go_with_them(flags: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(BadInputError, match=says):
+        plan_of(capsys, *flags)
+    assert "qwen2-1.5b-instruct" in plan_of(capsys, "--hardware", "a100-80gb", "--roles", "dual")
+
+
+def test_generator_and_critic_each_do_their_part_and_meta_names_both(nano_dir: Path, tmp_path: Path) -> None:
+    from cai_experiment.scripts import generate_mvp
+
+    flags = ["--generator", "nano", "--critic", "nano-b", "--count", "2", "--rounds", "1", "-v", "0"]
+    code = generate_mvp.main([*flags, "--data-dir", str(tmp_path), "--checkpoint-dir", str(tmp_path / "c")])
+    assert code in (0, 3)
+    rows = [json.loads(line) for line in (tmp_path / "mvp" / "pairs.jsonl").read_text().splitlines()]
+    metas = [row["meta"] for row in rows]
+    assert metas and all(m["generator"].startswith("nano@") and m["critic"].startswith("nano-b@") for m in metas)
 
 
 def test_configurations_name_presets() -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from cai_experiment.engines.load import ELSEWHERE, LoadSettings, engine_over, load_model, make_plan
+from cai_experiment.engines.load import ELSEWHERE, LoadSettings, Plan, engine_over, load_model, make_plan
 from cai_experiment.engines.placing import Free, Placed, free_now, place, tensors_gb
 from cai_experiment.errors import BadInputError, EngineError, UserError
 from cai_experiment.models.hardware import Hardware, detect
@@ -235,7 +235,7 @@ def _load(placed: Placed) -> _Loaded:
     return _Loaded(placed, name, facts, model.num_parameters(), tensors_gb(model), model, tokenizer)
 
 
-def _same(held: Placed, settings: LoadSettings, plan: Any) -> bool:
+def _same(held: Placed, settings: LoadSettings, plan: Plan) -> bool:
     """True if `plan` means weights that are loaded already: the same files, precision, device and engine."""
     one, other = held.plan, plan
     wanted = (other.choice.path_or_id, other.engine, other.quantization, other.device)

@@ -113,8 +113,8 @@ def loading_error(name: str, error: Exception) -> UserError:
     if "RevisionNotFoundError" in kinds:
         return EngineError(f"--model {name}: the hub does not have the pinned revision", "name another --model")
     if kinds.keys() & UNREACHABLE:
-        offline = "unset HF_HUB_OFFLINE, or " if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0") else ""
-        step = f"{offline}connect to the internet once, or give a local folder"
+        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0") else ""
+        step = f"connect to the internet once, or give a local folder{offline}"
         return EngineError(f"--model {name} is not in the download cache, and the hub cannot be reached", step)
     if "SafetensorError" in kinds:
         return BadInputError(

@@ -32,6 +32,14 @@ from cai_experiment.models.serving import (
     known_numbers,
     tensor_parallel,
 )
+from cai_experiment.models.workload import (
+    CRITIQUE_REQUEST,
+    INSTRUCTION_PROMPT,
+    REVISION_REQUEST,
+    Tokens,
+    Workload,
+    answer_tokens,
+)
 
 ROLES = ("evaluation", "generation")
 
@@ -135,3 +143,19 @@ def _files_gb(choice: ModelChoice) -> float:
     """GB of a local model's weights, which may be quantised; 0 for one of the hub."""
     folder = Path(choice.path_or_id)
     return folder_gb(folder) if folder.is_dir() else 0.0
+
+
+# ---------------------------------------------------------------- tokens
+
+
+def tokens_by_role(choice: ModelChoice, work: Workload) -> tuple[tuple[int, int], tuple[int, int]]:
+    """((written, read) by the generator, the same by the critic) of a generation by two models that keep prefixes.
+
+    Each reads what the other wrote, so together they read more than one model would; `choice` sets the lengths.
+    """
+    whole, rows = Tokens.of(choice, work), work.rows
+    critiques = work.rounds if work.critique else 0
+    criticised = whole.written - rows * answer_tokens(choice) * (1 + work.rounds)
+    answered = whole.written - criticised
+    spoken_requests = INSTRUCTION_PROMPT + work.rounds * REVISION_REQUEST + critiques * CRITIQUE_REQUEST
+    return (answered, rows * spoken_requests + criticised), (criticised, whole.read + answered)

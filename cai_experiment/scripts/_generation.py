@@ -11,6 +11,7 @@ from cai_experiment.constitution.principles import load_constitution
 from cai_experiment.errors import BadInputError
 from cai_experiment.milestones import MAX_TOKENS_ANSWER, MAX_TOKENS_CRITIQUE, Milestone
 from cai_experiment.models.hardware import detect
+from cai_experiment.models.roles import configuration
 from cai_experiment.observe.content_logger import ContentLogger
 from cai_experiment.observe.progress import Progress
 from cai_experiment.pipeline.gate import CANNOT_SKIP, REASONS, GateSettings
@@ -41,6 +42,9 @@ def generation_parser(doc: str | None, milestone: str, plans: bool = True) -> ar
                             f"(default: {'auto' if milestone == GUARDED else 'none'})")  # fmt: skip
     group.add_argument("--no-guard", dest="guard", action="store_const", const=None, help="recorded in the manifest")
     add_judge_flags(parser, "the critic")
+    parser.add_argument_group("two models").add_argument(
+        "--roles", metavar="NAME", help="--generator and --critic in one: single, dual or conservative"
+    )
     parser.set_defaults(trains_after=milestone in WITH_TRAINING)
     return parser
 
@@ -131,7 +135,9 @@ def load_settings(args: argparse.Namespace, model: str | None) -> LoadSettings:
 
 
 def check_engine_flags(args: argparse.Namespace) -> None:
-    """Raise for engine flags that do not go together, before anything is loaded."""
+    """Raise for engine flags that do not go together, before anything is loaded; puts --roles into the two names."""
+    if args.roles is not None:
+        _name_both(args)
     if args.engine == "server" and not args.server:
         raise BadInputError("--engine server needs an endpoint", "add --server http://127.0.0.1:8000/v1")
     if args.server and args.engine not in ("auto", "server"):
@@ -146,6 +152,16 @@ def check_engine_flags(args: argparse.Namespace) -> None:
 
     if not args.plan:  # which may be of another machine's cluster
         check_address(args.ray)
+
+
+def _name_both(args: argparse.Namespace) -> None:
+    """--generator and --critic as the configuration says."""
+    for flag in ("model", "generator", "critic", "server", "random_weights"):
+        if vars(args)[flag] is not None:
+            raise BadInputError(f"--roles {args.roles} names both models, and so does --{flag.replace('_', '-')}",
+                                "leave one of them out")  # fmt: skip
+    chosen = configuration(args.roles)
+    args.generator, args.critic = chosen.generation, chosen.evaluation
 
 
 def load_engines(args: argparse.Namespace) -> tuple[Any, Any]:
@@ -174,19 +190,17 @@ def _load_here(settings: LoadSettings, other: LoadSettings | None) -> tuple[Any,
     """Load one or two models in this process; says what it will be before minutes of loading, and what it became."""
     from cai_experiment.engines.load import load_engine, make_plan
 
-    hardware = detect()
-    plans = [(one, make_plan(one, hardware)) for one in (settings, other) if one is not None]
-    if [plan.engine for _, plan in plans] == ["vllm", "vllm"]:
-        raise BadInputError("--generator and --critic would be two vLLMs, and each takes the whole GPU memory",
-                            "use --engine unsloth (4-bit), or one model for both")  # fmt: skip
-    engines = []
-    for role, (one, plan) in zip(("", "critic: "), plans, strict=False):
-        if plan.engine != "server":  # which asks the server what it serves
-            print(f"{role}{plan.first_line}", flush=True)
-        engines.append(engine := load_engine(one))
-        if engine.first_line != plan.first_line:
-            print(f"{role}{engine.first_line}", flush=True)
-    return engines[0], engines[-1]
+    if other is not None:
+        from cai_experiment.engines.pair import load_pair
+
+        return load_pair(settings, other, lambda line: print(line, flush=True))
+    plan = make_plan(settings, detect())
+    if plan.engine != "server":  # which asks the server what it serves
+        print(plan.first_line, flush=True)
+    engine = load_engine(settings)
+    if engine.first_line != plan.first_line:
+        print(engine.first_line, flush=True)
+    return engine, engine
 
 
 def generate(

@@ -32,6 +32,7 @@ from cai_experiment.scripts._plan_parts import (
     in_line,
     server_lines,
 )
+from cai_experiment.scripts._plan_roles import both, second_model, trained_by
 from cai_experiment.scripts._plan_training import backend_of, dpo_lines, evaluation_lines, training_after
 from cai_experiment.training.data import Pair
 from cai_experiment.training.settings import DPOSettings, total_steps
@@ -70,7 +71,7 @@ def milestone_lines(args: argparse.Namespace, milestone: Milestone, settings: Ru
     work = _workload(args, settings, spare)
     if not work.pairs:
         return [*heading(args, hardware, choice), in_line("size", f"none: {extension_line(args, settings.pairs)}")]
-    lines = [*heading(args, hardware, choice), *_critic(args, choice), *_size(choice, work, spare)]
+    lines = [*heading(args, hardware, choice), *_size(choice, work, spare)]
     parts: list[Part] = []
     needs: list[Need] = []
     engine = "server"
@@ -78,9 +79,14 @@ def milestone_lines(args: argparse.Namespace, milestone: Milestone, settings: Ru
         lines += server_lines(args.server, Tokens.of(choice, work))
     else:
         engine, made, said = generation_lines(args, choice, hardware, work, milestone.name in WITH_TRAINING)
-        parts.append(made)
+        critic, own = second_model(args, hardware, choice), [made]
         lines += said
-        needs.append(Need("generator", download_gb_of(args, choice, engine, made.quantization)))
+        if critic is not None:
+            own, downloads, said = both(args, hardware, choice, critic, work, made)
+            engine, lines, needs = own[0].engine, [*lines, *said], [*needs, *downloads]
+            args = trained_by(args, engine, hardware)
+        parts += own
+        needs.append(Need("generator", download_gb_of(args, choice, engine, own[0].quantization)))
     later = [training_after(args, milestone, choice, hardware, settings.pairs, work.rows, engine)]
     if settings.guard:
         later.insert(0, guard_pass(args, settings.guard, choice, hardware, work.pairs))
@@ -165,14 +171,6 @@ def heading(args: argparse.Namespace, hardware: Hardware, choice: ModelChoice) -
     price = told if args.price_per_hour else "no price (--price-per-hour)"
     return [in_line("model", f"{choice.name}{kind} | {choice.reason}"),
             in_line("hardware", f"{many}{where} ({name}); {price}")]  # fmt: skip
-
-
-def _critic(args: argparse.Namespace, choice: ModelChoice) -> list[str]:
-    """A second model is not reckoned apart: that is said."""
-    critic = args.critic or args.model
-    if args.random_weights is not None or critic == (args.generator or args.model):
-        return []
-    return [in_line("critic", f"{critic or 'the default model'}: its share is reckoned as if {choice.name} had it")]
 
 
 def _size(choice: ModelChoice, work: Workload, spare: int) -> list[str]:
