@@ -39,8 +39,6 @@ DEFAULTS: dict[str, Mapping[str, object]] = {
     "gpt2": {"tie_word_embeddings": True},
     "smollm3": {"tie_word_embeddings": True},
     "qwen3": {"head_dim": 128},
-    "mixtral": {"num_local_experts": 8},
-    "qwen3_moe": {"num_experts": 128},
 }  # fmt: skip
 
 GPT2_NAMES = {  # config.json's names in GPT-2 -> everybody else's
@@ -76,12 +74,12 @@ def normal_fields(config: Mapping[str, object]) -> dict[str, object]:
 
 
 def experts_of(fields: Mapping[str, object]) -> tuple[int, int]:
-    """(experts a layer, the width of one); (0, 0) in a dense model."""
-    if fields["model_type"] == "mixtral":
-        return _number(fields, "num_local_experts"), _number(fields, "intermediate_size")
-    if fields["model_type"] == "qwen3_moe":
-        return _number(fields, "num_experts"), _number(fields, "moe_intermediate_size")
-    return 0, 0
+    """(experts a layer, the width of one); (0, 0) in a dense model. Both names of their number are in use."""
+    if fields["model_type"] not in MIXTURES:
+        return 0, 0
+    name = "num_local_experts" if "num_local_experts" in fields else "num_experts"
+    width = "intermediate_size" if fields["model_type"] == "mixtral" else "moe_intermediate_size"
+    return _number(fields, name), _number(fields, width)
 
 
 def _number(fields: Mapping[str, object], name: str) -> int:
