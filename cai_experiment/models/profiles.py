@@ -14,7 +14,7 @@ from cai_experiment.errors import BadInputError
 
 TRAINING = {"cuda": "4bit", "mps": "bf16", "cpu": "fp32"}  # bf16 is 4 to 5 times slower on most CPUs
 # GPUs older than Ampere compute no bfloat16: Volta (V100), Turing (T4, RTX 20, GTX 16, RTX 4000 to 8000), Pascal
-NO_BFLOAT16 = r"\b(Tesla [TPVKM]\d|T4|V100|P100|P40|TITAN|RTX 20\d\d|GTX|Quadro RTX)"
+NO_BFLOAT16 = r"\b(Tesla [TPVKM]\d|T4|V100|P100|P40|TITAN|GeForce RTX 20\d\d|GTX|Quadro RTX)"
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,7 +73,7 @@ def recommend(hardware: Hardware, prefer_reasoning: bool = True, for_training: b
     has, barred = room_gb(hardware), "generation" if for_training else "training"
     able = [one for one in RANKED if one.use != barred]
     fitting = [one for one in able if SPARE * need_gb(PRESETS[one.key], quantization, for_training) <= has]
-    what = "4-bit training" if for_training else f"{quantization} generation"
+    what = "4-bit training" if for_training else f"{quantization.replace('bit', '-bit')} generation"
     there = f"{hardware.gpu_name} has {has:.3g} GB"
     if not fitting:
         return Recommendation(PRESETS["nano"], f"{there}, too little for {what} of any larger preset")
@@ -117,6 +117,7 @@ def list_available_models(
 
 def print_model_comparison() -> None:
     """Print all presets as a table of at most 100 columns: sizes, context, licence, GB by quantisation, what for."""
-    from cai_experiment.models.tables import preset_table, show
+    from cai_experiment.models.tables import columns, preset_table, show
 
-    show(preset_table(list(PRESETS.values())), width=100)
+    width = min(columns(), 100)
+    show(preset_table(list(PRESETS.values()), width), width)

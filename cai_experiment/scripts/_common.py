@@ -66,7 +66,7 @@ class _Parser(argparse.ArgumentParser):
         """As argparse's; without --price-per-hour the price is that of --hardware, else of this machine."""
         parsed = super().parse_args(args, namespace)
         card = vars(parsed).get("hardware")
-        if card is not None and not parsed.plan:
+        if card is not None and not vars(parsed).get("plan", True):  # models.py, which runs nothing, has no --plan
             self.error(f"--hardware {card} is for --plan alone; a run takes the machine that it is on: add --plan")
         if vars(parsed).get("price_per_hour", 0.0) is None:
             parsed.price_per_hour = default_price(card)
