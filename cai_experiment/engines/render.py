@@ -23,6 +23,12 @@ from cai_experiment.engines.stops import StopRule
 from cai_experiment.errors import EngineError
 
 LAYOUTS = ("chat", "base")
+# For every template; others ignore them. Qwen3 and SmolLM3 think first unless told otherwise, and an answer of 500
+# tokens would be thoughts alone. Llama 3 and SmolLM3 write today's date into the prompt: a run that resumes tomorrow
+# would mix two prompts, so it is always the day that Llama's own template falls back to.
+_TEMPLATE: dict[str, Any] = {
+    "enable_thinking": False, "date_string": "26 Jul 2024", "strftime_now": lambda form: "26 July 2024",
+}  # fmt: skip
 # Contents for a template that we cut at: private-use characters, which no template tests, trims or translates.
 _SENTINEL = "\ue0c0{}\ue0c1"
 
@@ -46,6 +52,8 @@ class Renderer:
         self.tokenizer, self.layout, self.max_length = tokenizer, layout, max_length
         self.encode = lru_cache(maxsize=8192)(self._encode)
         self._markup = lru_cache(maxsize=512)(self._cut_template)
+        # SentencePiece puts a blank before every text that is encoded apart: one of the template's is enough
+        self._adds_blank = tokenizer.convert_ids_to_tokens(self.encode("a", False)[0]).startswith("▁")
         begins = layout == "base" and tokenizer.bos_token_id in tokenizer("").input_ids
         self._start = (tokenizer.bos_token_id,) if begins else ()  # a chat template writes its own begin token
         self.end_token_id = self._find_end()
@@ -142,13 +150,15 @@ class Renderer:
         """The chat template's own pieces before, between and after the contents of a conversation with these roles."""
         names = [_SENTINEL.format(i) for i in range(len(roles))]
         messages = [{"role": role, "content": name} for role, name in zip(roles, names, strict=True)]
-        whole = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
+        whole = self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=generate, **_TEMPLATE
+        )
         pieces: list[str] = []
         for name in names:
             before, found, whole = whole.partition(name)
             if not found or name in whole:
                 raise EngineError("the chat template drops, moves or repeats a turn", "use --format base")
-            pieces.append(before)
+            pieces.append(before.removesuffix(" ") if self._adds_blank else before)
         return (*pieces, whole)
 
     def _encode(self, text: str, markup: bool) -> tuple[int, ...]:

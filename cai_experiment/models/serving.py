@@ -17,7 +17,6 @@ from cai_experiment.models.disk import (
     folder_gb,
     free_gb,
     hub_cache,
-    quantised_sibling,
 )
 from cai_experiment.models.hardware import Hardware
 from cai_experiment.models.memory import GB, Architecture, kv_bytes_per_token, weights_gb
@@ -59,9 +58,10 @@ def auto_engine(
             return EngineChoice("vllm", served, _why_vllm(choice, hardware, served))
         refused = f"vllm no: {refused}"
     four_bit = own == "4bit" and not random_weights
-    if four_bit and installed("unsloth"):
+    known = choice.preset is None or choice.preset.unsloth
+    if four_bit and known and installed("unsloth"):
         return EngineChoice("unsloth", own, "; ".join(filter(None, ("4-bit on CUDA", refused))))
-    missing = "unsloth is not installed" if four_bit else ""
+    missing = "" if not four_bit else "unsloth is not installed" if known else "Unsloth has no path for its family"
     return EngineChoice("hf", own, "; ".join(filter(None, (missing, refused))))
 
 
@@ -93,9 +93,9 @@ def files_for(choice: ModelChoice, engine: str, quantization: str, here: bool = 
     goes first, so that a run which resumes finds the weights that it had.
     """
     place = choice.path_or_id
-    if quantization != "4bit" or choice.preset is None or choice.preset.is_local or engine == "vllm":
+    sibling = (choice.preset.four_bit if choice.preset is not None else ""), "4bit"
+    if quantization != "4bit" or not sibling[0] or engine == "vllm":  # not every model has one: quantised while loading
         return place, "bf16"
-    sibling = quantised_sibling(place), "4bit"
     if engine == "unsloth":
         return sibling
     whole = here and downloaded_gb(place) >= DOWNLOADED * weights_gb(choice.preset.architecture, "bf16")

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 
-from cai_experiment.errors import BadInputError
+from cai_experiment.errors import UserError
 from cai_experiment.models.choice import ModelChoice, numbers_of, resolve_model
 from cai_experiment.models.hardware import Hardware
 from cai_experiment.models.memory import GB
@@ -38,7 +38,7 @@ def both(
     """
     try:
         numbers_of(critic)
-    except BadInputError:
+    except UserError:
         return [made], [], in_block("critic", [f"{critic.name}: its size is not known, so its share is reckoned as "
                                                  f"if {generator.name} had it"])  # fmt: skip
     if args.ray is not None:
