@@ -25,13 +25,24 @@ find_python() {
     local candidate
     for candidate in python3.11 python3.12 python3 python; do
         if command -v "$candidate" >/dev/null && is_supported "$candidate"; then
-            "$candidate" -c 'import ensurepip, venv' 2>/dev/null ||
+            "$candidate" -c 'import ensurepip, venv' 2>/dev/null || "$candidate" -c 'import pip, venv' 2>/dev/null ||
                 stop 2 "$candidate cannot make virtual environments; apt-get install -y $candidate-venv, then again"
             command -v "$candidate"
             return
         fi
     done
     stop 2 "no Python 3.11 or 3.12 here (python3 is $(python3 -V 2>&1 || true)); apt-get install -y python3.11 python3.11-venv, or pyenv install 3.11, then again"
+}
+
+# Colab's Python comes without ensurepip, but with pip, which then installs itself into the new environment.
+make_environment() {
+    if "$venv_python" -m pip --version >/dev/null 2>&1; then return; fi
+    if "$python" -c 'import ensurepip' 2>/dev/null; then
+        "$python" -m venv "$root/.venv"
+    else
+        "$python" -m venv --without-pip "$root/.venv"
+        "$python" -m pip --python "$venv_python" install --quiet --disable-pip-version-check pip
+    fi
 }
 
 if [ -e "$root/.venv" ]; then
@@ -73,7 +84,7 @@ import os
 from cai_experiment.models.disk import checkpoints_gb
 from cai_experiment.models.hardware import detect, driver_problem
 from cai_experiment.models.memory import weights_gb
-from cai_experiment.models.presets import resolve_model
+from cai_experiment.models.choice import resolve_model
 
 if os.environ["KIND"] == "cpu":
     print(4, 0, 0)
@@ -95,7 +106,7 @@ PYTHON
     [ "$free" -ge "$needed" ] || stop 1 "$free GB free at $root, $needed GB needed; make room or take a larger volume"
 
     # ------------------------------------------------------------ install
-    "$venv_python" -m pip --version >/dev/null 2>&1 || "$python" -m venv "$root/.venv"
+    make_environment
     say "installing $requirements into .venv ($("$venv_python" -V), $kind); about 4 minutes on a CPU, 10 on a pod"
     pip() { "$venv_python" -m pip --disable-pip-version-check "$@"; }
     [ "$kind" = gpu ] || pip install --quiet "$(grep -m1 '^torch==' requirements-cpu.txt)"

@@ -26,8 +26,9 @@ from typing import Any
 KEEP_EVERY = 60  # seconds between two copies into `keep_in` while a script runs
 NO_GO = 3  # a script's exit code: it ran to its end, and a gate says no-go
 INTERRUPTED = (129, 130, 143, -2, -15)
-# Colab and Jupyter set these for their own Python; they would make the scripts' Python look for foreign packages
-FOREIGN = ("MPLBACKEND", "PYTHONPATH", "PYTHONHOME")
+# Colab and Jupyter set these for their own Python: the scripts' would look for packages that it has not, and redraw
+# progress as in a terminal
+FOREIGN = ("MPLBACKEND", "PYTHONPATH", "PYTHONHOME", "FORCE_COLOR", "CLICOLOR_FORCE")
 
 
 class ScriptFailed(RuntimeError):
