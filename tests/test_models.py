@@ -20,7 +20,7 @@ from cai_experiment.constitution.prompts import Turn
 from cai_experiment.engines import load
 from cai_experiment.engines.base import Completion, Prompt
 from cai_experiment.engines.render import Renderer
-from cai_experiment.errors import BadInputError
+from cai_experiment.errors import BadInputError, EngineError
 from cai_experiment.models import choice as choice_module
 from cai_experiment.models import disk, hardware, memory, plan, serving, training_memory, workload
 from cai_experiment.models.choice import resolve_model
@@ -516,7 +516,7 @@ def test_plan_says_what_it_does_not_know() -> None:
     choice = resolve_model("qwen2.5-32b", CPU)
     unknown = plan.generation(choice, cuda(24, "Some GPU"), "hf", "4bit", Workload(10, 2))
     assert unknown.hours is None and unknown.fits and "unknown for this GPU" in plan.in_words(unknown.hours, None)
-    with pytest.raises(BadInputError, match="not known before it is downloaded"):
+    with pytest.raises(EngineError, match=r"--model org/name: its config\.json is not in .*(HF_HUB_OFFLINE|network)"):
         plan.generation(resolve_model("org/name", CPU), POD, "hf", "4bit", Workload(1, 1))
 
 

@@ -115,7 +115,7 @@ def make_plan(settings: LoadSettings, hardware: Hardware) -> Plan:
     if settings.engine not in ENGINES:
         raise BadInputError(f"--engine {settings.engine} is unknown", f"use one of {', '.join(ENGINES)}")
     device = settings.device or hardware.kind
-    quantization = settings.quantization or (hardware.quantization if device == hardware.kind else "fp32")
+    quantization = settings.quantization or (hardware.training_quantization if device == hardware.kind else "fp32")
     if quantization not in NAMES:
         raise BadInputError(f"--quantization {quantization} is unknown", f"use one of {', '.join(NAMES)}")
     if device == "mps" and quantization in ("4bit", "8bit"):

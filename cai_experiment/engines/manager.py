@@ -101,7 +101,7 @@ class MultiModelManager:
         """Load for "evaluation" or "generation", or share what the other role holds. Raises UserError, one line."""
         plan = make_plan(settings, self._hardware)
         if settings.engine == "auto" and plan.device == "cuda" and plan.engine in (*ELSEWHERE, "unsloth"):
-            quantization = settings.quantization or self._hardware.quantization
+            quantization = settings.quantization or self._hardware.training_quantization
             plan = replace(plan, engine="hf", why=ONE_EACH, quantization=quantization)
         if plan.engine in ELSEWHERE:
             raise BadInputError(f"--engine {plan.engine} keeps its model in another process", "use --engine auto")

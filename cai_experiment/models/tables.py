@@ -83,8 +83,10 @@ def hardware_table(machines: Sequence[Hardware], width: int) -> Table:
         also = ", ".join(old for old, new in HARDWARE_ALIASES.items() if new == one.name and _differs(old, new))
         price = f"{one.dollars_per_hour:.2f}" if one.dollars_per_hour else "-"
         memory = f"{one.vram_gb:g}" if one.kind == "cuda" else "-"
-        table.add_row(one.name, one.gpu_name.removeprefix("NVIDIA ").removeprefix("GeForce ") or "none", memory, f"{one.ram_gb:g}",
-                      one.quantization, one.training_quantization, one.compute, price, *([also] if width >= WITH_TAGS else []))  # fmt: skip
+        gpu = one.gpu_name.removeprefix("NVIDIA ").removeprefix("GeForce ") or "none"
+        table.add_row(one.name, gpu, memory, f"{one.ram_gb:g}",
+                      one.quantization, one.training_quantization, one.compute, price,
+                      *([also] if width >= WITH_TAGS else []))  # fmt: skip
     return table
 
 
