@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +11,19 @@ from cai_experiment.investigations.compare import COMPARED_TURNS, model_folder
 from cai_experiment.investigations.conditions import CONDITIONS
 from cai_experiment.investigations.session import SessionSettings
 from cai_experiment.investigations.tasks import MOST_QUESTIONS, tasks_of
-from cai_experiment.models.choice import ModelChoice, numbers_of, resolve_model
+from cai_experiment.models.choice import ModelChoice, named_by_variable, numbers_of, resolve_model
 from cai_experiment.models.hardware import Hardware, detect, profile
 from cai_experiment.models.memory import vram_gb
 from cai_experiment.models.plan import in_words, tokens_per_second
-from cai_experiment.models.presets import NANO_DIR, PRESETS
 
 USUAL, LARGER = "Qwen/Qwen2.5-3B-Instruct", "Qwen/Qwen2.5-7B-Instruct"
-SECOND_NANO = "nano-b"
-VARIABLES = ("CAI_MODEL", "AGI_MODEL_NAME")
+NANO, SECOND_NANO = "nano", "nano-b"
 HEADROOM = 1.15  # weights in bf16 are taken where they leave this much room for activations
 
 
 def chosen_model(args: argparse.Namespace, hardware: Hardware) -> tuple[str | None, str]:
     """(name for `resolve_model`, why): --model, else a variable, else the 3B on a GPU, else the shipped model."""
-    if args.model is not None or any(os.environ.get(name) for name in VARIABLES):
+    if args.model is not None or named_by_variable()[1]:
         return args.model, ""
     if hardware.kind == "cuda":
         return USUAL, f"no --model: investigations use {USUAL} on a GPU"
@@ -36,21 +33,19 @@ def chosen_model(args: argparse.Namespace, hardware: Hardware) -> tuple[str | No
 def compared_models(args: argparse.Namespace, hardware: Hardware) -> list[str]:
     """The two models of --compare. Raises BadInputError if they are one."""
     if not args.compare:
-        return [USUAL, LARGER] if hardware.kind == "cuda" else ["nano", _second_nano()]
+        return [USUAL, LARGER] if hardware.kind == "cuda" else [NANO, SECOND_NANO]
     first, second = args.compare
     if first == second or model_folder(Path(), first) == model_folder(Path(), second):
         raise BadInputError(f"--compare {first} {second}: one model twice", "name two")
     return [first, second]
 
 
-def _second_nano() -> str:
-    return SECOND_NANO if SECOND_NANO in PRESETS else str(NANO_DIR.with_name(SECOND_NANO))
-
-
 def precision_of(args: argparse.Namespace, choice: ModelChoice, hardware: Hardware) -> str | None:
     """bf16 on a GPU that holds it, so that introspection reads the model's own weights; else the machine's."""
     if args.quantization is not None or hardware.kind != "cuda" or args.engine == "unsloth" or choice.preset is None:
         return args.quantization
+    if hardware.compute != "bfloat16":  # a T4 only emulates it
+        return None
     needed = vram_gb(choice.preset.architecture, "bf16", args.max_tokens) * HEADROOM
     return "bf16" if needed < hardware.vram_gb else None
 
