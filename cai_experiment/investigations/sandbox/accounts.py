@@ -120,5 +120,5 @@ def wait_for(processes: list[int]) -> None:
 
 
 def threads_of(uid: int) -> int:
-    """How many threads a uid has now, as RLIMIT_NPROC counts them."""
-    return sum(int(status_of(process).get("Threads", "0")) for process in processes_of(uid))
+    """How many threads a uid has now, as RLIMIT_NPROC counts them: the dead until they are reaped too."""
+    return sum(int(status_of(process).get("Threads", "1")) for process in _all() if _uid_of(process) == uid)

@@ -100,11 +100,11 @@ def _read(line: bytes) -> tuple[str, list[Any], dict[str, Any]]:
         message = json.loads(line.decode("utf-8"), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not a message of JSON: {type(error).__name__}: {str(error)[:100]}") from None
-    fields = (str, list, dict)
-    values = [message.get(key) for key in ("call", "args", "kwargs")] if isinstance(message, dict) else []
-    if len(values) != 3 or any(not isinstance(value, kind) for value, kind in zip(values, fields, strict=True)):
-        raise ValueError('a message is {"call": name, "args": [...], "kwargs": {...}}')
-    return values[0], values[1], values[2]
+    if isinstance(message, dict):
+        name, arguments, named = message.get("call"), message.get("args"), message.get("kwargs")
+        if isinstance(name, str) and isinstance(arguments, list) and isinstance(named, dict):
+            return name, arguments, named
+    raise ValueError('a message is {"call": name, "args": [...], "kwargs": {...}}')
 
 
 def _no_constant(name: str) -> None:

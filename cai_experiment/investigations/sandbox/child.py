@@ -32,9 +32,8 @@ def limit(limits: dict[str, int]) -> None:
         if hard != resource.RLIM_INFINITY:
             value = min(value, hard)
         # SIGXCPU at the soft limit tells the parent why; a process that ignores it is killed a second later.
-        resource.setrlimit(
-            number, (value, min(value + 1, hard) if name == "CPU" and hard >= 0 else value + (name == "CPU"))
-        )
+        later = value + 1 if name == "CPU" and hard == resource.RLIM_INFINITY else value
+        resource.setrlimit(number, (value, later))
 
 
 def introspection(functions: list[str], ask: int, hear: int, most: int) -> types.ModuleType:

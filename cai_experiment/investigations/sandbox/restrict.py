@@ -6,10 +6,13 @@ restricts itself: Landlock and seccomp cannot be undone.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
 import sys
 
+PR_SET_PDEATHSIG = 1
 CANNOT_START = 125  # exit code where a restriction failed; the code did not run
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/urandom", "/dev/random")
 SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/libx32", "/bin", "/etc/ld.so.cache", "/etc/alternatives")
@@ -49,6 +52,9 @@ def main() -> None:
             os.setgroups([])
             os.setresgid(order["uid"], order["uid"], order["uid"])
             os.setresuid(order["uid"], order["uid"], order["uid"])  # takes every capability away
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # after the change of uid, which clears it
+        if os.getppid() != order["parent"]:
+            raise OSError("the parent is gone")
         os.chdir(order["folder"])
         rules.load()
         os.execve(order["command"][0], order["command"], order["environment"])

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import time
 from contextlib import suppress
+from functools import partial
+from pathlib import Path
 
 from cai_experiment.errors import EngineError
 from cai_experiment.investigations.sandbox import accounts
@@ -23,29 +25,36 @@ MB = 1_000_000
 
 def run_once(tier: str, limits: Limits, functions: Functions, code: str) -> Outcome:
     """Run code in a tier. Raises EngineError where the sandbox itself does not start; never for what the code does."""
-    (asks, ask), (hear, hears) = os.pipe(), os.pipe()  # asks and hears are the parent's ends
+    (asks, ask), (hear, hears) = os.pipe(), os.pipe()
     job = os.memfd_create("job")
-    ends = {job, ask, hear}
+    ends, own = {job, ask, hear}, [asks, hears]  # the run's, this process's
     start = None
     try:
         start = STARTS[tier](limits, (job, ask, hear))
         ends |= set(start.pass_fds)
         _write(job, _job(limits, functions, code, start))
-        return _supervised(tier, limits, functions, start, ends, (asks, hears))
+        return _supervised(tier, limits, functions, start, ends, own)
     except OSError as error:
         raise EngineError(f"sandbox {tier}: {error}") from error
     finally:
-        for descriptor in ends:
+        for descriptor in (*ends, *own):
             with suppress(OSError):
                 os.close(descriptor)
         if start is not None and start.folder is not None:
-            # rm walks any depth; shutil.rmtree recurses, and model-written code may nest thousands of folders
-            subprocess.run(["rm", "-rf", "--", str(start.folder)], check=False)
+            _remove(start.folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a run's folder. By rm, which walks any depth: shutil.rmtree recurses, and code may nest thousands."""
+    if not accounts.is_root():  # folders that the code closed to its own uid
+        subprocess.run(["chmod", "-R", "u+rwX", "--", str(folder)], check=False, stderr=subprocess.DEVNULL)
+    subprocess.run(["rm", "-rf", "--", str(folder)], check=False)
 
 
 def _supervised(
-    tier: str, limits: Limits, functions: Functions, start: Start, ends: set[int], own: tuple[int, int]
+    tier: str, limits: Limits, functions: Functions, start: Start, ends: set[int], own: list[int]
 ) -> Outcome:
+    """Start and supervise; the descriptors in `ends` and `own` are closed, and taken out, as they are handed on."""
     began = time.monotonic()
     account = {} if start.user is None else {"user": start.user, "group": start.user, "extra_groups": []}
     process = subprocess.Popen(
@@ -54,7 +63,10 @@ def _supervised(
     )  # type: ignore[call-overload]  # fmt: skip
     while ends:
         os.close(ends.pop())
-    supervisor = Supervisor(process, *own, Channel(functions), limits, lambda: _beyond(limits, start, process.pid))
+    asks, hears = own
+    own.clear()
+    look = partial(_beyond, limits, start, process.pid)
+    supervisor = Supervisor(process, asks, hears, Channel(functions), limits, look)
     try:
         supervisor.run()
     finally:

@@ -37,7 +37,7 @@ class Printed:
 
 
 class Supervisor:
-    """One run. `look(process)` says which limit its memory or files exceed ("" for none)."""
+    """One run. `look()` says which limit its memory or files exceed ("" for none)."""
 
     def __init__(
         self, process: subprocess.Popen[bytes], ask: int, hear: int, channel: Channel, limits: Limits,

@@ -111,13 +111,13 @@ def start_landlock(limits: Limits, descriptors: tuple[int, int, int]) -> Start:
     """A uid of its own (as root), no-new-privs, Landlock, seccomp; see restrict.py."""
     python = interpreter_for(LANDLOCK)
     uid = fresh_uid() if is_root() else None
+    launch = LAUNCH.format(paths=[str(ROOT), *_library_folders()])
     folder = _folder_for(uid)
     order = {
         "uid": uid, "folder": str(folder), "readable": [*python.own_folders, *python.packages],
         "listable": python.package_roots, "command": python_command(python, descriptors),
-        "environment": environment(str(folder)),
+        "environment": environment(str(folder)), "parent": os.getpid(),
     }  # fmt: skip
-    launch = LAUNCH.format(paths=[str(ROOT), *_library_folders()])
     command = [sys.executable, "-I", "-S", "-c", launch, json.dumps(order)]
     path = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin"}  # ldconfig, by which the libraries find libseccomp
     return Start(command, path, "/", uid=uid, folder=folder, packages=_roots(LANDLOCK))
