@@ -11,13 +11,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 from cai_experiment.engines import load, pair
 from cai_experiment.engines import manager as manager_module
+from cai_experiment.engines.context_note import context_note
 from cai_experiment.engines.load import LoadSettings, make_plan
 from cai_experiment.engines.manager import MultiModelManager
 from cai_experiment.engines.pair import pairing
 from cai_experiment.engines.placing import Free, place
+from cai_experiment.engines.render import Renderer
 from cai_experiment.errors import BadInputError, EngineError
 from cai_experiment.models.choice import resolve_model
 from cai_experiment.models.hardware import Hardware
@@ -274,6 +277,31 @@ def test_generator_and_critic_each_do_their_part_and_meta_names_both(nano_dir: P
     rows = [json.loads(line) for line in (tmp_path / "mvp" / "pairs.jsonl").read_text().splitlines()]
     metas = [row["meta"] for row in rows]
     assert metas and all(m["generator"].startswith("nano@") and m["critic"].startswith("nano-b@") for m in metas)
+
+
+def test_a_context_that_is_too_short_for_the_chain_is_said(nano_dir: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(nano_dir)
+    assert context_note("nano", Renderer(tokenizer, "chat", 2048), 500, 300) == ""
+    line = context_note("gpt2-xl", Renderer(tokenizer, "base", 1024), 500, 300)
+    assert "context of 1,024 tokens does not hold" in line and "--max-tokens-answer" in line
+    assert "worked examples fit" in line and "\n" not in line
+
+
+def test_auto_takes_generate_where_packed_passes_do_not_serve_the_model_and_says_why(tmp_path: Path) -> None:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    build_tiny_tokenizer(tmp_path)
+    config = MistralConfig(vocab_size=600, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+                           num_attention_heads=2, num_key_value_heads=1, sliding_window=64, eos_token_id=2,
+                           max_position_embeddings=512, bos_token_id=None, pad_token_id=0)  # fmt: skip
+    MistralForCausalLM(config).save_pretrained(tmp_path)
+    settings = LoadSettings(model=str(tmp_path), device="cpu", layout="chat")
+    engine: Any = load.load_engine(settings)
+    assert engine.name == "generate"
+    assert "engine generate (hf: MistralForCausalLM looks back 64 tokens" in engine.first_line
+    assert "--engine generate" not in engine.first_line
+    with pytest.raises(EngineError, match="use --engine generate"):
+        load.load_engine(replace(settings, engine="hf"))
 
 
 def test_configurations_name_presets() -> None:

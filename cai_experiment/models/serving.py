@@ -93,9 +93,10 @@ def files_for(choice: ModelChoice, engine: str, quantization: str, here: bool = 
     goes first, so that a run which resumes finds the weights that it had.
     """
     place = choice.path_or_id
-    sibling = (choice.preset.four_bit if choice.preset is not None else ""), "4bit"
-    if quantization != "4bit" or not sibling[0] or engine == "vllm":  # not every model has one: quantised while loading
+    # not every model has one: the others are quantised while loading
+    if quantization != "4bit" or choice.preset is None or not choice.preset.four_bit or engine == "vllm":
         return place, "bf16"
+    sibling = choice.preset.four_bit, "4bit"
     if engine == "unsloth":
         return sibling
     whole = here and downloaded_gb(place) >= DOWNLOADED * weights_gb(choice.preset.architecture, "bf16")

@@ -183,7 +183,19 @@ def load_engines(args: argparse.Namespace) -> tuple[Any, Any]:
             f"--server {args.server} gives no log-probabilities, and verdicts need them",
             "name a --critic there that gives them, or serve with vLLM, SGLang or llama.cpp",
         )
+    _note_contexts(args, generator, critic)
     return generator, critic
+
+
+def _note_contexts(args: argparse.Namespace, *engines: Any) -> None:
+    """Say before the first token which model's context is too short for the longest chain."""
+    from cai_experiment.engines.context_note import context_note
+
+    for engine in {id(engine): engine for engine in engines}.values():
+        if (renderer := getattr(engine, "renderer", None)) is not None and args.critique:
+            name = str(engine.describe().get("model"))
+            if line := context_note(name, renderer, args.max_tokens_answer, args.max_tokens_critique):
+                print(line, flush=True)
 
 
 def _load_here(settings: LoadSettings, other: LoadSettings | None) -> tuple[Any, Any]:
