@@ -429,7 +429,7 @@ def test_the_advice_follows_the_seeds_tree() -> None:
         assert "not over 30%" in said and "--critic" in said and "--generator" in said and "\n" not in said
     assert "a gain of -25%" in advice(score(2.0), score(2.5))
     for nothing in (advice(score(0.0), score(0.0)), advice(score(None), score(None))):
-        assert "advice: none" in nothing and "--critic" not in nothing
+        assert "advice: none" in nothing and "--roles" not in nothing
     sure, unsure = Result(-0.7, 60, (-1.0, -0.2)), Result(-0.7, 60, (-1.6, 0.2))
     assert "chance" not in advice(score(2.0), score(1.3), sure)
     assert "chance" in advice(score(2.0), score(1.3), unsure)
@@ -438,14 +438,13 @@ def test_the_advice_follows_the_seeds_tree() -> None:
 
 def test_the_advice_names_models_that_can_be_asked_for() -> None:
     from cai_experiment.evaluation.harm.answers import TWO_MODELS
-    from cai_experiment.models.choice import resolve_model
-    from cai_experiment.models.hardware import Hardware
+    from cai_experiment.models.presets import get_model_preset
+    from cai_experiment.models.roles import configuration
+    from cai_experiment.scripts._generation import generation_parser
 
-    flags = TWO_MODELS.split()
-    assert flags[::2] == ["--critic", "--generator"]
-    fields: Any = {name: None for name in Hardware.__dataclass_fields__}
-    for name in flags[1::2]:
-        assert resolve_model(name, Hardware(**fields)).path_or_id == name
+    chosen = configuration(generation_parser("", "mvp").parse_args(TWO_MODELS.split()).roles)
+    assert get_model_preset(chosen.generator).hub_id == "microsoft/phi-2"
+    assert get_model_preset(chosen.critic).hub_id == "Qwen/Qwen2-1.5B-Instruct"
 
 
 def test_measured_keeps_the_failure() -> None:

@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = plain_parser(__doc__)
-    parser.add_argument("--model", type=Path, default=NANO_DIR, help="a model of the written world: nano, nano-b or a folder")
+    parser.add_argument("--model", type=Path, default=NANO_DIR, help="of the written world: nano, nano-b or a folder")
     parser.add_argument("--items", type=positive_int, default=400, help="items a row")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--format", choices=("auto", "chat", "base"), default="auto")

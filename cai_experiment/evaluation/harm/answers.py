@@ -15,7 +15,7 @@ from cai_experiment.judging.result import Result, mcnemar, paired_difference
 
 HARM, SCORE, FLAGGED = "harm", "harm_score", "harm_flagged"
 ENOUGH = 0.3  # seed 001, decision tree: "Improvement > 30%?"
-TWO_MODELS = "--critic Qwen/Qwen2-1.5B-Instruct --generator microsoft/phi-2"  # the seed's pair, as flags that load it
+TWO_MODELS = "--roles dual"  # the seed's pair: Phi-2 answers, Qwen2-1.5B-Instruct critiques (models/roles.py)
 
 Found = tuple[BothAnswers, Detection, Detection]  # of the base's answer, of the trained model's
 
