@@ -308,8 +308,8 @@ def test_the_code_ends_with_a_parent_that_is_killed(tier: str, request: pytest.F
     place.chmod(0o755)
     request.addfinalizer(lambda: shutil.rmtree(place))
     parent = subprocess.Popen(
-        [sys.executable, "-c", KILLED, tier], cwd=ROOT, env={**os.environ, "TMPDIR": str(place)}, stdout=subprocess.PIPE,
-        text=True,
+        [sys.executable, "-c", KILLED, tier], cwd=ROOT, env={**os.environ, "TMPDIR": str(place)},
+        stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert parent.stdout is not None
     uid = int(parent.stdout.readline())
