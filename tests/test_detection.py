@@ -426,7 +426,7 @@ def test_the_advice_follows_the_seeds_tree() -> None:
     assert "keep the single model" in advice(score(2.0), score(1.39))
     for before, after in ((2.0, 1.4), (2.0, 2.5)):  # 30% is not over 30%
         said = advice(score(before), score(after))
-        assert "not over 30%" in said and "--critic" in said and "--generator" in said and "\n" not in said
+        assert "not over 30%" in said and "--roles dual" in said and "\n" not in said
     assert "a gain of -25%" in advice(score(2.0), score(2.5))
     for nothing in (advice(score(0.0), score(0.0)), advice(score(None), score(None))):
         assert "advice: none" in nothing and "--roles" not in nothing
