@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cai_experiment.engines.precision import device_of, dtype_of, quantization_config
+from cai_experiment.engines.precision import attention_of, device_of, dtype_of, quantization_config
 from cai_experiment.engines.weights import check_folder, keep_trainable, loading_error, weights_hash
 from cai_experiment.errors import BadInputError, DiskError, EngineError, UserError
 from cai_experiment.models.choice import ModelChoice, resolve_model
@@ -254,6 +254,7 @@ def _pretrained(place: str, plan: Plan, settings: LoadSettings) -> tuple[Any, An
         device_map={"": device_of(plan.device)},
         use_safetensors=True,
         trust_remote_code=False,
+        **attention_of(place, revision),
         **({} if precision == "4bit" else own),
     )
     return model.eval(), tokenizer

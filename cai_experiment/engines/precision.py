@@ -1,4 +1,4 @@
-"""On which device and in which precision weights are loaded: torch's and bitsandbytes' words for a Plan's."""
+"""On which device, in which precision and with which attention weights are loaded, in the libraries' own words."""
 
 from __future__ import annotations
 
@@ -49,3 +49,15 @@ def quantization_config(quantization: str, dtype: Any) -> Any:
         # FSDP shards float types, all of a unit in one (training/accelerate/fsdp_qlora.yaml)
         bnb_4bit_quant_storage=dtype if sharded else None,
     )
+
+
+def attention_of(place: str, revision: str = "main") -> dict[str, str]:
+    """What from_pretrained must be told of attention: of a model that caps its scores (Gemma 2) to compute it plainly.
+
+    transformers' default, torch's SDPA, leaves the cap out without a word: logits are off by several units.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False).get_text_config()
+    capped = getattr(config, "attn_logit_softcapping", None) is not None
+    return {"attn_implementation": "eager"} if capped else {}

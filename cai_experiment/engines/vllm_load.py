@@ -66,7 +66,6 @@ def _random_folder(choice: ModelChoice, settings: LoadSettings) -> Path:
     assert choice.preset is not None
     folder = Path(tempfile.mkdtemp(prefix=f"random-{choice.preset.key}-"))
     config = config_of(choice.preset)
-    config.architectures = ["Qwen2ForCausalLM"]
     config.save_pretrained(folder)
     tokenizer_for(choice.preset, settings.tokenizer).save_pretrained(folder)
     return folder

@@ -70,9 +70,12 @@ def answers_of(
         from transformers import AutoModelForCausalLM
         from transformers.utils import logging
 
+        from cai_experiment.engines.precision import attention_of
+
         logging.disable_progress_bar()  # a bar is for downloads
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[how.dtype]
-        form: dict[str, Any] = {"use_safetensors": True} if gguf is None else {"gguf_file": gguf}
+        form: dict[str, Any] = {"gguf_file": gguf} if gguf is not None else {"use_safetensors": True}
+        form |= {} if gguf is not None else attention_of(str(folder))
         model: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, device_map={"": how.device}, trust_remote_code=False, **form
         )
