@@ -215,6 +215,18 @@ def test_training_takes_the_model_that_generated_or_says_that_it_differs(
     assert args.model == model and args.random_weights == ("qwen2.5-7b" if "random" in generator["model"] else None)
 
 
+def test_a_variable_does_not_put_another_model_in_the_place_of_the_one_that_generated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "batch").mkdir()
+    Manifest(settings={}, seed=0, models={"generator": {"model": "qwen2.5-7b"}}, constitution={}).write(
+        tmp_path / "batch" / "manifest.json"
+    )
+    monkeypatch.setenv("CAI_MODEL", "qwen2.5-14b")
+    args = train_dpo.parser().parse_args(["--data-dir", str(tmp_path), "--run", "batch"])
+    assert "CAI_MODEL=qwen2.5-14b is for new runs" in take_generator(args) and args.model == "qwen2.5-7b"
+
+
 # ---------------------------------------------------------------- bad input, before a model is loaded
 
 
