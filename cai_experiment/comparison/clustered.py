@@ -91,8 +91,8 @@ def _resampled(one: Mapping[str, tuple[int, int]], two: Mapping[str, tuple[int, 
 
 
 def _of_rates(one: Mapping[str, tuple[int, int]], two: Mapping[str, tuple[int, int]]) -> tuple[float, float]:
-    """Where every resample is the same (all or none hold), the bootstrap has no width: Newcombe's interval (1998, method
-    10) from the two rates' own, which takes them for independent.
+    """Where every resample is the same (all or none hold), the bootstrap has no width: Newcombe's interval (1998,
+    method 10) from the two rates' own, which takes them for independent.
     """
     rates = [rate([(g, place < x) for g, (x, m) in sums.items() for place in range(m)]) for sums in (one, two)]
     (v1, (l1, u1)), (v2, (l2, u2)) = ((r.value or 0.0, r.interval or (0.0, 1.0)) for r in rates)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from cai_experiment.comparison.reading import DASH, matrix_table, rates_table
 from cai_experiment.evaluation.reporting.plots import MOST_SERIES, Plot, _finish, _new_axes, table_plot
 from cai_experiment.observe.screen import escaped
 
-DARK = 0.55  # shares from here on have a dark cell, and light numbers
+DARK = 0.75  # shares from here on have a dark cell, and light numbers
 CELL = 0.95  # inches
 PAPER = "#ffffff"
 NAME = 16  # characters of a model's name
@@ -21,6 +22,7 @@ def plots(result: Mapping[str, Any]) -> list[Plot]:
     shown = table["columns"][: MOST_SERIES + 2]
     rows = [row[: len(shown)] for row in table["rows"]]
     forest = table_plot({**table, "name": "rates", "title": "Rates with 95% intervals", "columns": shown, "rows": rows})
+    forest = forest and replace(forest, tall=False)  # the page's first figure is not folded
     maps = [heat_map(result, name) for name in result["matrix"]] if len(result["models"]) > 1 else []
     return [plot for plot in [forest, *maps] if plot is not None]
 

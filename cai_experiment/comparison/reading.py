@@ -73,7 +73,8 @@ def work_table(result: Comparison) -> Table:
         verdicts = DASH if used["weighed_per_second"] is None else f"{figure(used['weighed_per_second'])}"
         total = used["speaking_seconds"] + used["weighing_seconds"]
         rows.append([
-            model, speed, verdicts, f"{figure(total)} s", f"{figure(used['loading_seconds'])} s, {used['loads']} times",
+            model, speed, verdicts, f"{figure(total)}\u00a0s",
+            f"{figure(used['loading_seconds'])} s, {used['loads']} times",
             memory, f"${used['dollars']:.4f}", f"{used['engine']}, {used['quantization']}",
         ])  # fmt: skip
     columns = ("model", "tokens a second", "verdicts a second", "work", "loading", "memory", "cost", "engine")
@@ -142,7 +143,7 @@ def says_of_bias(one: Mapping[str, Any]) -> str:
     if one["result"]["interval"] is None:
         return "too few instructions"
     if one["result"]["interval"][0] == one["result"]["interval"][1]:
-        return "the same on every instruction: nothing to be seen with so few"
+        return "own and other answers fare alike on every instruction"
     if not clear(one["result"]):
         return "the interval includes 0: no bias that it would exclude"
     return "favours its own" if one["result"]["value"] > 0 else "harder on its own"
