@@ -21,7 +21,7 @@ from cai_experiment.pipeline.stages import StageSettings
 from cai_experiment.records.files import read_json, read_jsonl, show, write_jsonl
 from cai_experiment.records.manifest import FRESH, Manifest, Session, open_manifest
 from cai_experiment.scripts._inputs import rows_of
-from cai_experiment.scripts._judge import identity, load_judge, renamed, shown
+from cai_experiment.scripts._judge import identity, is_url, load_judge, renamed, shown
 
 if TYPE_CHECKING:
     from cai_experiment.comparison.said import Said
@@ -69,12 +69,18 @@ def wanted(args: argparse.Namespace) -> Wanted:
             raise BadInputError(f"--models: {names[label]} and {name} are both called {label}",
                                 "name each model once; folders need different last parts")  # fmt: skip
         names[label], choices[label] = name, choice
+    if args.judge is not None and not is_url(args.judge) and shown(args.judge).lower() in map(str.lower, names):
+        raise _no_judge(args.judge)
     if not names:
         raise BadInputError("--models names no model beside the rules", "e.g. --models nano,nano-b,rules")
     truth = all(is_nano(choice.path_or_id) for choice in choices.values())
     rows, source = _instructions(args, truth)
     constitution = load_constitution(args.constitution)
     return Wanted(names, choices, len(names) < len(asked), rows, source, constitution)
+
+
+def _no_judge(name: str) -> BadInputError:
+    return BadInputError(f"--judge {name} is one of the compared models, and no independent judge", "name another")
 
 
 def default_models(hardware: Hardware) -> tuple[str, ...]:
@@ -247,8 +253,7 @@ class _Run:
         try:
             label = f"judge {judge.name}"
             if judge.name in self.wanted.names:
-                raise BadInputError(f"--judge {judge.name} is one of the compared models, and no independent judge",
-                                    "name another")  # fmt: skip
+                raise _no_judge(judge.name)
             remembered = self.said.meet(label, identity(judge.engine))
             judge.engine = Remembering(judge.engine, remembered, "judge")
             fit = fitness_of(judge, self.wanted.truth, self.args.seed)

@@ -105,7 +105,7 @@ def training_lines(
 ) -> list[str]:  # fmt: skip
     """The plan of train_dpo.py alone, behind its heading: SFT, DPO or both, in one load."""
     choice, quantization = drawn(args, choice, hardware), args.quantization or hardware.training_quantization
-    download = download_gb_of(args, choice, backend_of(args, hardware, quantization), quantization)
+    download = download_gb_of(args, choice, backend_of(args, choice, hardware, quantization), quantization)
     parts: list[Part] = []
     lines: list[str] = []
     for settings in trainings:

@@ -95,7 +95,7 @@ def _engines(
     chosen = found.engine, found.quantization
     others = [("vllm", "bf16"), ("unsloth", "4bit"), ("hf", "4bit")] if hardware.kind == "cuda" else []
     barred = {"vllm"} if trains_after else set()
-    barred |= {"unsloth"} if random else set()
+    barred |= {"unsloth"} if random or (choice.preset is not None and not choice.preset.unsloth) else set()
     others = [(e, q) for e, q in others if e not in barred and args.quantization in (None, q)]
     return [chosen, *(arm for arm in others if arm != chosen)], found.why
 

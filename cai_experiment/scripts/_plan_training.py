@@ -35,16 +35,18 @@ TEMPLATE = 8  # tokens of a layout around a prompt, about
 Found = tuple[list[Part], list[Need], list[str]]
 
 
-def backend_of(args: argparse.Namespace, hardware: Hardware, quantization: str) -> str:
+def backend_of(args: argparse.Namespace, choice: ModelChoice, hardware: Hardware, quantization: str) -> str:
     """Which trainer --backend means there: as training.backends decides it once the model is loaded."""
     asked = vars(args).get("backend", "auto")
     if asked != "auto":
         return str(asked)
-    if hardware.kind == "cpu":
-        return "fast"
+    family = choice.preset.architecture if choice.preset is not None else None
+    if hardware.kind == "cpu":  # fast.start_check.foreign_kind, by architecture
+        return "trl" if family is not None and (family.capped or family.experts > 1 or family.positions) else "fast"
     installed = bool(args.hardware) or find_spec("unsloth") is not None
     four_bit = (hardware.kind, quantization) == ("cuda", "4bit") and args.random_weights is None
-    return "unsloth" if four_bit and installed else "trl"
+    known = choice.preset is None or choice.preset.unsloth
+    return "unsloth" if four_bit and installed and known else "trl"
 
 
 def training_after(
@@ -54,7 +56,8 @@ def training_after(
     """(parts, disk, lines) of the training on `pairs` pairs of `drawn` examples by `engine`, and its evaluation."""
     same_load = milestone.name in WITH_TRAINING
     try:
-        choice = generator if same_load or args.random_weights else resolve_model(args.model, hardware)
+        served = engine == "server" and args.random_weights is None
+        choice = resolve_model(args.model, hardware) if served else generator  # train_dpo.py takes the run's own
         numbers = numbers_of(choice)
     except (BadInputError, EngineError):
         return [], [], [in_line("training", f"not reckoned: the size of {args.model} is not known here")]
@@ -62,7 +65,7 @@ def training_after(
     settings = DPOSettings((), args.checkpoint_dir, steps=milestone.dpo_steps, epochs=milestone.epochs)
     steps = total_steps(settings, pairs - held_out)
     quantization = args.quantization or hardware.training_quantization
-    trainer = backend_of(args, hardware, quantization)
+    trainer = backend_of(args, choice, hardware, quantization)
     same_files = engine != "server" and (engine == "unsloth") == (trainer == "unsloth")
     fetched = same_load or (same_files and choice.path_or_id == generator.path_or_id)
     download = 0.0 if fetched else download_gb_of(args, choice, trainer, quantization)
@@ -113,7 +116,7 @@ def _work(
     batch = settings.effective_batch
     at_once = settings.batch_size or (even_batch(batch, 8) if hardware.kind == "cpu" else 1)
     lengths, counted = lengths_of(settings.pairs, choice)
-    backend = backend_of(args, hardware, quantization)
+    backend = backend_of(args, choice, hardware, quantization)
     times = -(-steps // (settings.eval_every or max(1, steps // 10)))  # run.Training: a tenth of the run
     work = TrainingWork(
         choice, hardware, backend, quantization, pairs[0], pairs_seen(pairs[0], steps, batch),
@@ -169,7 +172,7 @@ def evaluation_lines(
     `engine` speaks; without it the one that training loads.
     """
     quantization = args.quantization or hardware.training_quantization
-    engine = engine or ("unsloth" if backend_of(args, hardware, quantization) == "unsloth" else "hf")
+    engine = engine or ("unsloth" if backend_of(args, choice, hardware, quantization) == "unsloth" else "hf")
     questions = min(HELD_OUT, held_out + max(0, unused))
     part = evaluation(choice, hardware, engine, quantization, questions, held_out)
     said = f"{engine}, {quantization}: base and trained answer {questions} held-out instructions and 400 sums, "

@@ -74,7 +74,7 @@ def training_settings(
     if args.backend == "unsloth" and hardware.kind != "cuda":
         raise BadInputError("--backend unsloth needs an NVIDIA GPU", "use --backend fast, or trl")
     several = processes.count() > 1 and not args.plan
-    if several and backend_of(args, hardware, args.quantization or hardware.training_quantization) == "unsloth":
+    if several and backend_of(args, choice, hardware, args.quantization or hardware.training_quantization) == "unsloth":
         raise processes.only_one("--backend unsloth")
     check_flags(settings)  # before a model is loaded for them
     return settings
