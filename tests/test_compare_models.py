@@ -25,7 +25,7 @@ from cai_experiment.scripts import compare_models
 from cai_experiment.scripts._common import run_main
 
 ROOT = Path(__file__).resolve().parents[1]
-COUNT, TEXTS = 3, 4
+COUNT, TEXTS = 2, 2
 FEW = f"""
 import sys
 from cai_experiment.evaluation.harm import labelled
@@ -79,7 +79,7 @@ def test_every_cell_is_there_and_every_rate_has_its_interval(made: Path) -> None
         for figure in [*one["rates"].values(), *one["against_first"].values()]:
             low, high = figure["interval"]
             assert figure["n"] > 0 and low <= figure["value"] <= high
-    assert {"detection_obvious", "detection_subtle", "first_answers"} - {"first_answers"} <= result["measures"].keys()
+    assert {"detection_obvious", "detection_subtle"} <= result["measures"].keys()
     assert "rules" in result["measures"]["detection_obvious"]["rates"]
     for name in ("nano", "nano-b"):
         used = result["usage"][name]
@@ -122,6 +122,7 @@ def test_changed_settings_stop(made: Path, capsys: pytest.CaptureFixture[str]) -
     assert "seed was 0, now 1" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_more_instructions_extend_a_run(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made, tmp_path / "made")
     before = rows_of(made)
@@ -161,6 +162,7 @@ def test_killed_it_goes_on_to_the_same_cells(made: Path, tmp_path: Path) -> None
         (("--models", "nano,no/such/folder"), "--models no/such/folder"),
         (("--instructions", "absent.txt"), "absent.txt"),
         (("--judge", "nanno"), "--judge nanno"),
+        (("--models", "nano,nano-b", "--judge", "nano"), "no independent judge"),
     ],
 )
 def test_wrong_input_is_one_line_before_anything_is_loaded(
@@ -209,7 +211,7 @@ def test_the_interval_in_groups_covers_the_truth() -> None:
 
 
 def test_differences_are_paired_where_items_are_the_same() -> None:
-    first, second = [("a", True), ("b", False)] * 1, [("a", True), ("b", True)]
+    first, second = [("a", True), ("b", False)], [("a", True), ("b", True)]
     found = difference(first, second)
     assert found is not None and found.paired and found.result.value == 0.5 and found.p_value == 1.0
     more = difference(first, [*second, ("b", False)])
