@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from cai_experiment.comparison.reading import DASH, matrix_table, rates_table
-from cai_experiment.evaluation.reporting.plots import MOST_SERIES, Plot, _finish, _new_axes, table_plot
+from cai_experiment.evaluation.reporting.plots import MOST_SERIES, Plot, finished, new_axes, table_plot
 from cai_experiment.observe.screen import escaped
 
 DARK = 0.75  # shares from here on have a dark cell, and light numbers
@@ -33,7 +33,7 @@ def heat_map(result: Mapping[str, Any], name: str) -> Plot | None:
     if not table["rows"]:
         return None
     models = result["models"]
-    figure, axes = _new_axes("critic", "generator", height=1.0 + CELL * 0.8 * len(models))
+    figure, axes = new_axes("critic", "generator", height=1.0 + CELL * 0.8 * len(models))
     axes.grid(False)
     for y, row in enumerate(table["rows"]):
         for x, cell in enumerate(row[1:]):
@@ -45,7 +45,7 @@ def heat_map(result: Mapping[str, Any], name: str) -> Plot | None:
     axes.set_yticks(range(len(models)), labels, parse_math=False)
     for side in ("bottom", "left"):
         axes.spines[side].set_visible(False)
-    return _finish(figure, axes, table["name"], table["title"])
+    return finished(figure, axes, table["name"], table["title"])
 
 
 def _draw(axes: Any, x: int, y: int, cell: Any) -> None:

@@ -80,7 +80,7 @@ def training_plots(history: Sequence[Mapping[str, Any]]) -> list[Plot]:
 
 def length_plot(chosen: Sequence[int], rejected: Sequence[int]) -> Plot:
     """How many words the revisions (chosen) and the first answers (rejected) have, as two histograms on one axis."""
-    figure, axes = _new_axes("words", "pairs")
+    figure, axes = new_axes("words", "pairs")
     lengths = [*chosen, *rejected]
     bins = min(20, max(1, len(set(lengths))))
     axes.hist(
@@ -89,7 +89,7 @@ def length_plot(chosen: Sequence[int], rejected: Sequence[int]) -> Plot:
     )  # fmt: skip
     for axis in (axes.xaxis, axes.yaxis):
         axis.get_major_locator().set_params(integer=True)
-    return _finish(figure, axes, "lengths", "Length of both answers in words")
+    return finished(figure, axes, "lengths", "Length of both answers in words")
 
 
 def rates_plot(
@@ -108,7 +108,7 @@ def rates_plot(
     figure, axes = _rows_axes(labels, "% (95% Wilson interval)", rows)
     axes.set_xlim(-2, 102)
     _legend(axes, [(arms[0], ORANGE, "o"), (arms[1], BLUE, "D")])
-    return _finish(figure, axes, name, title)
+    return finished(figure, axes, name, title)
 
 
 def forest_plot(
@@ -130,7 +130,7 @@ def forest_plot(
         axes.plot([0, 0], [top + LABEL_HEIGHT, top + _row_height(1)], color=INK, linewidth=1, zorder=1)
     used = dict.fromkeys(one.direction for one, _ in paired)
     _legend(axes, [MARKS[way] for way in used])
-    return _finish(figure, axes, name, title)
+    return finished(figure, axes, name, title)
 
 
 def table_plot(table: Mapping[str, Any]) -> Plot | None:
@@ -155,7 +155,7 @@ def table_plot(table: Mapping[str, Any]) -> Plot | None:
         _legend(axes, [(table["columns"][p], colours[i], SHAPES[i]) for i, p in enumerate(places)])
     left_out = len(table["rows"]) - len(drawn)
     note = f" ({left_out} of fewer than {DRAWN_N} items in the table alone)" if left_out else ""
-    return _finish(figure, axes, table["name"], f"{table['title']}{note}")
+    return finished(figure, axes, table["name"], f"{table['title']}{note}")
 
 
 def _enough(cells: Sequence[Any]) -> bool:
@@ -205,14 +205,14 @@ def _counted(label: str, *numbers: int) -> str:
 
 def _lines(name: str, title: str, history: Sequence[Mapping[str, Any]], series: Mapping[str, tuple[str, str]]) -> Plot:
     """`series` maps a key of the history's rows to its label and colour; rows without the key are passed over."""
-    figure, axes = _new_axes("step", "")
+    figure, axes = new_axes("step", "")
     for key, (label, colour) in series.items():
         points = [(row["step"], row[key]) for row in history if row.get(key) is not None]
         marker = "o" if len(points) < FEW_POINTS else None
         steps, values = [x for x, _ in points], [y for _, y in points]
         axes.plot(steps, values, color=colour, label=label, marker=marker, markersize=4)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    return _finish(figure, axes, name, title)
+    return finished(figure, axes, name, title)
 
 
 def _row_height(series: int) -> float:
@@ -223,7 +223,7 @@ def _row_height(series: int) -> float:
 def _rows_axes(labels: Sequence[str], x: str, rows: Sequence[Row]) -> tuple[Any, Any]:
     """Axes with a row for each label, which stands above its points; the first row is on top. y is in inches."""
     each = _row_height(1 + max(row.series for row in rows))
-    figure, axes = _new_axes(x, "", height=0.95 + each * len(labels))
+    figure, axes = new_axes(x, "", height=0.95 + each * len(labels))
     for place, label in enumerate(labels):
         axes.text(0, place * each + LABEL_HEIGHT / 2, label, transform=axes.get_yaxis_transform(), color=INK,
                   fontsize=8.5, va="center", parse_math=False)  # fmt: skip
@@ -247,7 +247,7 @@ def _legend(axes: Any, entries: Sequence[tuple[str, str, str]]) -> None:
         text.set_parse_math(False)
 
 
-def _new_axes(x: str, y: str, height: float = 2.6) -> tuple[Any, Any]:
+def new_axes(x: str, y: str, height: float = 2.6) -> tuple[Any, Any]:
     """A small transparent figure in the page's ink. It is made without pyplot, which would look for a display."""
     from matplotlib.figure import Figure
 
@@ -266,7 +266,7 @@ def _new_axes(x: str, y: str, height: float = 2.6) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _finish(figure: Any, axes: Any, name: str, title: str) -> Plot:
+def finished(figure: Any, axes: Any, name: str, title: str) -> Plot:
     """The figure as an <svg> element (no prolog, no metadata, its own ids, the page's ink), and as PDF."""
     import matplotlib
 
