@@ -15,6 +15,8 @@ import pytest
 
 from cai_experiment.errors import EXIT_BAD_INPUT, EXIT_FAILURE, BadInputError, EngineError
 from cai_experiment.models import configs, memory, seed_figures
+from cai_experiment.models.families import COUNTED, Uncounted
+from cai_experiment.models.families import MIXTURES as MIXTURES_COUNTED
 from cai_experiment.models.memory import Architecture, weights_gb
 from cai_experiment.models.presets import ALIASES, LADDER, PRESETS, TAGS, ModelPreset, get_model_preset
 from cai_experiment.models.seed_figures import SEED_FIGURES, TOLERANCE
@@ -73,7 +75,7 @@ def test_every_count_is_the_model_classes_own(key: str) -> None:
     assert numbers.parameters == model.num_parameters() == (preset.published or model.num_parameters())
     assert numbers.linear_parameters == quantisable(model)
     assert Architecture.of(config.to_dict()) == numbers
-    assert preset.flash_attention and model._supports_flash_attn
+    assert preset.flash_attention == (not numbers.capped) and model._supports_flash_attn
     assert config.max_position_embeddings == preset.context
 
 
@@ -101,6 +103,68 @@ def test_adapters_and_quantised_bytes_are_pefts_and_bitsandbytes_own(key: str) -
                              LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))  # fmt: skip
     trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
     assert memory.adapter_parameters(numbers, 4) == trained
+
+
+SIZES: dict[str, int] = {
+    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 300,
+}  # fmt: skip
+OWN_HEADS = {"num_key_value_heads": 4, "head_dim": 16}  # kinds that know no other number and size of heads
+
+
+@pytest.mark.parametrize("kind", sorted(COUNTED - set(MIXTURES_COUNTED) - {"gpt2"}))
+def test_every_kind_that_is_said_to_be_counted_is_the_model_classes_own(kind: str) -> None:
+    from transformers import AutoConfig
+
+    sizes = SIZES | (OWN_HEADS if kind == "gpt_neox" else {})
+    config = AutoConfig.for_model(kind, pad_token_id=0, eos_token_id=1, **sizes)
+    numbers, model = Architecture.of(config.to_dict()), on_meta(config)
+    assert (numbers.parameters, numbers.linear_parameters) == (model.num_parameters(), quantisable(model))
+    assert numbers.about == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "published"),
+    [
+        ("EleutherAI/pythia-1b", {"model_type": "gpt_neox", "hidden_size": 2048, "intermediate_size": 8192,
+                                  "num_hidden_layers": 16, "num_attention_heads": 8, "vocab_size": 50_304,
+                                  "tie_word_embeddings": False}, 1_011_781_632),
+        ("bigcode/starcoder2-3b", {"model_type": "starcoder2", "hidden_size": 3072, "intermediate_size": 12_288,
+                                   "num_hidden_layers": 30, "num_attention_heads": 24, "num_key_value_heads": 2,
+                                   "vocab_size": 49_152, "use_bias": True}, 3_030_371_328),
+    ],
+)  # fmt: skip
+def test_config_files_that_leave_out_defaults(name: str, fields: dict[str, Any], published: int) -> None:
+    assert Architecture.of(fields).parameters == published
+
+
+def test_other_kinds_are_said_to_be_about_right_or_refused() -> None:
+    numbers = Architecture.of({**SIZES, "model_type": "brand_new"})
+    assert numbers.about == "about, reckoned as Llama (brand_new)"
+    refused: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"model_type": "bert", "type_vocab_size": 2}, "an encoder"),
+        ({"model_type": "modernbert", "architectures": ["ModernBertForMaskedLM"]}, "an encoder"),
+        ({"model_type": "t5", "is_encoder_decoder": True}, "an encoder"),
+        ({"model_type": "qwen3_5_text", "layer_types": ["linear_attention", "full_attention"]}, "no attention"),
+        ({"model_type": "falcon_h1", "mamba_d_state": 256}, "no attention"),
+        ({"model_type": "minicpm3", "kv_lora_rank": 256}, "latent attention"),
+    )
+    for fields, why in refused:
+        with pytest.raises(Uncounted, match=why):
+            Architecture.of({**SIZES, **fields})
+
+
+def test_capped_scores_are_reckoned() -> None:
+    """Eager attention holds 8 heads x 4,096 x 4,096 scores of Gemma 2 in 16 bit and their softmax in 32."""
+    numbers = PRESETS["gemma-2-2b"].architecture
+    more = memory.allowance_gb(numbers, "bf16") - memory.allowance_gb(replace(numbers, capped=False), "bf16")
+    assert more == pytest.approx(8 * 4096**2 * 6 / 1e9)
+
+
+def test_only_a_gpu_has_cudas_context() -> None:
+    nano = PRESETS["nano"]
+    assert nano.vram_gb("fp32") - nano.vram_gb("fp32", device="cpu") == pytest.approx(memory.CONTEXT_GB)
+    assert nano.batch(0.4, "fp32", 128) == 0 < nano.batch(0.4, "fp32", 128, "cpu")
 
 
 MIXTURES: dict[str, dict[str, Any]] = {
@@ -151,7 +215,7 @@ def test_the_table_is_sound() -> None:
         assert preset.tags and preset.tags <= set(TAGS) and preset.good_at and preset.long_context, preset.key
         assert preset.kind in ("base", "chat")
         assert re.fullmatch("main|[0-9a-f]{40}", preset.revision)
-        assert preset.gated == preset.hub_id.startswith(("meta-llama/", "google/"))
+        assert preset.gated == preset.hub_id.startswith(("meta-llama/", "google/", "mistralai/"))
         sibling = f"unsloth/{preset.hub_id.rpartition('/')[2]}-bnb-4bit"
         assert preset.four_bit.lower() in ("", sibling.lower())
     assert [PRESETS[key].gated for key in LADDER] == [False] * 6

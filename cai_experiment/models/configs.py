@@ -39,7 +39,7 @@ def context_of(place: str, revision: str = "main") -> int | None:
 def name_of(place: str) -> str:
     """How an error names a config.json: by its path, or by its model's hub id."""
     folder = Path(place).expanduser()
-    return str(folder / "config.json") if folder.is_dir() else f"--model {place}: its config.json"
+    return str(folder / "config.json") if folder.is_dir() else f"{place}: its config.json"
 
 
 def config_of(place: str, revision: str = "main") -> dict[str, Any]:
@@ -52,10 +52,15 @@ def config_of(place: str, revision: str = "main") -> dict[str, Any]:
     try:
         cached = try_to_load_from_cache(place, "config.json", cache_dir=hub_cache(), revision=revision)
     except errors.HFValidationError as error:
-        raise BadInputError(f"--model {place} is no hub id", "a hub id has the form org/name") from error
+        raise BadInputError(f"{place} is no hub id", "a hub id has the form org/name") from error
     if isinstance(cached, str):
         return _object(Path(cached).read_text(encoding="utf-8"))
     return _object(_fetched(place, revision))
+
+
+def ask(hub_id: str, revision: str = "main") -> None:
+    """Ask the hub for a model's config.json in one request, whether or not the cache has it. Raises as `config_of`."""
+    _fetched(hub_id, revision)
 
 
 def _object(text: str) -> dict[str, Any]:
@@ -72,7 +77,7 @@ def _fetched(place: str, revision: str) -> str:
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
     if constants.HF_HUB_OFFLINE:
-        message = f"--model {place}: its config.json is not in {hub_cache()}, and HF_HUB_OFFLINE is set"
+        message = f"{place}: its config.json is not in {hub_cache()}, and HF_HUB_OFFLINE is set"
         raise EngineError(message, "unset it, or name a folder or a preset")
     url = hf_hub_url(place, "config.json", revision=revision, endpoint=os.environ.get("HF_ENDPOINT"))
     try:
@@ -90,18 +95,18 @@ def _refusal(place: str, revision: str, error: Exception) -> UserError:
     page = f"https://huggingface.co/{place}"
     if isinstance(error, errors.GatedRepoError):
         if get_token() is None:
-            message = f"--model {place} is gated, and there is no token"
+            message = f"{place} is gated, and there is no token"
             return BadInputError(message, f"accept its licence at {page}, then {TOKEN_STEP}")
-        return BadInputError(f"--model {place} is gated, and this token's account may not read it",
+        return BadInputError(f"{place} is gated, and this token's account may not read it",
                              f"accept its licence at {page} with that account")  # fmt: skip
     if isinstance(error, errors.RepositoryNotFoundError):
         private = "check the name" if get_token() is not None else f"check the name; private ones need {TOKEN_STEP}"
-        return BadInputError(f"--model {place}: the hub has no such model", private)
+        return BadInputError(f"{place}: the hub has no such model", private)
     if isinstance(error, errors.RevisionNotFoundError):
-        return BadInputError(f"--model {place}: the hub has no revision {revision!r} of it", f"see {page}/commits/main")
+        return BadInputError(f"{place}: the hub has no revision {revision!r} of it", f"see {page}/commits/main")
     if isinstance(error, errors.EntryNotFoundError):
-        return BadInputError(f"--model {place}: its repository holds no config.json",
+        return BadInputError(f"{place}: its repository holds no config.json",
                              "name a model in Hugging Face's format")  # fmt: skip
     why = (str(error.__cause__ or error).splitlines() or [""])[0] or type(error).__name__
-    message = f"--model {place}: its config.json is not in {hub_cache()}, and the hub cannot be asked for it ({why})"
+    message = f"{place}: its config.json is not in {hub_cache()}, and the hub cannot be asked for it ({why})"
     return EngineError(message, "check the network, or name a folder or a preset")

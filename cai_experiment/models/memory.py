@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cai_experiment.errors import BadInputError, UserError
-from cai_experiment.models.families import TRAITS, Uncounted, experts_of, normal_fields
+from cai_experiment.models.families import COUNTED, TRAITS, Uncounted, experts_of, normal_fields
 
 GB = 1e9
 # Bytes a weight of a Linear layer takes. NF4 with double quantisation: one 8-bit constant per 64 weights and one
@@ -77,6 +77,11 @@ class Architecture:
         head = self.vocab if self.head_bias else 0
         return self.linear_parameters + self.layers * self._small(norm) + norm + embeddings + head
 
+    @property
+    def about(self) -> str:
+        """Why these numbers are no more than about right, in words to print beside a figure; "" if they are exact."""
+        return "" if self.model_type in COUNTED else f"about, reckoned as Llama ({self.model_type or 'no model_type'})"
+
     def _small(self, norm: int) -> int:
         """A layer's parameters outside Linear weights: biases, norms (of `norm` each), experts and their router."""
         q, kv = self.heads * self.head_size, self.kv_heads * self.head_size
@@ -100,7 +105,7 @@ class Architecture:
         except UserError:
             raise
         except Uncounted as error:
-            raise BadInputError(f"{name}: {error}", "name a dense model") from error
+            raise BadInputError(f"{name}: {error}", "name a dense decoder model") from error
         except KeyError as error:
             raise BadInputError(f"{name} has no {error}, so its memory cannot be counted") from error
         except (OSError, ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
@@ -108,9 +113,9 @@ class Architecture:
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> Architecture:
-        """From the fields of a config.json, whose family is told by its `model_type` (see `families`).
+        """From the fields of a config.json, whose family is told by its `model_type` (see `families` and `about`).
 
-        KeyError, TypeError or ValueError for one that is missing or no number, and for mixtures that are not counted.
+        KeyError, TypeError or ValueError for one that is missing or no number, and Uncounted for what has another shape.
         """
         fields = normal_fields(config)
         heads = int(fields["num_attention_heads"])  # type: ignore[call-overload]
@@ -158,14 +163,16 @@ def allowance_gb(numbers: Architecture, quantization: str, context: int = 4096, 
 
     Of a pass there are at once the residual stream in and out, its norm and q, k and v (about 6 hidden sizes) or the
     feed-forward (3 of its widths); of each row the last logits in 16 and in 32 bits. bitsandbytes unpacks a 4-bit layer
-    for a pass of prompts; of LLM.int8 it keeps the inputs in 8 bit as well, which is within that.
+    for a pass of prompts; of LLM.int8 it keeps the inputs in 8 bit as well, which is within that. Capped scores (Gemma 2,
+    which is loaded eager) are there for all of a row's tokens: as numbers of the pass, and their softmax in 32 bits.
     """
     item = 4 if quantization == "fp32" else 2
     tokens = min(PASS_TOKENS, context * batch)
     one_pass = tokens * item * max(6 * numbers.hidden, 2 * numbers.hidden + 3 * numbers.intermediate)
     largest = max(inputs * outputs for inputs, outputs in numbers.linear_shapes)
     unpacked = largest * item if quantization == "4bit" else 0
-    return CONTEXT_GB + (one_pass + batch * numbers.vocab * (item + 4) + unpacked) / GB
+    scores = numbers.heads * tokens * min(context, tokens) * (item + 4) if numbers.capped else 0
+    return CONTEXT_GB + (one_pass + scores + batch * numbers.vocab * (item + 4) + unpacked) / GB
 
 
 def adapter_parameters(numbers: Architecture, rank: int = LORA_RANK) -> int:

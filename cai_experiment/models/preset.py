@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cai_experiment.models.memory import Architecture, allowance_gb, vram_gb
+from cai_experiment.models.memory import CONTEXT_GB, Architecture, allowance_gb, vram_gb
 from cai_experiment.models.training_memory import training_vram_gb
 
 WEIGHTS_DIR = Path(__file__).resolve().parents[1] / "nano" / "weights"
@@ -66,9 +66,12 @@ class ModelPreset:
 
     @property
     def flash_attention(self) -> bool:
-        """True if FlashAttention-2 has kernels for this model (it comes with vLLM; transformers uses SDPA without)."""
+        """True if FlashAttention-2 can serve this model here (it comes with vLLM; transformers uses SDPA without).
+
+        It has no kernels for larger heads; a model with capped scores (Gemma 2) is loaded with plain attention.
+        """
         size = self.architecture.head_size
-        return size <= FLASH_HEAD and size % 8 == 0
+        return size <= FLASH_HEAD and size % 8 == 0 and not self.architecture.capped
 
     @property
     def max_tokens(self) -> int:
@@ -78,22 +81,27 @@ class ModelPreset:
         """
         return min(ANSWER_TOKENS, self.context // 4)
 
-    def vram_gb(self, quantization: str = "4bit", length: int = 4096, batch: int = 1) -> float:
-        """GB (10^9 bytes) that generation needs on a GPU, in "4bit", "8bit", "bf16" (as fp16) or "fp32".
+    def vram_gb(
+        self, quantization: str = "4bit", length: int = 4096, batch: int = 1, device: str = "cuda"
+    ) -> float:
+        """GB (10^9 bytes) that generation needs, in "4bit", "8bit", "bf16" (as fp16) or "fp32".
 
-        Weights with quantisation constants, keys and values of `batch` rows of `length` tokens, CUDA's context, the
-        activations of a pass.
+        Weights with quantisation constants, keys and values of `batch` rows of `length` tokens, the activations of a
+        pass, and on a GPU ("cuda") CUDA's context.
         """
         numbers = self.architecture
-        return vram_gb(numbers, quantization, length, batch) + allowance_gb(numbers, quantization, length, batch)
+        need = vram_gb(numbers, quantization, length, batch) + allowance_gb(numbers, quantization, length, batch)
+        return need if device == "cuda" else need - CONTEXT_GB
 
     def training_vram_gb(self, quantization: str = "4bit", length: int = 1024, pairs: int = 1) -> float:
         """GB that LoRA DPO needs on a GPU (QLoRA in 4 bit): `pairs` pairs a pass, each row `length` tokens."""
         return training_vram_gb(self.architecture, quantization, length, pairs)
 
-    def batch(self, memory_gb: float, quantization: str = "4bit", length: int = 2048) -> int:
-        """Rows of `length` tokens to generate at a time with `memory_gb` of GPU memory: a power of two, 0 if none."""
-        return _largest(lambda rows: self.vram_gb(quantization, length, rows) <= memory_gb)
+    def batch(
+        self, memory_gb: float, quantization: str = "4bit", length: int = 2048, device: str = "cuda"
+    ) -> int:
+        """Rows of `length` tokens to generate at a time with `memory_gb` of its memory: a power of two, 0 if none."""
+        return _largest(lambda rows: self.vram_gb(quantization, length, rows, device) <= memory_gb)
 
     def training_batch(self, memory_gb: float, quantization: str = "4bit", length: int = 1024) -> int:
         """Pairs of DPO to train on at a time with `memory_gb` of GPU memory: a power of two, 0 if none."""
