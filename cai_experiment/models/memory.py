@@ -115,7 +115,7 @@ class Architecture:
     def of(cls, config: dict[str, Any]) -> Architecture:
         """From the fields of a config.json, whose family is told by its `model_type` (see `families` and `about`).
 
-        KeyError, TypeError or ValueError for one that is missing or no number, and Uncounted for what has another shape.
+        KeyError, TypeError or ValueError for one that is missing or no number, Uncounted for another shape of model.
         """
         fields = normal_fields(config)
         heads = int(fields["num_attention_heads"])  # type: ignore[call-overload]
@@ -163,8 +163,8 @@ def allowance_gb(numbers: Architecture, quantization: str, context: int = 4096, 
 
     Of a pass there are at once the residual stream in and out, its norm and q, k and v (about 6 hidden sizes) or the
     feed-forward (3 of its widths); of each row the last logits in 16 and in 32 bits. bitsandbytes unpacks a 4-bit layer
-    for a pass of prompts; of LLM.int8 it keeps the inputs in 8 bit as well, which is within that. Capped scores (Gemma 2,
-    which is loaded eager) are there for all of a row's tokens: as numbers of the pass, and their softmax in 32 bits.
+    for a pass of prompts; of LLM.int8 it keeps the inputs in 8 bit as well, which is within that. Capped scores
+    (Gemma 2, which is loaded eager) are held for all of a row's tokens, and their softmax in 32 bits.
     """
     item = 4 if quantization == "fp32" else 2
     tokens = min(PASS_TOKENS, context * batch)

@@ -81,9 +81,7 @@ class ModelPreset:
         """
         return min(ANSWER_TOKENS, self.context // 4)
 
-    def vram_gb(
-        self, quantization: str = "4bit", length: int = 4096, batch: int = 1, device: str = "cuda"
-    ) -> float:
+    def vram_gb(self, quantization: str = "4bit", length: int = 4096, batch: int = 1, device: str = "cuda") -> float:
         """GB (10^9 bytes) that generation needs, in "4bit", "8bit", "bf16" (as fp16) or "fp32".
 
         Weights with quantisation constants, keys and values of `batch` rows of `length` tokens, the activations of a
@@ -97,9 +95,7 @@ class ModelPreset:
         """GB that LoRA DPO needs on a GPU (QLoRA in 4 bit): `pairs` pairs a pass, each row `length` tokens."""
         return training_vram_gb(self.architecture, quantization, length, pairs)
 
-    def batch(
-        self, memory_gb: float, quantization: str = "4bit", length: int = 2048, device: str = "cuda"
-    ) -> int:
+    def batch(self, memory_gb: float, quantization: str = "4bit", length: int = 2048, device: str = "cuda") -> int:
         """Rows of `length` tokens to generate at a time with `memory_gb` of its memory: a power of two, 0 if none."""
         return _largest(lambda rows: self.vram_gb(quantization, length, rows, device) <= memory_gb)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
 
 MOST_WIDTH = 120  # wider tables are harder to read; also the width of a pipe
 ORDER = ("fine-tuning", "critique", "reasoning", "math", "coding", "long-context", "rehearsal")  # of tags
-WITH_TAGS, WITH_HUB_ID = 98, 118  # columns from which a table of presets has more than figures
+WITH_TAGS = 98  # columns from which a table has more than figures
+LINE = 100  # of a line below a table, at most
 
 
 def columns() -> int:
@@ -24,10 +26,27 @@ def columns() -> int:
 
 
 def show(table: Table, width: int | None = None) -> None:
-    """Print a table, as wide as `columns`, or `width`."""
+    """Print a table, as wide as `columns`, or `width`; its title as plain lines above (rich would break it where the
+    table ends)."""
     from rich.console import Console
 
-    Console(highlight=False, width=width or columns()).print(table)
+    width = width or columns()
+    title, table.title = str(table.title or ""), None
+    for line in title.splitlines():
+        print(textwrap.fill(line, width))
+    Console(highlight=False, width=width).print(table)
+
+
+def broken(text: str, width: int | None = None) -> str:
+    """A line as several of `width` columns at most (default: the terminal's, up to 100), broken at " | " and blanks."""
+    width = width or min(columns(), LINE)
+    if len(text) <= width:
+        return text
+    first, *rest = text.split(" | ")
+    lines = [textwrap.fill(first, width, subsequent_indent="  ", break_long_words=False)]
+    lines += [textwrap.fill(part, width, initial_indent="  ", subsequent_indent="  ", break_long_words=False,
+                            break_on_hyphens=False) for part in rest]  # fmt: skip
+    return "\n".join(lines)
 
 
 def plain_table(title: str, names: Sequence[str], right: Sequence[str] = (), folds: Sequence[str] = ()) -> Table:
@@ -42,20 +61,27 @@ def plain_table(title: str, names: Sequence[str], right: Sequence[str] = (), fol
 
 
 def preset_table(presets: Sequence[ModelPreset], width: int) -> Table:
-    """Sizes, context, licence, GB for generation by quantisation and for QLoRA DPO; in a wide terminal what a preset
-    is good at, and its name on the hub."""
+    """Sizes, context, licence, GB for generation by quantisation and for QLoRA DPO, a line each; in a wide terminal as
+    much of what a preset is good at as there is room for."""
     title = f"GB: generation, a row of 4,096 tokens; QLoRA DPO, rows of {TRAINED_TOKENS:,}; of 10^9 bytes"
     numbers = ("size", "tokens", "fp16", "8-bit", "4-bit", "DPO")
-    tags, ids = width >= WITH_TAGS, width >= WITH_HUB_ID
-    names = ("preset", *(["on the hub"] if ids else []), "kind", *numbers, "licence", *(["good at"] if tags else []))
-    table = plain_table(title, names, numbers, ("good at",))
-    for one in presets:
-        sizes = [f"{one.vram_gb(kept):.1f}" for kept in ("bf16", "8bit", "4bit")]
-        place = [("ships with the lab" if one.is_local else one.hub_id.partition("/")[2])] if ids else []
-        table.add_row(one.key, *place, one.kind, in_short(one.parameters), f"{one.context // 1024}k", *sizes,
-                      f"{one.training_vram_gb():.1f}", one.licence + (" gated" if one.gated else ""),
-                      *([good_at(one, 2)] if tags else []))  # fmt: skip
+    names = ("preset", "kind", *numbers, "licence")
+    rows = [(one.key, one.kind, in_short(one.parameters), f"{one.context // 1024}k",
+             *(f"{one.vram_gb(kept):.1f}" for kept in ("bf16", "8bit", "4bit")),
+             f"{one.training_vram_gb():.1f}", one.licence + (" gated" if one.gated else ""))
+            for one in presets]  # fmt: skip
+    taken = sum(1 + max(map(len, column)) for column in zip(names, *rows, strict=True)) + 1
+    tags = width >= WITH_TAGS
+    table = plain_table(title, (*names, *(["good at"] if tags else [])), numbers)
+    for one, row in zip(presets, rows, strict=True):
+        table.add_row(*row, *([_fitting(one, width - taken)] if tags else []))
     return table
+
+
+def _fitting(preset: ModelPreset, room: int) -> str:
+    """As many of its tags as fit `room` columns, one at least."""
+    most = next((n for n in range(len(TAGS), 1, -1) if len(good_at(preset, n)) <= room), 1)
+    return good_at(preset, most)
 
 
 def good_at(preset: ModelPreset, most: int = len(TAGS)) -> str:
