@@ -563,6 +563,7 @@ def test_ten_kills_of_a_scripted_run(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1] == "False"
 
 
+@pytest.mark.slow  # a minute; tests/test_scale.py and test_resume.py kill the shipped model in every run
 def test_ten_kills_of_the_shipped_model(tmp_path: Path, nano_dir: Path) -> None:
     done = subprocess.run(
         [sys.executable, kill_test.__file__, "--cycles", "10", "--count", "2", "--keep", str(tmp_path)],

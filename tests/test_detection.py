@@ -443,8 +443,8 @@ def test_the_advice_names_models_that_can_be_asked_for() -> None:
     from cai_experiment.scripts._generation import generation_parser
 
     chosen = configuration(generation_parser("", "mvp").parse_args(TWO_MODELS.split()).roles)
-    assert get_model_preset(chosen.generator).hub_id == "microsoft/phi-2"
-    assert get_model_preset(chosen.critic).hub_id == "Qwen/Qwen2-1.5B-Instruct"
+    assert get_model_preset(chosen.generation).hub_id == "microsoft/phi-2"
+    assert get_model_preset(chosen.evaluation).hub_id == "Qwen/Qwen2-1.5B-Instruct"
 
 
 def test_measured_keeps_the_failure() -> None:

@@ -520,12 +520,16 @@ def test_the_served_models_own_tokenizer_is_used(tiny_model_dir: Path) -> None:
     (serves("gpt"), {}),
     (serves("org/unknown"), {}),
     (serves("org/unknown"), {"model": "org/unknown"}),
-    (serves("Qwen2.5-7B"), {}),  # the base model, whatever the preset's short key means
 ])  # fmt: skip
 def test_a_served_model_of_unknown_layout_asks_for_it(answer: Any, settings: dict[str, Any]) -> None:
     with pytest.raises(BadInputError, match=r"serves \S+, and without its tokenizer .*; say --format chat or") as told:
         loads(answer, **settings)
     assert "\n" not in str(told.value) and ("--model" in str(told.value)) == (not settings)
+
+
+def test_a_served_name_is_the_model_of_that_hub_id_whatever_the_short_key_means() -> None:
+    assert loads(serves("Qwen2.5-7B")).layout == "base"
+    assert loads(serves("Qwen2.5-7B-Instruct")).layout == "chat"
 
 
 def test_a_server_that_tells_of_cache_hits_alone_is_understood() -> None:
