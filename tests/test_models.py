@@ -252,31 +252,33 @@ def test_disk_counts_what_is_downloaded_and_adds_up_what_lies_on_one_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    for name, size in (("Qwen--Qwen2.5-32B", 3000), ("unsloth--Qwen2.5-32B-bnb-4bit", 2000)):
+    for name, size in (("Qwen--Qwen2.5-32B", 3000), ("unsloth--Qwen2.5-32B-bnb-4bit", 2000),
+                       ("unsloth--Qwen2.5-32B-Instruct-bnb-4bit", 5000)):  # fmt: skip
         blobs = tmp_path / f"models--{name}" / "blobs"
         blobs.mkdir(parents=True)
         (blobs / "part").write_bytes(b"x" * size)
     assert disk.downloaded_gb("Qwen/Qwen2.5-32B") == 3e-6
-    assert disk.downloaded_4bit_gb("Qwen/Qwen2.5-32B") == 2e-6  # by Unsloth's name; 16-bit files do not count
+    choice = resolve_model(None, POD)
+    assert (serving.here_gb(choice, "bf16"), serving.here_gb(choice, "4bit")) == (3e-6, 2e-6)  # its own names alone
+    assert serving.missing_gb(choice, "4bit") == pytest.approx(19.2, abs=0.1)
     one = disk.room([(tmp_path / "not" / "yet", 1.0), (tmp_path, 2.0)])
     assert [(place, need) for place, need, _ in one] == [(tmp_path / "not" / "yet", 3.0)]
     # adapters of rank 32 in float32: two checkpoints and one in work with Adam's moments, and the final adapter
     assert disk.checkpoints_gb(PRESETS["qwen2.5-32b"].architecture) == pytest.approx(268.4e6 * 4 * 10 / 1e9, rel=1e-3)
 
 
-def test_4_bit_weights_are_the_siblings_where_16_bit_ones_do_not_fit(
+def test_4_bit_weights_are_the_siblings_unless_the_16_bit_ones_are_whole_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    free = [500.0]
-    monkeypatch.setattr(serving, "free_gb", lambda place: free[0])
     choice = resolve_model(None, POD)
     whole, sibling = ("Qwen/Qwen2.5-32B", "bf16"), ("unsloth/Qwen2.5-32B-bnb-4bit", "4bit")
     assert serving.files_for(choice, "unsloth", "4bit") == sibling
-    assert serving.files_for(choice, "hf", "4bit") == serving.files_for(choice, "hf", "bf16") == whole
-    free[0] = 41.0
-    assert serving.files_for(choice, "hf", "4bit") == sibling and serving.files_for(choice, "vllm", "bf16") == whole
-    assert serving.files_for(choice, "hf", "4bit", here=False) == whole
+    assert serving.files_for(choice, "hf", "bf16") == serving.files_for(choice, "vllm", "bf16") == whole
+    assert serving.files_for(choice, "hf", "4bit") == serving.files_for(choice, "hf", "4bit", here=False) == sibling
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert serving.files_for(choice, "hf", "4bit") == whole, "FSDP shards no bytes"
+    monkeypatch.delenv("ACCELERATE_USE_FSDP")
     assert serving.files_for(resolve_model("org/name", POD), "hf", "4bit") == ("org/name", "bf16")
 
     def downloads(hub_id: str, size: int) -> None:
@@ -285,12 +287,11 @@ def test_4_bit_weights_are_the_siblings_where_16_bit_ones_do_not_fit(
         with (blobs / "part").open("wb") as file:
             file.truncate(size)  # sparse
 
-    downloads(sibling[0], 10_000)
-    free[0] = 500.0
-    assert serving.files_for(choice, "hf", "4bit") == sibling, "what a run began with it goes on with"
     downloads(whole[0], 65_000_000_000)
-    free[0] = 1.0
-    assert serving.files_for(choice, "hf", "4bit") == whole
+    assert serving.files_for(choice, "hf", "4bit") == whole, "nothing is to be fetched"
+    assert serving.files_for(choice, "hf", "4bit", here=False) == sibling
+    downloads(sibling[0], 19_300_000_000)
+    assert serving.files_for(choice, "hf", "4bit") == sibling, "what a run began with it goes on with"
 
 
 def test_weights_that_were_quantised_beforehand_are_loaded(
@@ -301,8 +302,12 @@ def test_weights_that_were_quantised_beforehand_are_loaded(
     made = load.make_plan(settings, CPU)
     here, _, _ = load.load_model(made, settings)
     here.save_pretrained(tmp_path / "sibling")
+    config = tmp_path / "sibling" / "config.json"  # as published: bfloat16, whatever the device
+    said = '"bnb_4bit_compute_dtype": "{}"'
+    config.write_text(config.read_text().replace(said.format("float32"), said.format("bfloat16")))
     monkeypatch.setattr(load, "files_for", lambda *_: (str(tmp_path / "sibling"), "4bit"))
     model, tokenizer, _ = load.load_model(made, settings)
+    assert "bfloat16" in config.read_text() and model.model.layers[0].mlp.up_proj.compute_dtype is model.dtype
     ids = tokenizer("How do I grow tomatoes?", return_tensors="pt").input_ids
     assert type(model.model.layers[0].mlp.up_proj).__name__ == "Linear4bit"
     assert model(ids).logits.allclose(here(ids).logits, atol=1e-4)
@@ -516,7 +521,7 @@ def test_plan_says_what_it_does_not_know() -> None:
     choice = resolve_model("qwen2.5-32b", CPU)
     unknown = plan.generation(choice, cuda(24, "Some GPU"), "hf", "4bit", Workload(10, 2))
     assert unknown.hours is None and unknown.fits and "unknown for this GPU" in plan.in_words(unknown.hours, None)
-    with pytest.raises(EngineError, match=r"--model org/name: its config\.json is not in .*(HF_HUB_OFFLINE|network)"):
+    with pytest.raises(EngineError, match=r"^org/name: its config\.json is not in .*(HF_HUB_OFFLINE|network)"):
         plan.generation(resolve_model("org/name", CPU), POD, "hf", "4bit", Workload(1, 1))
 
 

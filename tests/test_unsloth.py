@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from cai_experiment.errors import DiskError, EngineError
+from cai_experiment.models.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = Path(__file__).with_name("unsloth_arguments.json")
@@ -33,6 +34,7 @@ FUNCTIONS = (  # file, name, and the class or function that it stands in
 )
 ENVIRONMENT = ("UNSLOTH_DISABLE_STATISTICS", "UNSLOTH_COMPILE_LOCATION")
 MAPPED = "unsloth/Qwen2.5-32B-bnb-4bit"
+FOUR_BIT = "of our presets' 4-bit repositories, in its table"
 
 
 def read(package: Path) -> dict[str, Any]:
@@ -50,6 +52,7 @@ def read(package: Path) -> dict[str, Any]:
         return (package.parent / file).read_text(encoding="utf-8")
 
     llama, names = text("unsloth/models/llama.py"), text("unsloth/models/_utils.py") + text("unsloth_zoo/compiler.py")
+    table = text("unsloth/models/mapper.py").lower()
     entries = [node for node in ast.walk(tree("models/mapper.py")) if isinstance(node, ast.Dict)]
     mapped = [value for node in entries for key, value in zip(node.keys, node.values, strict=True)
               if isinstance(key, ast.Constant) and key.value == MAPPED]  # fmt: skip
@@ -59,7 +62,13 @@ def read(package: Path) -> dict[str, Any]:
         "set on a loaded model": [name for name in ("for_inference", "for_training") if f"model.{name} = " in llama],
         "environment": [name for name in ENVIRONMENT if f'"{name}"' in names],
         MAPPED: list(ast.literal_eval(mapped[0])),
+        FOUR_BIT: sorted(name for name in four_bit_names() if f'"{name}"'.lower() in table),
     }
+
+
+def four_bit_names() -> set[str]:
+    """The repositories of 4-bit weights that our presets name."""
+    return {preset.four_bit for preset in PRESETS.values() if preset.four_bit}
 
 
 def recorded() -> dict[str, Any]:
@@ -89,7 +98,6 @@ def test_our_calls_use_names_that_unsloth_has() -> None:
 
 def test_what_else_we_lean_on_is_there() -> None:
     from cai_experiment.engines import branches
-    from cai_experiment.models.presets import PRESETS
 
     found = recorded()
     calls = [node for node in ast.walk(ast.parse(inspect.getsource(branches.weigh))) if isinstance(node, ast.Call)]
@@ -97,7 +105,8 @@ def test_what_else_we_lean_on_is_there() -> None:
     assert {"input_ids", "position_ids", "past_key_values", "use_cache", "logits_to_keep"} == used
     assert used <= set(found["arguments"]["_CausalLM_fast_forward"])
     assert found["set on a loaded model"] == ["for_inference", "for_training"]
-    assert PRESETS["qwen2.5-32b"].hub_id in found[MAPPED]
+    assert PRESETS["qwen2.5-32b"].hub_id in found[MAPPED] and PRESETS["qwen2.5-32b"].four_bit == MAPPED
+    assert set(found[FOUR_BIT]) == four_bit_names()
     assert found["environment"] == list(ENVIRONMENT)
     assert f"unsloth=={found['version']}," in (ROOT / "requirements.txt").read_text(encoding="utf-8")
 
@@ -135,9 +144,10 @@ def test_loading_asks_for_what_the_spec_asks_and_writes_nothing_into_the_current
     for name in ("UNSLOTH_COMPILE_LOCATION", "UNSLOTH_DISABLE_STATISTICS"):
         monkeypatch.setenv(name, "")  # so that what is set now is undone afterwards
         monkeypatch.delenv(name)
-    assert unsloth.load("Qwen/Qwen2.5-32B", 4096) == ("model for inference", "tokenizer")
+    assert unsloth.load("unsloth/Qwen2.5-32B-bnb-4bit", 4096) == ("model for inference", "tokenizer")
     assert asked == {
-        "model_name": "Qwen/Qwen2.5-32B", "dtype": torch.bfloat16, "load_in_4bit": True, "max_seq_length": 4096,
+        "model_name": "unsloth/Qwen2.5-32B-bnb-4bit", "dtype": torch.bfloat16, "load_in_4bit": True,
+        "max_seq_length": 4096, "revision": None, "use_exact_model_name": True,
         "cache": str(tmp_path / "huggingface" / "unsloth_compiled_cache"),
     }  # fmt: skip
     assert os.environ["UNSLOTH_DISABLE_STATISTICS"] == "1"
@@ -155,6 +165,8 @@ def test_loading_asks_for_what_the_spec_asks_and_writes_nothing_into_the_current
         ("hf", 30.0, {}, ""),  # takes what was quantised beforehand
         ("hf", 1.0, {"unsloth--Qwen2.5-32B-bnb-4bit": 19}, ""),
         ("hf", 12.0, {}, r"12 GB free disk at .*, 20 GB needed for 19 GB"),
+        ("hf", 1.0, {"unsloth--Qwen2.5-32B-Instruct-bnb-4bit": 19}, "1 GB free disk"),  # another model's
+        ("unsloth", 1.0, {"unsloth--Qwen2.5-32B-Instruct-bnb-4bit": 19}, "1 GB free disk"),
         ("hf", 30.0, {"Qwen--Qwen2.5-32B": 40}, ""),
     ],
 )
@@ -169,6 +181,7 @@ def test_a_disk_too_small_is_refused_before_the_download(
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)
     monkeypatch.setattr(serving, "free_gb", lambda place: free)
     monkeypatch.setattr(load, "find_spec", lambda name: True)
+    monkeypatch.setattr(load, "ask_hub", lambda *_: None, raising=False)
     for name, gigabytes in downloaded.items():
         blobs = tmp_path / "hub" / f"models--{name}" / "blobs"
         blobs.mkdir(parents=True)
@@ -185,6 +198,38 @@ def test_a_disk_too_small_is_refused_before_the_download(
     plan = load.make_plan(settings, PROFILES["runpod_a100_80gb"])
     with pytest.raises(DiskError if words else EngineError, match=words or "the download began; python .*doctor.py"):
         load.load_model(plan, settings)
+
+
+@pytest.mark.parametrize(
+    ("model", "files", "revision"),
+    [
+        ("qwen2.5-7b-base", "unsloth/Qwen2.5-7B-bnb-4bit", "main"),  # by Unsloth's own table a larger one
+        ("smollm3-3b", "HuggingFaceTB/SmolLM3-3B", "a07cc9a04f16550a088caea529712d1d335b0ac1"),
+        ("org/name", "org/name", "main"),
+    ],
+)
+def test_unsloth_is_told_which_files_to_load(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: str, files: str, revision: str
+) -> None:
+    from cai_experiment.engines import load
+    from cai_experiment.models import serving
+    from cai_experiment.models.hardware import PROFILES
+
+    asked: list[object] = []
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(serving, "free_gb", lambda place: 500.0)
+    monkeypatch.setattr(load, "find_spec", lambda name: True)
+    monkeypatch.setattr(load, "ask_hub", lambda *_: None, raising=False)
+
+    def told(*arguments: object) -> None:
+        asked.extend(arguments)
+        raise RuntimeError
+
+    monkeypatch.setattr("cai_experiment.engines.unsloth.load", told)
+    settings = load.LoadSettings(model=model, engine="unsloth", quantization="4bit")
+    with pytest.raises(EngineError):
+        load.load_model(load.make_plan(settings, PROFILES["runpod_a100_80gb"]), settings)
+    assert asked == [files, 4096, revision]
 
 
 def test_a_disk_that_fills_up_during_the_download_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cai_experiment.engines.precision import attention_of, device_of, dtype_of, quantization_config
-from cai_experiment.engines.weights import check_folder, keep_trainable, loading_error, weights_hash
+from cai_experiment.engines.weights import check_folder, compute_in, keep_trainable, loading_error, weights_hash
 from cai_experiment.errors import BadInputError, DiskError, EngineError, UserError
 from cai_experiment.models.choice import ModelChoice, resolve_model
 from cai_experiment.models.hardware import Hardware, detect
@@ -222,7 +222,9 @@ def load_model(plan: Plan, settings: LoadSettings) -> tuple[Any, Any, dict[str, 
         elif plan.engine == "unsloth":
             from cai_experiment.engines import unsloth
 
-            model, tokenizer = unsloth.load(place, settings.max_length or MAX_LENGTH)
+            files, _ = files_for(plan.choice, plan.engine, plan.quantization)
+            revision = revision_of(plan.choice) if files == place else "main"
+            model, tokenizer = unsloth.load(files, settings.max_length or MAX_LENGTH, revision)
         else:
             model, tokenizer = _pretrained(place, plan, settings)
     except (UserError, MemoryError):
@@ -257,6 +259,8 @@ def _pretrained(place: str, plan: Plan, settings: LoadSettings) -> tuple[Any, An
         **attention_of(place, revision),
         **({} if precision == "4bit" else own),
     )
+    if precision == "4bit":
+        compute_in(model, dtype)
     return model.eval(), tokenizer
 
 

@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from cai_experiment.errors import EngineError
+from cai_experiment.models.serving import sharded
 
 
 def device_of(kind: str) -> str:
@@ -40,14 +41,13 @@ def quantization_config(quantization: str, dtype: Any) -> Any:
 
     if quantization == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
-    sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
         # FSDP shards float types, all of a unit in one (training/accelerate/fsdp_qlora.yaml)
-        bnb_4bit_quant_storage=dtype if sharded else None,
+        bnb_4bit_quant_storage=dtype if sharded() else None,
     )
 
 

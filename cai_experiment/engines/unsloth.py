@@ -31,11 +31,13 @@ from cai_experiment.engines.generate import GenerateEngine
 from cai_experiment.models.disk import hf_home
 
 
-def load(place: str, max_length: int) -> tuple[Any, Any]:
+def load(files: str, max_length: int, revision: str = "main") -> tuple[Any, Any]:
     """(model, tokenizer) in 4 bit with bfloat16 compute, for generation first.
 
-    Unsloth's table (unsloth/models/mapper.py) maps "Qwen/Qwen2.5-32B" in 4 bit to "unsloth/Qwen2.5-32B-bnb-4bit", the
-    same weights quantised beforehand: some 20 GB are fetched, not 65. There is no dynamic "-unsloth-bnb-4bit" of it.
+    `files`: a folder, or the hub id of exactly the files to load (see `serving.files_for`): of Qwen2.5-32B
+    "unsloth/Qwen2.5-32B-bnb-4bit", the weights quantised beforehand; some 20 GB are fetched, not 65. Unsloth's own
+    table (unsloth/models/mapper.py) names the same for the 32B models, but for most smaller ones the dynamic
+    "-unsloth-bnb-4bit", which is larger than what is reckoned and fetched here; so it is not asked.
     """
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     # what it compiles; by its own default that goes into the current folder
@@ -43,8 +45,9 @@ def load(place: str, max_length: int) -> tuple[Any, Any]:
     from unsloth import FastLanguageModel  # isort: skip - before torch's friends, see above
 
     model, tokenizer = FastLanguageModel.from_pretrained(
-        place, dtype=torch.bfloat16, load_in_4bit=True, max_seq_length=max_length
-    )
+        files, dtype=torch.bfloat16, load_in_4bit=True, max_seq_length=max_length,
+        revision=None if revision == "main" else revision, use_exact_model_name=True,
+    )  # fmt: skip
     return FastLanguageModel.for_inference(model), tokenizer
 
 

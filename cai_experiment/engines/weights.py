@@ -99,6 +99,21 @@ def keep_trainable(model: Any) -> None:
                 raise EngineError(message, "load the model anew for training")
 
 
+def compute_in(model: Any, dtype: Any) -> None:
+    """Let weights that were quantised beforehand compute in `dtype`; their config.json says bfloat16 for any device.
+
+    A T4 only emulates bfloat16, and a CPU is four to five times slower in it (see `precision.dtype_of`).
+    """
+    for module in model.modules():
+        if hasattr(module, "compute_type_is_set"):  # bitsandbytes' Linear4bit
+            module.compute_dtype, module.compute_type_is_set = dtype, True
+
+
+def unreachable(error: Exception) -> bool:
+    """True if the hub could not be reached, or HF_HUB_OFFLINE forbids it: found in the chain of causes."""
+    return any(type(cause).__name__ in UNREACHABLE for cause in _chain(error))
+
+
 def loading_error(name: str, error: Exception) -> UserError:
     """The one line for an error of `from_pretrained`, found in its chain of causes (the hub's own stand below)."""
     kinds = {type(cause).__name__: cause for cause in _chain(error)}

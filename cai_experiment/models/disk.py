@@ -30,17 +30,6 @@ def downloaded_gb(hub_id: str) -> float:
     return sum(file.stat().st_size for file in blobs.glob("*")) / GB
 
 
-def quantised_sibling(hub_id: str) -> str:
-    """The hub id of a preset's weights in NF4, quantised beforehand by Unsloth's authors: unsloth/NAME-bnb-4bit."""
-    return f"unsloth/{hub_id.split('/')[-1]}-bnb-4bit"
-
-
-def downloaded_4bit_gb(hub_id: str) -> float:
-    """As `downloaded_gb`, of the 4-bit weights that are fetched in this model's place (Unsloth knows newer kinds)."""
-    folders = hub_cache().glob(f"models--unsloth--{hub_id.split('/')[-1]}-*bnb-4bit/blobs")
-    return sum(file.stat().st_size for folder in folders for file in folder.glob("*")) / GB
-
-
 def checkpoints_gb(numbers: Architecture) -> float:
     """GB that one training keeps: checkpoints of float32 adapter weights and Adam's two moments, the final adapter."""
     return adapter_parameters(numbers) * 4 * (3 * KEPT_CHECKPOINTS + 1) / GB

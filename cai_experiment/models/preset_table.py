@@ -220,6 +220,7 @@ OTHERS = (
         "gemma-2b", "google/gemma-2b-it", "chat", _gemma(18, 2048, 8, 1, 16_384, 256_000, "gemma"), 8192, "gemma",
         "general text; behind the others of its size", gated=True, tags=frozenset({"instructions"}),
         revision="96988410cbdaeb8d5093d1ebdc5a8fb563e02bad", published=2_506_172_416, long_context=NATIVE,
+        four_bit="unsloth/gemma-2b-it-bnb-4bit",
     ),
     ModelPreset(
         "gemma-3-1b", "google/gemma-3-1b-it", "chat",

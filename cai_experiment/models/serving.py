@@ -6,18 +6,13 @@ On CUDA, where one load serves generation and DPO (milestones 0 and 1): Unsloth 
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Callable, NamedTuple
 
 from cai_experiment.models.choice import ModelChoice
-from cai_experiment.models.disk import (
-    downloaded_4bit_gb,
-    downloaded_gb,
-    folder_gb,
-    free_gb,
-    hub_cache,
-)
+from cai_experiment.models.disk import downloaded_gb, folder_gb, free_gb, hub_cache
 from cai_experiment.models.hardware import Hardware
 from cai_experiment.models.memory import GB, Architecture, kv_bytes_per_token, weights_gb
 
@@ -88,22 +83,43 @@ def vllm_refusal(
 def files_for(choice: ModelChoice, engine: str, quantization: str, here: bool = True) -> tuple[str, str]:
     """(folder or hub id, "bf16" or "4bit"): the files that an engine loads for these weights. `here`: look at the disk.
 
-    In 4 bit Unsloth takes a sibling that was quantised beforehand, a third of the download. transformers quantises the
-    16-bit files while it loads them, or takes that sibling where the disk does not hold them; what lies there already
-    goes first, so that a run which resumes finds the weights that it had.
+    In 4 bit it is the preset's sibling that was quantised beforehand, a third of the download; the model's own files,
+    quantised while loading, where it has none or where FSDP is to shard them. transformers takes the model's own also
+    where they are whole here and the sibling is not: nothing is fetched, and a run which resumes finds the weights that
+    it had.
     """
-    place = choice.path_or_id
-    # not every model has one: the others are quantised while loading
+    own = choice.path_or_id, "bf16"
     if quantization != "4bit" or choice.preset is None or not choice.preset.four_bit or engine == "vllm":
-        return place, "bf16"
-    sibling = choice.preset.four_bit, "4bit"
+        return own
     if engine == "unsloth":
-        return sibling
-    whole = here and downloaded_gb(place) >= DOWNLOADED * weights_gb(choice.preset.architecture, "bf16")
-    if whole or not here:
-        return place, "bf16"
-    begun = downloaded_gb(sibling[0]) > 0
-    return sibling if begun or disk_refusal(choice, "bf16") else (place, "bf16")
+        return choice.preset.four_bit, "4bit"
+    if sharded() or (here and _whole(choice, "bf16") and not _whole(choice, "4bit")):
+        return own
+    return choice.preset.four_bit, "4bit"
+
+
+def sharded() -> bool:
+    """True in a process of `accelerate launch` with FSDP: it shards float types, the siblings' weights are bytes."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")
+
+
+def here_gb(choice: ModelChoice, precision: str) -> float:
+    """GB in the cache of a model's own files ("bf16"), or of its preset's 4-bit sibling ("4bit"), halves included."""
+    if precision != "4bit":
+        return downloaded_gb(choice.path_or_id)
+    sibling = choice.preset.four_bit if choice.preset is not None else ""
+    return downloaded_gb(sibling) if sibling else 0.0
+
+
+def missing_gb(choice: ModelChoice, precision: str) -> float:
+    """GB of these weights that are still to be fetched, 0 of a model whose size is not known."""
+    numbers = known_numbers(choice)
+    return 0.0 if numbers is None else max(0.0, weights_gb(numbers, precision) - here_gb(choice, precision))
+
+
+def _whole(choice: ModelChoice, precision: str) -> bool:
+    numbers = known_numbers(choice)
+    return numbers is not None and here_gb(choice, precision) >= DOWNLOADED * weights_gb(numbers, precision)
 
 
 def disk_refusal(choice: ModelChoice, quantization: str) -> str:
@@ -115,7 +131,7 @@ def disk_refusal(choice: ModelChoice, quantization: str) -> str:
     if numbers is None or Path(choice.path_or_id).is_dir():
         return ""
     weights, place = weights_gb(numbers, quantization), hub_cache()
-    have = (downloaded_4bit_gb if quantization == "4bit" else downloaded_gb)(choice.path_or_id)
+    have = here_gb(choice, quantization)
     missing, free = DISK_RESERVE * weights - have, free_gb(place)
     if have >= DOWNLOADED * weights or missing <= free:
         return ""

@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 from cai_experiment.errors import BadInputError
 from cai_experiment.models.choice import ModelChoice
-from cai_experiment.models.disk import downloaded_4bit_gb, downloaded_gb, hub_cache, room
+from cai_experiment.models.disk import downloaded_gb, hub_cache, room
 from cai_experiment.models.hardware import Hardware
 from cai_experiment.models.memory import Architecture, weights_gb
 from cai_experiment.models.plan import Part, floor_hours, generation, guarding, in_words
 from cai_experiment.models.presets import NANO_DIR
-from cai_experiment.models.serving import actor_gpus, auto_engine, files_for
+from cai_experiment.models.serving import actor_gpus, auto_engine, files_for, missing_gb
 from cai_experiment.models.workload import Tokens, Workload, answer_tokens
 
 MUCH = 1.5  # times as long as another engine takes: that is said
@@ -153,10 +153,9 @@ def download_gb_of(args: argparse.Namespace, choice: ModelChoice, engine: str, q
     if choice.preset is None or choice.preset.is_local or args.random_weights is not None:
         return 0.0
     _, precision = files_for(choice, engine, quantization, not args.hardware)
-    whole = weights_gb(choice.preset.architecture, precision)
     if args.hardware:
-        return whole
-    return max(0.0, whole - (downloaded_4bit_gb if precision == "4bit" else downloaded_gb)(choice.path_or_id))
+        return weights_gb(choice.preset.architecture, precision)
+    return missing_gb(choice, precision)
 
 
 def disk_lines(args: argparse.Namespace, needs: Sequence[Need]) -> list[str]:

@@ -21,11 +21,10 @@ if not __package__:  # run as a file: import from this checkout, whatever the cu
 
 from cai_experiment.errors import EXIT_FAILURE, EXIT_OK
 from cai_experiment.models.choice import ModelChoice, qlora_need_gb, resolve_model
-from cai_experiment.models.disk import checkpoints_gb, downloaded_4bit_gb, downloaded_gb, hf_home, hub_cache, room
+from cai_experiment.models.disk import checkpoints_gb, downloaded_gb, hf_home, hub_cache, room
 from cai_experiment.models.hardware import Hardware, detect, driver_problem, on_pod
-from cai_experiment.models.memory import weights_gb
 from cai_experiment.models.presets import NANO_DIR
-from cai_experiment.models.serving import auto_engine, disk_refusal
+from cai_experiment.models.serving import auto_engine, disk_refusal, missing_gb
 from cai_experiment.scripts._common import ROOT, base_parser, run_main
 
 OK, WARN, FAIL = "ok", "warn", "FAIL"
@@ -79,19 +78,19 @@ def disk_rows(data_dir: Path, choice: ModelChoice, hardware: Hardware) -> Iterat
         return
     from cai_experiment.engines.guard_models import LLAMA_GUARD
 
-    numbers, hub_id = choice.preset.architecture, choice.path_or_id
-    whole = max(0.0, weights_gb(numbers, "bf16") - downloaded_gb(hub_id))
-    four_bit = max(0.0, weights_gb(numbers, "4bit") - downloaded_4bit_gb(hub_id))
-    output = checkpoints_gb(numbers) + SMALL_OUTPUT_GB
+    whole, four_bit = missing_gb(choice, "bf16"), missing_gb(choice, "4bit")
+    output = checkpoints_gb(choice.preset.architecture) + SMALL_OUTPUT_GB
     if hardware.kind != "cuda":
         needs = {"weights": whole, "checkpoints and data": output}
         yield _room("disk", [(hub_cache(), whole), (data_dir, output)], needs, FAIL)
         return
-    needs = {"4-bit weights": four_bit, "checkpoints and data": output}
-    yield _room("disk M0-1", [(hub_cache(), four_bit), (data_dir, output)], needs, FAIL)
+    # of a model that has no 4-bit files the 16-bit ones are quantised while loading
+    outputs, quantised = {"checkpoints and data": output}, {"4-bit weights": four_bit} if choice.preset.four_bit else {}
+    first = quantised or {"weights": whole}
+    yield _room("disk M0-1", [(hub_cache(), sum(first.values())), (data_dir, output)], first | outputs, FAIL)
     guard = max(0.0, LLAMA_GUARD.download_gb - downloaded_gb(LLAMA_GUARD.hub_id))
-    needs = {"bf16 weights for vLLM": whole, "M3's guard": guard, **needs}
-    row = _room("disk M2-3", [(hub_cache(), whole + guard + four_bit), (data_dir, output)], needs, WARN)
+    needs = {"bf16 weights for vLLM": whole, "M3's guard": guard, **quantised}
+    row = _room("disk M2-3", [(hub_cache(), sum(needs.values())), (data_dir, output)], needs | outputs, WARN)
     refused = disk_refusal(choice, "bf16")
     way = "generation takes the 4-bit weights" if refused else "vLLM's fit alone: make room before guard and training"
     yield row if row.state == OK else row._replace(value=f"{row.value}; {way}")
