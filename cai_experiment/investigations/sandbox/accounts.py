@@ -48,22 +48,18 @@ def processes_of(uid: int) -> list[int]:
     return [process for process in _all() if _uid_of(process) == uid and not _is_dead(process)]
 
 
-def tree_of(root: int) -> list[int]:
-    """A process and its descendants, as far as they still name their parents."""
+def descendants_of(root: int) -> list[int]:
+    """The living descendants of a process. Where it is a subreaper (keeper.py) none gets out of its tree."""
     children: dict[int, list[int]] = {}
     for process in _all():
         children.setdefault(_parent_of(process), []).append(process)
-    found, todo = [], [root]
+    found: list[int] = []
+    todo = [root]
     while todo:
-        process = todo.pop()
-        found.append(process)
-        todo.extend(children.get(process, []))
-    return found
-
-
-def group_of(leader: int) -> list[int]:
-    """The living processes of a process group."""
-    return [process for process in _all() if _stat(process)[2:3] == [str(leader)] and not _is_dead(process)]
+        mine = children.get(todo.pop(), [])
+        found += mine
+        todo += mine
+    return [process for process in found if not _is_dead(process)]
 
 
 def kill_all_of(uid: int) -> None:
@@ -87,16 +83,20 @@ def _uid_of(process: int) -> int:
 def status_of(process: int) -> dict[str, str]:
     """The fields of /proc/N/status; {} where the process is gone."""
     try:
-        lines = Path(f"/proc/{process}/status").read_text(errors="replace").splitlines()
+        lines = Path(f"/proc/{process}/status").read_bytes().split(b"\n")
     except OSError:
         return {}
-    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    fields = (line.decode("ascii", "replace").partition(":") for line in lines)
+    return {name: value.strip() for name, _, value in fields}
 
 
 def _stat(process: int) -> list[str]:
-    """State, parent, ... of a process (fields 3 and on of /proc/N/stat); [] where it is gone."""
+    """State, parent, ... of a process (fields 3 and on of /proc/N/stat); [] where it is gone.
+
+    The name before them is any bytes that the process chose: it is cut off before anything is decoded.
+    """
     try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        return Path(f"/proc/{process}/stat").read_bytes().rpartition(b")")[2].decode("ascii", "replace").split()
     except OSError:
         return []
 
@@ -119,6 +119,14 @@ def wait_for(processes: list[int]) -> None:
         time.sleep(0.005)
 
 
-def threads_of(uid: int) -> int:
+def threads_of(process: int) -> list[int]:
+    """The threads of a process, by the ids under which /proc shows each; [] where it is gone."""
+    try:
+        return [int(name) for name in os.listdir(f"/proc/{process}/task")]
+    except OSError:
+        return []
+
+
+def count_threads(uid: int) -> int:
     """How many threads a uid has now, as RLIMIT_NPROC counts them: the dead until they are reaped too."""
     return sum(int(status_of(process).get("Threads", "1")) for process in _all() if _uid_of(process) == uid)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -26,12 +28,16 @@ class Channel:
         self._received = bytearray()
         self._calls = 0
         self._thread: ThreadPoolExecutor | None = None
-        self._running: Future[bytes] | None = None
+        self._running: Future[tuple[bytes, float]] | None = None
+        self._served, self._since = 0.0, 0.0  # seconds of calls that ended; when the one under way began
+        self.answered, self._wake = os.pipe()  # readable once a call has ended
+        for end in (self.answered, self._wake):
+            os.set_blocking(end, False)
 
     @property
-    def is_busy(self) -> bool:
-        """Whether a served function runs."""
-        return self._running is not None
+    def served_seconds(self) -> float:
+        """How long served functions ran so far, the one under way included."""
+        return self._served + (time.monotonic() - self._since if self._running is not None else 0.0)
 
     @property
     def wants_more(self) -> bool:
@@ -49,7 +55,9 @@ class Channel:
     def poll(self) -> None:
         """Collect the answer of a call that has ended."""
         if self._running is not None and self._running.done():
-            self.answer, self._running = self._running.result(), None
+            self.answer, ended = self._running.result()
+            self._served, self._running = self._served + ended - self._since, None
+            os.read(self.answered, 1)
         if self.wants_more:
             self._next()
 
@@ -57,6 +65,8 @@ class Channel:
         """Until the call under way, if any, has ended: the model's weights serve one caller at a time."""
         if self._thread is not None:
             self._thread.shutdown(wait=True)
+        for end in (self.answered, self._wake):
+            os.close(end)
 
     def _next(self) -> None:
         line, newline, rest = bytes(self._received).partition(b"\n")
@@ -77,7 +87,9 @@ class Channel:
     def _start(self, line: bytes) -> None:
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="introspection")
-        self._running = self._thread.submit(answer, self.functions, line)
+        self._since = time.monotonic()
+        self._running = self._thread.submit(lambda: (answer(self.functions, line), time.monotonic()))
+        self._running.add_done_callback(lambda _: os.write(self._wake, b"."))
 
 
 def answer(functions: Functions, line: bytes) -> bytes:

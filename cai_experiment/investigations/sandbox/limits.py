@@ -28,7 +28,8 @@ class Limits:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run printed and how it ended. `stopped` says which limit ended it: time, cpu, memory, output or files."""
+    """What a run printed and how it ended. `stopped` says which limit ended it: time, cpu, memory, output or files;
+    unknown where the watch could not look at it."""
 
     stdout: str
     stderr: str

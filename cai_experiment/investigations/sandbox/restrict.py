@@ -41,7 +41,7 @@ def restrict_files(readable: list[str], listable: list[str], folder: str) -> Non
 
 def main() -> None:
     """Take the order apart, restrict this process, execute the interpreter. Ends with CANNOT_START where that fails."""
-    order = json.loads(sys.argv[1])
+    order, keeper = json.loads(sys.argv[1]), os.getppid()
     try:
         from cai_experiment.investigations.sandbox.syscalls import make_filter
 
@@ -53,7 +53,7 @@ def main() -> None:
             os.setresgid(order["uid"], order["uid"], order["uid"])
             os.setresuid(order["uid"], order["uid"], order["uid"])  # takes every capability away
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # after the change of uid, which clears it
-        if os.getppid() != order["parent"]:
+        if os.getppid() != keeper:
             raise OSError("the parent is gone")
         os.chdir(order["folder"])
         rules.load()

@@ -6,8 +6,9 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
@@ -19,21 +20,22 @@ from cai_experiment.investigations.sandbox.supervise import Supervisor, reason_o
 from cai_experiment.investigations.sandbox.tiers import STARTS, Start, interpreter_for
 from cai_experiment.investigations.sandbox.watch import MOST_FILES, files_in_memory, files_mb, memory_mb
 
-OWN_PROCESSES = 3  # bwrap's two, the interpreter
+KEEPER = Path(__file__).with_name("keeper.py").read_text(encoding="utf-8")
+OWN_PROCESSES = 4  # the keeper, bwrap's two, the interpreter
 MB = 1_000_000
 
 
 def run_once(tier: str, limits: Limits, functions: Functions, code: str) -> Outcome:
     """Run code in a tier. Raises EngineError where the sandbox itself does not start; never for what the code does."""
-    (asks, ask), (hear, hears) = os.pipe(), os.pipe()
+    (asks, ask), (hear, hears), (lifeline, hold) = os.pipe(), os.pipe(), os.pipe()
     job = os.memfd_create("job")
-    ends, own = {job, ask, hear}, [asks, hears]  # the run's, this process's
+    ends, own = {job, ask, hear, lifeline}, [asks, hears, hold]  # the run's, this process's
     start = None
     try:
         start = STARTS[tier](limits, (job, ask, hear))
         ends |= set(start.pass_fds)
         _write(job, _job(limits, functions, code, start))
-        return _supervised(tier, limits, functions, start, ends, own)
+        return _supervised(tier, limits, functions, start, lifeline, ends, own)
     except OSError as error:
         raise EngineError(f"sandbox {tier}: {error}") from error
     finally:
@@ -52,27 +54,37 @@ def _remove(folder: Path) -> None:
 
 
 def _supervised(
-    tier: str, limits: Limits, functions: Functions, start: Start, ends: set[int], own: list[int]
+    tier: str, limits: Limits, functions: Functions, start: Start, lifeline: int, ends: set[int], own: list[int]
 ) -> Outcome:
     """Start and supervise; the descriptors in `ends` and `own` are closed, and taken out, as they are handed on."""
     began = time.monotonic()
-    account = {} if start.user is None else {"user": start.user, "group": start.user, "extra_groups": []}
     process = subprocess.Popen(
-        start.command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=start.cwd,
-        env=start.environment, pass_fds=tuple(ends), start_new_session=True, **account,
-    )  # type: ignore[call-overload]  # fmt: skip
+        _keeper_command(start, lifeline, ends), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, cwd="/", env={}, pass_fds=tuple(ends), start_new_session=True,
+    )  # fmt: skip
     while ends:
         os.close(ends.pop())
-    asks, hears = own
+    asks, hears, hold = own
     own.clear()
     look = partial(_beyond, limits, start, process.pid)
     supervisor = Supervisor(process, asks, hears, Channel(functions), limits, look)
     try:
         supervisor.run()
     finally:
-        _end(start, process)
-        supervisor.close()
+        try:
+            _end(start, process, hold)
+        finally:
+            supervisor.close()
     return _outcome(tier, limits, start, supervisor, time.monotonic() - began)
+
+
+def _keeper_command(start: Start, lifeline: int, ends: set[int]) -> list[str]:
+    order = {
+        "command": start.command, "environment": start.environment, "cwd": start.cwd, "user": start.user,
+        "uid": start.uid, "folder": str(start.folder or ""), "parent": os.getpid(), "lifeline": lifeline,
+        "descriptors": sorted(ends - {lifeline}),
+    }  # fmt: skip
+    return [sys.executable, "-I", "-S", "-c", KEEPER, json.dumps(order)]
 
 
 def _outcome(tier: str, limits: Limits, start: Start, supervisor: Supervisor, seconds: float) -> Outcome:
@@ -94,7 +106,7 @@ def _job(limits: Limits, functions: Functions, code: str, start: Start) -> bytes
     """What child.py is told. Surrogates in code, which no file holds, are an error of the code: they are replaced."""
     processes = limits.processes + OWN_PROCESSES
     if start.uid is None and not start.box:  # the kernel counts all processes of the user's own uid
-        processes += accounts.threads_of(os.getuid())
+        processes += accounts.count_threads(os.getuid())
     bounds = {
         "AS": limits.memory_mb * MB, "CPU": limits.cpu_seconds, "NPROC": processes, "FSIZE": limits.file_mb * MB,
         "NOFILE": 64, "CORE": 0,
@@ -109,30 +121,39 @@ def _write(descriptor: int, data: bytes) -> None:
     os.lseek(descriptor, 0, os.SEEK_SET)
 
 
-def _beyond(limits: Limits, start: Start, first: int) -> str:
+def _beyond(limits: Limits, start: Start, keeper: int) -> str:
     """The limit that the run's processes exceed together."""
-    members = start.members(first)
+    members = start.members(keeper)
     if memory_mb(members) > limits.memory_mb:
         return "memory"
-    if start.folder is not None and files_mb(start.folder, members) > limits.folder_mb:
+    if start.folder is not None and files_mb(start.folder, members, limits.file_mb) > limits.folder_mb:
         return "files"
     return "files" if start.box and files_in_memory(start.box, members) > MOST_FILES else ""
 
 
-def _end(start: Start, process: subprocess.Popen[bytes]) -> None:
-    """Kill the run's processes, all of them where the tier can know them, and wait until they are gone.
+def _end(start: Start, process: subprocess.Popen[bytes], hold: int) -> None:
+    """Have the keeper end all of the run, then make sure of it. Each step is taken whatever becomes of the others."""
+    with ExitStack() as last:  # from the bottom up
+        for stream in (process.stdout, process.stderr):
+            if stream is not None:
+                last.callback(stream.close)
+        last.callback(_make_sure, start, process)
+        last.callback(os.close, hold)
+        with suppress(OSError):  # the keeper may have ended
+            os.write(hold, b".")
 
-    bubblewrap: the end of its first process ends the namespace. Landlock: the uid is the run's own, or (without root)
-    no process could leave the process group.
-    """
-    inside = start.members(process.pid) if start.uid is None else []
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    if start.uid is not None:
-        accounts.kill_all_of(start.uid)
-    else:
+
+def _make_sure(start: Start, keeper: subprocess.Popen[bytes]) -> None:
+    """Wait for the keeper, and kill what it has left: as root all of the uid, else what still descends from it."""
+    try:
+        keeper.wait(accounts.PATIENCE)
+    except subprocess.TimeoutExpired:
+        inside = start.members(keeper.pid)
+        for process in (keeper.pid, *inside):
+            with suppress(OSError):
+                os.kill(process, signal.SIGKILL)
+        keeper.wait()
         accounts.wait_for(inside)
-    for stream in (process.stdout, process.stderr):
-        if stream is not None:
-            stream.close()
+    finally:
+        if start.uid is not None:
+            accounts.kill_all_of(start.uid)

@@ -15,7 +15,6 @@ from cai_experiment.investigations.sandbox.channel import Channel
 from cai_experiment.investigations.sandbox.limits import READ_FACTOR, Limits
 
 LOOK_SECONDS = 0.1  # between looks at memory and files
-BUSY_SECONDS = 0.005  # between looks at a served function that runs
 SERVED_FACTOR = 5  # served functions may take this many times `seconds` in all; beyond, they count as the run's time
 PIECE = 65536
 
@@ -61,26 +60,30 @@ class Supervisor:
     def run(self) -> None:
         """Until the first process has ended or a limit stops it. What it leaves behind is the caller's to kill."""
         began = looked = time.monotonic()
-        served = 0.0
         ended = os.pidfd_open(self.process.pid)
         try:
             while not self.stopped:
-                before = time.monotonic()
                 ready = self._wait(ended)
                 self._serve(ready)
                 now = time.monotonic()
-                if self.channel.is_busy:
-                    served += now - before
+                served = min(self.channel.served_seconds, SERVED_FACTOR * self.limits.seconds)
+                if ended not in ready and now - began - served > self.limits.seconds:
+                    self.stopped = "time"
+                elif ended in ready or now - looked > LOOK_SECONDS:  # at the end too: for what lies on disk
+                    self.stopped = self.stopped or self._look()
+                    looked = time.monotonic()
                 if ended in ready:
                     break
-                if now - began - min(served, SERVED_FACTOR * self.limits.seconds) > self.limits.seconds:
-                    self.stopped = "time"
-                elif now - looked > LOOK_SECONDS:
-                    self.stopped = self.stopped or self.look()
-                    looked = time.monotonic()
             self._drain()
         finally:
             os.close(ended)
+
+    def _look(self) -> str:
+        """What `look` says; a run at which it cannot look is not one to go on."""
+        try:
+            return self.look()
+        except Exception:
+            return "unknown"
 
     def close(self) -> None:
         """Close the channel, and wait for the served function under way."""
@@ -88,15 +91,15 @@ class Supervisor:
         self.channel.wait()
 
     def _wait(self, ended: int) -> set[int]:
-        """The descriptors that are ready, after BUSY_SECONDS or LOOK_SECONDS at most."""
+        """The descriptors that are ready, after LOOK_SECONDS at most."""
         poll = select.poll()
-        for descriptor in (ended, *self.open):
+        for descriptor in (ended, self.channel.answered, *self.open):
             poll.register(descriptor, select.POLLIN)
         if self.ask >= 0 and self.channel.wants_more:
             poll.register(self.ask, select.POLLIN)
         if self.hear >= 0 and self.channel.answer:
             poll.register(self.hear, select.POLLOUT)
-        return {ready for ready, _ in poll.poll(1000 * (BUSY_SECONDS if self.channel.is_busy else LOOK_SECONDS))}
+        return {ready for ready, _ in poll.poll(1000 * LOOK_SECONDS)}
 
     def _serve(self, ready: set[int]) -> None:
         for descriptor in ready & self.open:

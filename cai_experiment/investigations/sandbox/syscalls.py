@@ -11,9 +11,9 @@ import errno
 import os
 from typing import Any
 
-NETWORK = (
-    "socket socketpair connect bind listen accept accept4 sendto sendmsg sendmmsg recvfrom recvmsg recvmmsg"
-)
+# Pairs of unix sockets may be made, written and read (asyncio needs one). No address may be given, and nothing but
+# bytes sent: a descriptor under way in a message would be out of sight of the watch.
+NETWORK = "socket connect bind listen accept accept4 sendmsg sendmmsg recvmsg recvmmsg"
 OTHER_PROCESSES = (
     "ptrace process_vm_readv process_vm_writev pidfd_getfd pidfd_send_signal pidfd_open kcmp process_madvise "
     "process_mrelease move_pages migrate_pages perf_event_open"
@@ -28,6 +28,8 @@ UNCOUNTED = (
     "mq_open mq_unlink keyctl add_key request_key io_uring_setup io_uring_enter io_uring_register userfaultfd bpf "
     "io_setup io_submit"
 )
+# what others do with files that the run may not read: Landlock does not hold these
+OTHER_FILES = "inotify_init inotify_init1 inotify_add_watch fanotify_mark flock"
 MACHINE = (
     "init_module finit_module delete_module kexec_load kexec_file_load reboot swapon swapoff syslog acct "
     "settimeofday clock_settime clock_adjtime adjtimex sethostname setdomainname iopl ioperm modify_ldt nfsservctl "
@@ -42,6 +44,11 @@ OWN_UID = (
 )
 CLONE_NEW = (0x80, 0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000)  # CLONE_NEW*
 TIOCSTI, TIOCLINUX = 0x5412, 0x541C  # would type into the user's terminal
+TERMINAL = 0x5400  # the ioctls that are let through are 0x5400 to 0x54ff: terminals, FIONREAD, FIONBIO, FIOCLEX
+# signals to any process of the same uid (F_SETOWN, F_SETSIG, F_SETOWN_EX), leases, watching folders (F_NOTIFY)
+FCNTL = (8, 10, 15, 1024, 1026)
+AF_UNIX = 1
+LOWER = 0xFFFFFFFF  # the kernel reads these arguments as 32 bits
 
 
 def make_filter(own_uid: bool = False) -> Any:
@@ -50,18 +57,39 @@ def make_filter(own_uid: bool = False) -> Any:
 
     refuse = seccomp.ERRNO(errno.EPERM)
     rules = seccomp.SyscallFilter(seccomp.ALLOW)
-    names = " ".join((NETWORK, OTHER_PROCESSES, NAMESPACES, UNCOUNTED, MACHINE, IDENTITY, OWN_UID if own_uid else ""))
-    for name in names.split():
-        number = _number(name)
-        if number is not None:
-            rules.add_rule(refuse, number)
+    for number in refused_numbers(own_uid):
+        rules.add_rule(refuse, number)
     rules.add_rule(seccomp.ERRNO(errno.ENOSYS), "clone3")  # its flags are out of reach; libc takes clone
     for flag in CLONE_NEW:
         rules.add_rule(refuse, "clone", seccomp.Arg(0, seccomp.MASKED_EQ, flag, flag))
     rules.add_rule(refuse, "prlimit64", seccomp.Arg(0, seccomp.NE, 0))  # of other processes
-    for request in (TIOCSTI, TIOCLINUX):
-        rules.add_rule(refuse, "ioctl", seccomp.Arg(1, seccomp.MASKED_EQ, 0xFFFFFFFF, request))
+    _refuse_by_argument(rules, refuse)
     return rules
+
+
+def _refuse_by_argument(rules: Any, refuse: int) -> None:
+    """fallocate, sockets, fcntl and ioctl, each where Landlock, rlimits and the watch leave a way round."""
+    import pyseccomp as seccomp
+
+    # RLIMIT_FSIZE does not hold what is allocated beyond a file's size; libc writes zeros instead
+    rules.add_rule(seccomp.ERRNO(errno.EOPNOTSUPP), "fallocate")
+    rules.add_rule(refuse, "socketpair", seccomp.Arg(0, seccomp.NE, AF_UNIX))
+    rules.add_rule(refuse, "sendto", seccomp.Arg(4, seccomp.NE, 0))
+    for command in FCNTL:
+        rules.add_rule(refuse, "fcntl", seccomp.Arg(1, seccomp.MASKED_EQ, LOWER, command))
+    for request in (TIOCSTI, TIOCLINUX):
+        rules.add_rule(refuse, "ioctl", seccomp.Arg(1, seccomp.MASKED_EQ, LOWER, request))
+    # Others allocate like fallocate (FS_IOC_RESVSP), set owners (FIOSETOWN), change attributes: a request that
+    # differs from 0x54.. in any of the upper 24 bits.
+    for bit in (1 << place for place in range(8, 32)):
+        rules.add_rule(refuse, "ioctl", seccomp.Arg(1, seccomp.MASKED_EQ, bit, ~TERMINAL & bit))
+
+
+def refused_numbers(own_uid: bool) -> list[int]:
+    """The calls that are refused whatever their arguments, as far as this machine has them."""
+    names = " ".join((NETWORK, OTHER_PROCESSES, NAMESPACES, UNCOUNTED, OTHER_FILES, MACHINE, IDENTITY))
+    numbers = map(_number, f"{names} {OWN_UID if own_uid else ''}".split())
+    return [number for number in numbers if number is not None]
 
 
 def _number(name: str) -> int | None:

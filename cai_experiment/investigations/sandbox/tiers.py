@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
-from cai_experiment.investigations.sandbox.accounts import fresh_uid, group_of, is_root, processes_of, tree_of
+from cai_experiment.investigations.sandbox.accounts import descendants_of, fresh_uid, is_root, processes_of
 from cai_experiment.investigations.sandbox.interpreter import Interpreter, find_interpreter, is_open_to_all
 from cai_experiment.investigations.sandbox.limits import Limits
 from cai_experiment.investigations.sandbox.syscalls import compiled_filter
@@ -29,7 +29,7 @@ SYSTEM_FOLDERS = ("/lib", "/lib32", "/lib64", "/libx32", "/bin", "/sbin")
 
 @dataclass
 class Start:
-    """One run, ready to start. `members()` lists its processes once it runs, given the first one's id."""
+    """One run, ready to start. `members()` lists its processes once it runs, given its keeper's id."""
 
     command: list[str]
     environment: dict[str, str]
@@ -41,11 +41,9 @@ class Start:
     packages: list[str] = field(default_factory=list)  # what enters sys.path, as the run sees it
     box: str = ""  # the folder in memory, as the run sees it
 
-    def members(self, first: int) -> list[int]:
+    def members(self, keeper: int) -> list[int]:
         """The run's living processes."""
-        if self.uid is not None:
-            return processes_of(self.uid)
-        return tree_of(first) if self.box else group_of(first)
+        return descendants_of(keeper) if self.uid is None else processes_of(self.uid)
 
 
 def environment(folder: str) -> dict[str, str]:
@@ -116,7 +114,7 @@ def start_landlock(limits: Limits, descriptors: tuple[int, int, int]) -> Start:
     order = {
         "uid": uid, "folder": str(folder), "readable": [*python.own_folders, *python.packages],
         "listable": python.package_roots, "command": python_command(python, descriptors),
-        "environment": environment(str(folder)), "parent": os.getpid(),
+        "environment": environment(str(folder)),
     }  # fmt: skip
     command = [sys.executable, "-I", "-S", "-c", launch, json.dumps(order)]
     path = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin"}  # ldconfig, by which the libraries find libseccomp
