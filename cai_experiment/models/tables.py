@@ -37,16 +37,16 @@ def show(table: Table, width: int | None = None) -> None:
     Console(highlight=False, width=width).print(table)
 
 
-def broken(text: str, width: int | None = None) -> str:
+def broken(text: str, width: int | None = None, indent: int = 2) -> str:
     """A line as several of `width` columns at most (default: the terminal's, up to 100), broken at " | " and blanks."""
     width = width or min(columns(), LINE)
     if len(text) <= width:
         return text
+    wrapper = textwrap.TextWrapper(
+        width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
+    )
     first, *rest = text.split(" | ")
-    lines = [textwrap.fill(first, width, subsequent_indent="  ", break_long_words=False)]
-    lines += [textwrap.fill(part, width, initial_indent="  ", subsequent_indent="  ", break_long_words=False,
-                            break_on_hyphens=False) for part in rest]  # fmt: skip
-    return "\n".join(lines)
+    return "\n".join((wrapper.fill(first), *(wrapper.fill(" " * indent + part) for part in rest)))
 
 
 def plain_table(title: str, names: Sequence[str], right: Sequence[str] = (), folds: Sequence[str] = ()) -> Table:

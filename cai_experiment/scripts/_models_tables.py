@@ -1,70 +1,70 @@
-"""The tables and facts of models.py: one model's memory, what fits a machine and by how much it misses."""
+"""The tables and lines of models.py: one model's memory, what fits a machine and by how much it misses."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 from cai_experiment.models.hardware import Hardware
-from cai_experiment.models.plan import rows_of
-from cai_experiment.models.preset import ModelPreset
-from cai_experiment.models.recommend import QUANTIZATIONS, ROW_TOKENS, TRAINED_TOKENS, recommend, room_gb
-from cai_experiment.models.tables import good_at, in_short, plain_table
+from cai_experiment.models.preset import WEIGHTS_DIR, ModelPreset
+from cai_experiment.models.recommend import LENGTHS, QUANTIZATIONS, ROW_TOKENS, recommend
+from cai_experiment.models.tables import broken, good_at, in_short, plain_table
+from cai_experiment.scripts._models_fit import HERE, Fit, have_gb, named_line
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 SHAPES = ((1024, 1), (4096, 1), (2048, 8), (2048, 32), (16_384, 1), (32_768, 1))  # (tokens of a row, rows)
 TRAINED = ((1024, 1), (1024, 4), (2048, 1), (4096, 1))
-SMALLER = ("bf16", "8bit", "4bit")  # what is tried in turn where the machine's own precision does not fit
-
-
-class Fit(NamedTuple):
-    """What one preset comes to on one machine; GB of 10^9 bytes."""
-
-    preset: ModelPreset
-    quantization: str  # the machine's, or the next smaller that fits
-    need: float
-    have: float
-    rows: int  # that hf generates at a time; 0 where it does not fit
-    training: str  # precision
-    training_need: float  # of one pair a pass
-    pairs: int  # a pass, at most
-
-
-def fit(preset: ModelPreset, hardware: Hardware, quantization: str | None, length: int | None) -> Fit:
-    """By the plan's arithmetic: one row of `length` tokens to generate, one pair of such rows to train."""
-    have, numbers = room_gb(hardware), preset.architecture
-    own, row = quantization or hardware.quantization, min(length or ROW_TOKENS, preset.context or ROW_TOKENS)
-    tries = [own, *(SMALLER[SMALLER.index(own) + 1 :] if hardware.kind == "cuda" and own in SMALLER else ())]
-    tries = tries if quantization is None else [own]
-    kept = next((one for one in tries if preset.vram_gb(one, row) <= have), tries[-1])
-    need, trained = preset.vram_gb(kept, row), hardware.training_quantization
-    rows = min(rows_of("hf", numbers, hardware, kept), preset.batch(have, kept, row)) if need <= have else 0
-    pair = min(length or TRAINED_TOKENS, preset.context or TRAINED_TOKENS)
-    return Fit(preset, kept, need, have, rows, trained, preset.training_vram_gb(trained, pair),
-               preset.training_batch(have, trained, pair))  # fmt: skip
+ROWS, PAIRS = (1, 8, 32), (1, 4)  # with a --length
+NAMES = 12  # columns of the names of a model's facts
 
 
 def fit_table(found: Sequence[Fit], hardware: Hardware, length: int | None) -> Table:
     """One line a preset: does it generate, does it train, with which batch, by how much does it miss."""
     where = hardware.gpu_name or f"{hardware.cores} CPU cores"
-    rows = f"{length:,}" if length else f"{ROW_TOKENS:,} (training {TRAINED_TOKENS:,})"
+    free = "free now" if hardware.kind == "cpu" and hardware.name == HERE else "to use"
+    rows = f"rows of {length:,} tokens" if length else f"rows of {ROW_TOKENS:,} tokens to generate"
     what = "QLoRA DPO" if hardware.kind == "cuda" else f"LoRA DPO in {hardware.training_quantization}"
-    title = f"{where}, {room_gb(hardware):.3g} GB to use; rows of {rows} tokens"
-    numbers = ("GB", "rows", "DPO GB", "pairs")
-    table = plain_table(f"{title}\nGB: one row, or one pair for {what}; rows, pairs: at a time, at most",
-                        ("preset", "in", "GB", "rows", "generates", "DPO GB", "pairs", "trains"), numbers)  # fmt: skip
+    about = f"\n{found[0].preset.key}: {found[0].preset.architecture.about}" if _about(found[0].preset) else ""
+    names = ("preset", "in", "GB", "rows", "generates", "DPO", "pairs", "trains")
+    table = plain_table(
+        f"{where}, {have_gb(hardware):.3g} GB {free}; {rows}\n"
+        f"GB: one row, or one pair for {what}; rows, pairs: at a time, at most\n"
+        f"trains: in rows of so many tokens{'' if length else f', up to {LENGTHS[0]:,}'}{about}",
+        names, ("GB", "rows", "DPO", "pairs"), ("generates", "trains"))  # fmt: skip
     for one in found:
-        table.add_row(one.preset.key, one.quantization, f"{one.need:.1f}", str(one.rows or "-"),
-                      verdict(one.need, one.have), f"{one.training_need:.1f}", str(one.pairs or "-"),
-                      verdict(one.training_need, one.have))  # fmt: skip
+        need, trained = ("-", "-") if one.too_long else (f"{one.need:.1f}", f"{one.training_need:.1f}")
+        table.add_row(one.preset.key, one.quantization, need, _count(one.rows, one), generates(one), trained,
+                      _count(one.pairs, one), trains(one))  # fmt: skip
     return table
 
 
-def verdict(need: float, have: float) -> str:
-    """ "yes", or by how many GB it misses."""
-    return "yes" if need <= have else f"no: {need - have:.1f} short"
+def generates(one: Fit) -> str:
+    """ "yes", or by how many GB one row misses, or the context that it is longer than."""
+    if one.too_long:
+        return f"no: context {one.preset.context:,}"
+    return "yes" if one.generates else _short(one.need - one.have)
+
+
+def trains(one: Fit) -> str:
+    """As `generates`, with the tokens of the rows: "yes: 2,048"."""
+    if one.too_long:
+        return "no"
+    return f"yes: {one.trained_tokens:,}" if one.trains else _short(one.training_need - one.have)
+
+
+def _short(gb: float) -> str:
+    return f"no: {gb:.1f} short" if gb < 99.95 else f"no: {gb:.0f} short"
+
+
+def _count(number: int, one: Fit) -> str:
+    return str(number) if number and not one.too_long else "-"
+
+
+def _about(preset: ModelPreset) -> str:
+    """What stands beside figures that are not exact."""
+    return f"; {preset.architecture.about}" if preset.architecture.about else ""
 
 
 def details(preset: ModelPreset) -> list[str]:
@@ -76,86 +76,55 @@ def details(preset: ModelPreset) -> list[str]:
     )
     licence = preset.licence + (", gated: accept it on its page and set HF_TOKEN" if preset.gated else "")
     context = f"{preset.context:,} tokens" if preset.context else "not said"
-    lines = [("model", f"{preset.key}: {preset.hub_id}, revision {preset.revision}"),
-             ("kind", preset.kind), ("size", f"{preset.parameters:,} parameters ({in_short(preset.parameters)})"),
+    size = f"{preset.parameters:,} parameters ({in_short(preset.parameters)})"
+    if numbers.about:
+        kind = numbers.model_type or "its model_type"
+        size = f"about {in_short(preset.parameters)}, reckoned as Llama: {kind} is no family that is counted exactly"
+    place = f"{preset.hub_id}, revision {preset.revision}"
+    if preset.is_local:
+        place = f"ships with the lab (cai_experiment/{WEIGHTS_DIR.parent.name}/{WEIGHTS_DIR.name}/{preset.key})"
+    lines = [("model", f"{preset.key}: {place}"), ("kind", preset.kind), ("size", size),
              ("shape", shape), ("context", f"{context}; beyond: {preset.long_context or 'not known'}"),
-             ("licence", licence), ("good at", f"{preset.good_at} ({good_at(preset)})"),
+             ("licence", licence), ("good at", preset.good_at + (f" ({good_at(preset)})" if preset.tags else "")),
              ("attention", "FlashAttention-2 can serve it" if preset.flash_attention else "no FlashAttention-2"),
              ("4-bit file", preset.four_bit or "none: quantised while loading"),
              ("answers", f"{preset.max_tokens} new tokens recommended")]  # fmt: skip
     if preset.training is not None:
         lines.append(("training", f"learning rate {preset.training.learning_rate:g}: {preset.training.reason}"))
-    return [f"{name:<12}{text}" for name, text in lines]
+    return [f"{name:<{NAMES}}{text}" for name, text in lines]
 
 
-def memory_table(preset: ModelPreset) -> Table:
-    """GB for generation by row length and rows, and for LoRA DPO."""
-    table = plain_table("GB of 10^9 bytes on a GPU", ("work", "tokens", "rows", *QUANTIZATIONS),
+def memory_table(preset: ModelPreset, length: int | None) -> Table:
+    """GB for generation by row length and rows, and for LoRA DPO; with `length` for rows of that length alone."""
+    table = plain_table(f"GB of 10^9 bytes on a GPU{_about(preset)}", ("work", "tokens", "rows", *QUANTIZATIONS),
                         ("tokens", "rows", *QUANTIZATIONS))  # fmt: skip
-    for tokens, rows in SHAPES:
-        if not preset.context or tokens <= preset.context:
-            cells = [f"{preset.vram_gb(kept, tokens, rows):.1f}" for kept in QUANTIZATIONS]
-            table.add_row("generation", f"{tokens:,}", str(rows), *cells)
-    for tokens, pairs in TRAINED:
-        if not preset.context or tokens <= preset.context:
-            cells = [f"{preset.training_vram_gb(kept, tokens, pairs):.1f}" for kept in QUANTIZATIONS]
-            table.add_row("LoRA DPO, pairs", f"{tokens:,}", str(pairs), *cells)
+    shapes = [(length, rows) for rows in ROWS] if length else SHAPES
+    trained = [(length, pairs) for pairs in PAIRS] if length else TRAINED
+    for work, each, need in (("generation", shapes, preset.vram_gb),
+                             ("LoRA DPO, pairs", trained, preset.training_vram_gb)):  # fmt: skip
+        for tokens, rows in each:
+            if not preset.context or tokens <= preset.context:
+                cells = [f"{need(kept, tokens, rows):.1f}" for kept in QUANTIZATIONS]
+                table.add_row(work, f"{tokens:,}", str(rows), *cells)
     return table
 
 
-def places_table(preset: ModelPreset, machines: Sequence[Hardware]) -> Table:
+def places_table(preset: ModelPreset, found: Sequence[tuple[Hardware, Fit]], length: int | None) -> Table:
     """On which machines it generates and trains."""
-    table = plain_table("where it fits", ("machine", "GB", "in", "generates", "rows", "trains", "pairs"),
-                        ("GB", "rows", "pairs"))  # fmt: skip
-    for hardware in machines:
-        one = fit(preset, hardware, None, None)
-        table.add_row(hardware.name, f"{one.have:.3g}", one.quantization, verdict(one.need, one.have),
-                      str(one.rows or "-"), verdict(one.training_need, one.have), str(one.pairs or "-"))  # fmt: skip
+    rows = f"{length:,} tokens" if length else f"{ROW_TOKENS:,} tokens to generate, up to {LENGTHS[0]:,} to train"
+    names = ("machine", "GB", "in", "generates", "rows", "trains", "pairs")
+    table = plain_table(f"where it fits, with rows of {rows}{_about(preset)}", names, ("GB", "rows", "pairs"))
+    for hardware, one in found:
+        table.add_row(hardware.name, f"{one.have:.3g}", one.quantization, generates(one), _count(one.rows, one),
+                      trains(one), _count(one.pairs, one))  # fmt: skip
     return table
 
 
 def recommendation_lines(hardware: Hardware, name: str | None) -> list[str]:
-    """What the machine should take for generation and for training, why, and the next command."""
-    where = name or "this machine"
+    """What the machine should take for generation and for training, why, what a variable names, the next command."""
+    where, plan = name or HERE, f" --plan --hardware {name}" if name else " --plan"
     generation, training = recommend(hardware), recommend(hardware, for_training=True)
-    plan = f" --plan --hardware {name}" if name else " --plan"
-    return [f"to generate on {where}: {generation.preset.key} | {generation.reason}",
-            f"to train on {where}: {training.preset.key} | {training.reason}",
-            f"next: python cai_experiment/scripts/test_single.py --model {training.preset.key}{plan}"]  # fmt: skip
-
-
-# ---------------------------------------------------------------- JSON
-
-
-def facts(preset: ModelPreset) -> dict[str, Any]:
-    """One preset for --json."""
-    return {
-        "key": preset.key, "hub_id": preset.hub_id, "revision": preset.revision, "kind": preset.kind,
-        "parameters": preset.parameters, "context": preset.context, "licence": preset.licence, "gated": preset.gated,
-        "good_at": sorted(preset.tags), "generation_gb": {kept: round(preset.vram_gb(kept), 2)
-                                                          for kept in QUANTIZATIONS},
-        "training_gb": {kept: round(preset.training_vram_gb(kept), 2) for kept in QUANTIZATIONS},
-    }  # fmt: skip
-
-
-def fit_facts(one: Fit) -> dict[str, Any]:
-    """One line of --fit for --json."""
-    return {
-        "key": one.preset.key, "quantization": one.quantization, "generation_gb": round(one.need, 2),
-        "have_gb": round(one.have, 2), "generates": one.need <= one.have, "rows": one.rows,
-        "training_quantization": one.training, "training_gb": round(one.training_need, 2),
-        "trains": one.training_need <= one.have, "pairs": one.pairs,
-    }  # fmt: skip
-
-
-def machine_facts(one: Hardware) -> dict[str, Any]:
-    """One machine for --json."""
-    return {"key": one.name, "kind": one.kind, "gpu": one.gpu_name, "vram_gb": one.vram_gb, "ram_gb": one.ram_gb,
-            "quantization": one.quantization, "training_quantization": one.training_quantization,
-            "compute": one.compute, "dollars_per_hour": one.dollars_per_hour}  # fmt: skip
-
-
-def recommended(hardware: Hardware) -> dict[str, dict[str, str]]:
-    """What to generate and to train with, and why, for --json."""
-    found = {"generation": recommend(hardware), "training": recommend(hardware, for_training=True)}
-    return {work: {"key": one.preset.key, "reason": one.reason} for work, one in found.items()}
+    lines = [f"to generate on {where}: {generation.preset.key} | {generation.reason}",
+             f"to train on {where}: {training.preset.key} | {training.reason}", named_line(hardware)]  # fmt: skip
+    next_line = f"next: python cai_experiment/scripts/test_single.py --model {training.preset.key}{plan}"
+    return [*(broken(line) for line in lines if line), next_line]

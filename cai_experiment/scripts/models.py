@@ -28,8 +28,9 @@ from cai_experiment.models.hardware import Hardware, detect, list_available_mode
 from cai_experiment.models.preset import ModelPreset
 from cai_experiment.models.presets import PRESETS
 from cai_experiment.models.profiles import machines
-from cai_experiment.models.recommend import normal_quantization
-from cai_experiment.models.tables import columns, hardware_table, preset_table, show
+from cai_experiment.models.recommend import LENGTHS, ROW_TOKENS, normal_quantization
+from cai_experiment.models.tables import broken, columns, hardware_table, preset_table, show
+from cai_experiment.scripts import _models_fit as fits
 from cai_experiment.scripts import _models_tables as tables
 from cai_experiment.scripts._common import plain_parser, positive, positive_int, run_main
 
@@ -44,8 +45,8 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--hardware", nargs="?", const=LIST, metavar="NAME",
                        help="instead of this machine; without a name: list the machines")  # fmt: skip
     flags.add_argument("--length", type=positive_int, metavar="N",
-                       help=f"tokens of a row (default: {tables.ROW_TOKENS} to generate, {tables.TRAINED_TOKENS} to "
-                            "train)")  # fmt: skip
+                       help=f"tokens of a row, with --fit or a model (default: {ROW_TOKENS} to generate, to train what "
+                            f"fits, up to {LENGTHS[0]})")  # fmt: skip
     flags.add_argument("--max-vram", type=positive, metavar="GB", help="only what generates in this much")
     flags.add_argument("--quantization", help="4bit, 8bit, bf16 (fp16) or fp32 (default: the machine's)")
     flags.add_argument("--min-context", type=positive_int, metavar="N", help="only models of N tokens or more")
@@ -58,8 +59,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     args.quantization = args.quantization and normal_quantization(args.quantization)
     hardware = profile(args.hardware) if args.hardware else detect()
+    check(args)
     if args.model is not None:
-        _one(args, described(args.model, hardware), hardware)
+        preset = described(args.model, hardware)
+        if args.length and preset.context and args.length > preset.context:
+            raise BadInputError(f"--length {args.length}: the context of {preset.key} is {preset.context:,} tokens")
+        _one(args, preset, hardware)
     elif args.hardware == LIST and not args.fit:
         _machines(args)
     else:
@@ -67,9 +72,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     return EXIT_OK
 
 
+def check(args: argparse.Namespace) -> None:
+    """Raises BadInputError for flags that would change nothing."""
+    if args.model is not None:
+        filters = [f for f, v in (("--max-vram", args.max_vram), ("--min-context", args.min_context)) if v is not None]
+        if filters:
+            raise BadInputError(f"{filters[0]} chooses from the list of presets", "leave it out, or the model")
+    elif args.length and not args.fit:
+        raise BadInputError("--length changes what fits", "give it with --fit or a model")
+    elif args.quantization and not args.fit and args.max_vram is None:
+        raise BadInputError("--quantization changes what fits", "give it with --fit, --max-vram or a model")
+
+
 def described(name: str, hardware: Hardware) -> ModelPreset:
     """The preset that `name` means, or a row like one of another model. Raises BadInputError, EngineError."""
-    choice = resolve_model(name, hardware)
+    if not name.strip():
+        raise BadInputError("the model's name is empty", "give a preset, a hub id or a folder")
+    choice = resolve_model(name, hardware, "")
     if choice.preset is not None:
         return choice.preset
     from cai_experiment.models.configs import context_of
@@ -93,20 +112,36 @@ def chosen(args: argparse.Namespace) -> list[ModelPreset]:
 
 
 def _one(args: argparse.Namespace, preset: ModelPreset, hardware: Hardware) -> None:
+    """One model: with --fit the machine's line alone, else all that is known of it and where it fits."""
+    if args.fit:
+        _fit(args, [preset], hardware)
+    elif args.json:
+        print(json.dumps(fits.facts(preset), indent=2))
+    else:
+        print(*(broken(line, columns(), tables.NAMES) for line in tables.details(preset)), sep="\n")
+        show(tables.memory_table(preset, args.length))
+        where = [hardware] if args.hardware else [*machines(), hardware]
+        found = [(one, fits.fit(preset, one, args.quantization, args.length)) for one in where]
+        show(tables.places_table(preset, found, args.length))
+    if not args.json:
+        name = preset.key if preset.key in PRESETS else preset.hub_id
+        at = f" --hardware {args.hardware}" if args.hardware else ""
+        print(f"next: python cai_experiment/scripts/test_single.py --model {shlex.quote(name)} --plan{at}")
+
+
+def _fit(args: argparse.Namespace, presets: Sequence[ModelPreset], hardware: Hardware) -> None:
+    """What each comes to on a machine."""
+    found = [fits.fit(one, hardware, args.quantization, args.length) for one in presets]
     if args.json:
-        print(json.dumps(tables.facts(preset), indent=2))
-        return
-    print(*tables.details(preset), sep="\n")
-    show(tables.memory_table(preset))
-    show(tables.places_table(preset, [hardware] if args.hardware else [*machines(), hardware]))
-    name = preset.key if preset.key in PRESETS else preset.hub_id
-    where = f" --hardware {args.hardware}" if args.hardware else ""
-    print(f"next: python cai_experiment/scripts/test_single.py --model {shlex.quote(name)} --plan{where}")
+        rows = [fits.fit_facts(one) for one in found]
+        print(json.dumps({"models": rows, "recommended": fits.recommended(hardware)}, indent=2))
+    else:
+        show(tables.fit_table(found, hardware, args.length))
 
 
 def _machines(args: argparse.Namespace) -> None:
     if args.json:
-        print(json.dumps([tables.machine_facts(one) for one in machines()], indent=2))
+        print(json.dumps([fits.machine_facts(one) for one in machines()], indent=2))
         return
     show(hardware_table(machines(), columns()))
     print("next: python cai_experiment/scripts/models.py --fit --hardware NAME")
@@ -115,17 +150,15 @@ def _machines(args: argparse.Namespace) -> None:
 def _all(args: argparse.Namespace, hardware: Hardware) -> None:
     """Presets, or with --fit what each comes to on a machine; then the recommendation."""
     presets = chosen(args)
-    if args.json:
-        rows = [tables.fit_facts(tables.fit(one, hardware, args.quantization, args.length)) if args.fit
-                else tables.facts(one) for one in presets]  # fmt: skip
-        print(json.dumps({"models": rows, "recommended": tables.recommended(hardware)}, indent=2))
-        return
     if args.fit:
-        found = [tables.fit(one, hardware, args.quantization, args.length) for one in presets]
-        show(tables.fit_table(found, hardware, args.length))
+        _fit(args, presets, hardware)
+    elif args.json:
+        rows = [fits.facts(one) for one in presets]
+        print(json.dumps({"models": rows, "recommended": fits.recommended(hardware)}, indent=2))
     else:
         show(preset_table(presets, columns()))
-    print(*tables.recommendation_lines(hardware, args.hardware), sep="\n")
+    if not args.json:
+        print(*tables.recommendation_lines(hardware, args.hardware), sep="\n")
 
 
 if __name__ == "__main__":
