@@ -22,6 +22,7 @@ PHI = {"config.json": b"{}", "model-1.safetensors": WEIGHTS[::-1], "model-2.safe
        "model.safetensors.index.json":
            b'{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}'}  # fmt: skip
 REPOSITORIES = {"Qwen/Qwen2-1.5B-Instruct": QWEN, "microsoft/phi-2": PHI}
+FOUR_BIT = "unsloth/Qwen2-1.5B-Instruct-bnb-4bit"
 
 
 def environment(home: Path, url: str, **more: str) -> dict[str, str]:
@@ -53,7 +54,9 @@ def test_without_arguments_the_two_models_with_the_files_that_loading_takes_and_
         assert again.returncode == 0 and "0.00 to fetch" in again.stdout
         assert len([1 for m, p, _ in hub.requests if m == "GET" and "/resolve/" in p]) == 7
         listed = run(tmp_path, hub.url, "--list", COLUMNS="160").stdout
-        assert "whole" in listed and "phi-2" in listed and "at hand" in listed
+        assert "whole" in listed and "phi-2" in listed and "at hand" in listed and "Qwen/Qwen2.5-32B" in listed
+        narrow = run(tmp_path, hub.url, "--list", COLUMNS="80").stdout
+        assert len(narrow.splitlines()) <= len(listed.splitlines()) + 2 and "Qwen/Qwen2.5-32B" not in narrow
     assert run(tmp_path, hub.url, "--verify").returncode == 0  # needs no network
 
 
@@ -116,11 +119,47 @@ def test_each_fault_is_one_line(tmp_path: Path, arguments: list[str], code: int,
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_no_network_and_offline_are_one_line(tmp_path: Path) -> None:
+def test_no_network_and_offline_are_one_line_with_what_is_missing(tmp_path: Path) -> None:
     for more in ({}, {"HF_HUB_OFFLINE": "1"}):
         done = run(tmp_path, "http://127.0.0.1:9", "phi-2", **more)
         assert done.returncode == 1 and len(done.stderr.strip().splitlines()) == 1, done.stderr
-        assert "the hub cannot be reached" in done.stderr and ("HF_HUB_OFFLINE" in done.stderr) == bool(more)
+        step = "unset HF_HUB_OFFLINE" if more else "connect to the internet"
+        words = f"the hub cannot be reached, and nothing of it is here; {step}, then run the same command"
+        assert words in done.stderr and "local folder" not in done.stderr
+
+
+def test_what_is_whole_here_needs_no_network(tmp_path: Path) -> None:
+    with Hub(REPOSITORIES) as hub:
+        assert run(tmp_path, hub.url, "phi-2").returncode == 0
+    for more in ({}, {"HF_HUB_OFFLINE": "1"}):
+        done = run(tmp_path, "http://127.0.0.1:9", "phi-2", **more)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "microsoft/phi-2: whole" in done.stdout and "the pinned revision" in done.stdout
+    next((cached(tmp_path, "microsoft/phi-2") / "snapshots").glob("*/model-2.safetensors")).unlink()
+    lacking = run(tmp_path, "http://127.0.0.1:9", "phi-2")
+    assert lacking.returncode == 1 and "and model-2.safetensors is missing; connect" in lacking.stderr
+
+
+def test_4_bit_files_are_fetched_listed_and_verified_beside_the_models_own(tmp_path: Path) -> None:
+    with Hub({**REPOSITORIES, FOUR_BIT: QWEN}) as hub:
+        done = run(tmp_path, hub.url, "qwen2-1.5b-instruct", "--quantization", "4bit")
+        assert done.returncode == 0, done.stderr
+        first, second, *_ = done.stdout.splitlines()
+        assert first.startswith("on a GPU milestones 0 and 1 load 4-bit files (1.1 GB: these), 2 and 3 also 16-bit")
+        assert f"{FOUR_BIT} (main, not pinned: a run records commit {COMMIT})" in second
+        assert "--quantization 4bit), 2 and 3" in run(tmp_path, hub.url, "qwen2-1.5b-instruct", "--repair").stdout
+        own = cached(tmp_path, "Qwen/Qwen2-1.5B-Instruct") / "snapshots" / COMMIT
+        (own / "model.safetensors").unlink()  # as it was before: the tokenizer alone
+    listed = run(tmp_path, hub.url, "--list", "qwen2-1.5b-instruct", COLUMNS="160").stdout
+    assert "tokenizer" in listed and "whole, 0.0 GB" in listed
+    verified = run(tmp_path, hub.url, "--verify")
+    assert verified.returncode == 0, verified.stderr
+    assert f"{FOUR_BIT}: whole" in verified.stdout and "its tokenizer alone, whole" in verified.stdout
+    blobs = cached(tmp_path, FOUR_BIT) / "blobs"
+    (blobs / blob(WEIGHTS)).write_bytes(WEIGHTS[::-1])
+    for names in ((), ("qwen2-1.5b-instruct",)):
+        damaged = run(tmp_path, hub.url, "--verify", *names)
+        assert damaged.returncode == 1 and f"download_models.py {FOUR_BIT} --repair" in damaged.stderr
 
 
 def test_no_disk_is_said_with_the_figures_before_the_first_byte(

@@ -18,6 +18,7 @@ from typing import Any
 
 from cai_experiment.models.disk import hub_cache
 
+WEIGHTS = ".safetensors"
 LOADED_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")  # no pickled weights, no code
 # second copies of the weights: other formats' folders, Mistral's and Meta's own files, half-precision variants
 LEFT_OUT = ("*/*", "consolidated*", "pytorch_model*", "tf_model*", "flax_model*", "*.fp16.*", "*.fp32.*")
@@ -57,8 +58,18 @@ class Found:
         return bool(self.commit) and not self.problems
 
 
-def look(hub_id: str, revision: str, hashes: bool = False) -> Found:
-    """Look at a model in the cache; `hashes`: read every byte and hold it against the name of its blob."""
+def holds_weights(hub_id: str, commit: str) -> bool:
+    """True if weights of that commit are here, or a piece of a download; else it is the tokenizer alone."""
+    folder = cache_folder(hub_id)
+    pieces = (folder / "blobs").glob("*.incomplete")
+    return any(pieces) or any((folder / "snapshots" / commit).glob(f"*{WEIGHTS}"))
+
+
+def look(hub_id: str, revision: str, hashes: bool = False, weights: bool = True) -> Found:
+    """Look at a model in the cache; `hashes`: read every byte and hold it against the name of its blob.
+
+    `weights` False: its tokenizer and config are all that is to be there.
+    """
     folder, commit = cache_folder(hub_id), commit_of(hub_id, revision)
     blobs = list((folder / "blobs").glob("*"))
     gb = sum(blob.stat().st_size for blob in blobs) / 1e9
@@ -68,10 +79,11 @@ def look(hub_id: str, revision: str, hashes: bool = False) -> Found:
         return Found("", gb, tuple(problems))
     snapshot, listed = folder / "snapshots" / commit, _tree(folder, commit)
     names = needed(listed) if listed else sorted(path.name for path in snapshot.glob("*"))
+    names = [name for name in names if weights or not name.endswith(WEIGHTS)]
     for name in names:
         problem = _problem(snapshot / name, listed.get(name, {}), hashes)
         problems += [problem] if problem else []
-    problems += _weights_missing(snapshot, names)
+    problems += _weights_missing(snapshot, names) if weights else []
     return Found(commit, gb, tuple(problems))
 
 
@@ -106,7 +118,7 @@ def _weights_missing(snapshot: Path, names: list[str]) -> list[str]:
         except (OSError, ValueError, KeyError, AttributeError):
             return ["model.safetensors.index.json cannot be read"]
         return [f"{shard} is missing" for shard in shards if shard not in names and not (snapshot / shard).is_file()]
-    return [] if any(name.endswith(".safetensors") for name in names) else ["it holds no .safetensors file"]
+    return [] if any(name.endswith(WEIGHTS) for name in names) else ["it holds no .safetensors file"]
 
 
 def digest(path: Path, lfs: bool) -> str:

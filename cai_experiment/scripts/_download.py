@@ -1,30 +1,29 @@
-"""What download_models.py does: which files, is there room, fetch, finish what broke off, list, verify."""
+"""What download_models.py fetches: which files, is there room, go on with what broke off, what without a network."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from cai_experiment.engines.load import is_installed, revision_of
-from cai_experiment.engines.weights import loading_error
+from cai_experiment.engines.weights import loading_error, unreachable
 from cai_experiment.errors import BadInputError, DiskError, EngineError, UserError
 from cai_experiment.milestones import SCRIPTS
-from cai_experiment.models.choice import resolve_model
+from cai_experiment.models.choice import ModelChoice, resolve_model
 from cai_experiment.models.disk import free_gb, hub_cache
-from cai_experiment.models.downloads import cache_folder, digest, look, needed
+from cai_experiment.models.downloads import WEIGHTS, cache_folder, digest, look, needed
 from cai_experiment.models.hardware import detect
-from cai_experiment.models.memory import GB, weights_gb
-from cai_experiment.models.presets import PRESETS
+from cai_experiment.models.memory import GB
 from cai_experiment.models.roles import DOWNLOADED, configuration
 from cai_experiment.models.serving import files_for
 
 COMMAND = f"{SCRIPTS}download_models.py"
 KEPT_FREE_GB = 0.5  # of the disk, beside a download
-WEIGHTS = ".safetensors"
+MOST_PROBLEMS = 3  # that a line names
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +38,7 @@ class Wanted:
     @property
     def repair(self) -> str:
         """The command that fetches what is missing or damaged."""
-        return f"{COMMAND} {self.hub_id} --repair"
+        return f"{COMMAND} {self.hub_id}{'' if self.weights else ' --quantization 4bit'} --repair"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +57,14 @@ def names_of(models: Sequence[str], roles: str | None) -> list[str]:
     return list(dict.fromkeys((chosen.evaluation, chosen.generation)))
 
 
+def chosen(name: str) -> ModelChoice:
+    """The model that an argument names; BadInputError for a name that is nothing."""
+    return resolve_model(name, detect())
+
+
 def wanted(name: str, quantization: str | None) -> list[Wanted]:
     """The repositories of one model; BadInputError for a name that is nothing."""
-    choice, hardware = resolve_model(name, detect()), detect()
+    choice, hardware = chosen(name), detect()
     if Path(choice.path_or_id).is_dir():
         return [Wanted(choice.name, "", "")]
     own = Wanted(choice.name, choice.path_or_id, revision_of(choice))
@@ -68,9 +72,17 @@ def wanted(name: str, quantization: str | None) -> list[Wanted]:
         return [own]
     engine = "unsloth" if hardware.kind == "cuda" and is_installed("unsloth") else "hf"
     place, _ = files_for(choice, engine, quantization)
-    if place == own.hub_id:
+    sibling = sibling_of(choice)
+    if place == own.hub_id or sibling is None:
         return [own]
-    return [Wanted(f"{choice.name} in 4 bit", place, "main"), Wanted(choice.name, own.hub_id, own.revision, False)]
+    return [sibling, Wanted(choice.name, own.hub_id, own.revision, False)]
+
+
+def sibling_of(choice: ModelChoice) -> Wanted | None:
+    """The repository of a model's weights that were quantised beforehand; None if there is none, or it is at hand."""
+    if choice.preset is None or not choice.preset.four_bit:
+        return None
+    return Wanted(f"{choice.name} in 4 bit", choice.preset.four_bit, "main")
 
 
 # ---------------------------------------------------------------- fetching
@@ -79,7 +91,7 @@ def wanted(name: str, quantization: str | None) -> list[Wanted]:
 def fetch(one: Wanted, repair: bool = False) -> None:
     """Fetch one repository, saying what and how much first; `repair`: what is here is read and checked before.
 
-    Raises UserError, one line.
+    Where the hub cannot be reached, what is whole here will do. Raises UserError, one line.
     """
     if not one.hub_id:
         print(f"{one.name}: at hand, nothing to fetch", flush=True)
@@ -95,12 +107,31 @@ def fetch(one: Wanted, repair: bool = False) -> None:
     except UserError:
         raise
     except Exception as error:
+        if unreachable(error):
+            return _without_hub(one, repair, error)
         raise loading_error(one.hub_id, error) from error
-    found = look(one.hub_id, one.revision)
+    found = look(one.hub_id, one.revision, weights=one.weights)
     missing = [name for name in remote.files if not (_snapshot(one, remote.commit) / name).is_file()]
     if missing:
         raise EngineError(f"{one.hub_id}: {', '.join(missing)} did not arrive", one.repair)
     print(f"{one.hub_id}: whole, {found.gb:.2f} GB at {_snapshot(one, remote.commit)}", flush=True)
+
+
+def _without_hub(one: Wanted, repair: bool, error: Exception) -> None:
+    """Say that all is here; EngineError, with what is missing and what to do, if it is not."""
+    found = look(one.hub_id, one.revision, hashes=repair, weights=one.weights)
+    if found.whole:
+        pinned = "main, as last fetched" if one.revision == "main" else "the pinned revision"
+        print(f"{one.hub_id}: whole, {found.gb:.2f} GB ({pinned}, commit {found.commit}); "
+              "the hub cannot be reached and was not asked for news", flush=True)  # fmt: skip
+        return
+    more = len(found.problems) - MOST_PROBLEMS
+    lacks = "; ".join(found.problems[:MOST_PROBLEMS]) + (f"; and {more} more" if more > 0 else "")
+    lacks = lacks or (f"{found.gb:.2f} GB of it are here, not whole" if found.gb else "nothing of it is here")
+    offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
+    step = "unset HF_HUB_OFFLINE" if offline else "connect to the internet"
+    raise EngineError(f"{one.hub_id}: the hub cannot be reached, and {lacks}",
+                      f"{step}, then run the same command") from error  # fmt: skip
 
 
 def _ask(one: Wanted) -> _Remote:
@@ -134,7 +165,8 @@ def _check_room(one: Wanted, remote: _Remote) -> None:
     missing = sum(size for size, blob in remote.files.values() if not (blobs / blob).is_file()) / GB
     halves = sum(half.stat().st_size for half in _halves(blobs)) / GB
     free, place = free_gb(hub_cache()), hub_cache()
-    print(f"{one.hub_id} ({one.revision}, commit {remote.commit}): {len(remote.files)} files, {whole:.2f} GB, "
+    pinned = "main, not pinned: a run records commit" if one.revision == "main" else "pinned commit"
+    print(f"{one.hub_id} ({pinned} {remote.commit}): {len(remote.files)} files, {whole:.2f} GB, "
           f"{missing:.2f} to fetch; {free:.0f} GB free at {place}", flush=True)  # fmt: skip
     need = missing - halves
     if need > 0 and need + KEPT_FREE_GB > free:
@@ -197,49 +229,4 @@ def _go_on(one: Wanted, commit: str, half: Path, whole: Path, name: str, size: i
         half.rename(whole)
 
 
-# ---------------------------------------------------------------- looking
-
-
-def print_list(names: Sequence[str]) -> None:
-    """A table of presets (or of the models named): size on the hub in 16 bit, and what lies in the cache."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("name", "hub id", "GB", "here")
-    for name in names or PRESETS:
-        choice = resolve_model(name, detect())
-        if Path(choice.path_or_id).is_dir():
-            table.add_row(choice.name, "", "", "at hand")
-            continue
-        size = f"{weights_gb(choice.preset.architecture, 'bf16'):.1f}" if choice.preset else "?"
-        found = look(choice.path_or_id, revision_of(choice))
-        here = f"whole, {found.gb:.1f} GB" if found.whole else f"NOT whole, {found.gb:.2f} GB" if found.gb else "-"
-        table.add_row(choice.name, choice.path_or_id, size, here)
-    Console().print(table)
-    print(f"cache: {hub_cache()}, {free_gb(hub_cache()):.0f} GB free")
-
-
-def verify(names: Sequence[str], quantization: str | None) -> bool:
-    """Check each model (without names: each known one of which something is here); one line each, problems on stderr.
-
-    True if all is whole.
-    """
-    known = names or [key for key, preset in PRESETS.items() if not preset.is_local]
-    every = [one for name in known for one in wanted(name, quantization) if one.hub_id]
-    if not names:
-        every = [one for one in every if cache_folder(one.hub_id).is_dir()]
-        print(f"{len(every)} known models in {hub_cache()}", flush=True)
-    return all([_verified(one) for one in every])
-
-
-def _verified(one: Wanted) -> bool:
-    found: Any = look(one.hub_id, one.revision, hashes=True)
-    if found.whole:
-        print(f"{one.hub_id}: whole, {found.gb:.2f} GB, commit {found.commit}", flush=True)
-        return True
-    for problem in found.problems or ("not downloaded",):
-        print(f"{one.hub_id}: {problem}; {one.repair}", file=sys.stderr, flush=True)
-    return False
-
-
-__all__ = ["DOWNLOADED", "Wanted", "fetch", "names_of", "print_list", "verify", "wanted"]
+__all__ = ["DOWNLOADED", "Wanted", "chosen", "fetch", "names_of", "sibling_of", "wanted"]

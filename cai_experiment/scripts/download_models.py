@@ -8,6 +8,7 @@ Run: python cai_experiment/scripts/download_models.py                    Qwen2-1
      python cai_experiment/scripts/download_models.py --verify           every byte against the hub's hashes
 
 The same command goes on where one stopped: whole files are kept, a large one continues where it broke off.
+Without a network what is whole here is said to be so.
 Exit code 0: all is there and whole; 1: something is missing, damaged or out of reach; 2: a name that means nothing.
 """
 
@@ -39,17 +40,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     what.add_argument("--verify", action="store_true", help="check what is downloaded (default: every known model)")
     what.add_argument("--repair", action="store_true", help="check what is here by its hashes, fetch what is damaged")
     args = parser.parse_args(argv)
-    from cai_experiment.scripts import _download
+    from cai_experiment.scripts import _download, _downloaded
 
     if args.roles and args.models:
         raise BadInputError("--roles names both models already", "leave out the names or --roles")
     names = _download.names_of(args.models, args.roles)
     if args.list:
-        _download.print_list(names)
+        _downloaded.print_list(names)
         return EXIT_OK
     if args.verify:
-        return EXIT_OK if _download.verify(names, args.quantization) else EXIT_FAILURE
-    wanted = [one for name in names or _download.DOWNLOADED for one in _download.wanted(name, args.quantization)]
+        return EXIT_OK if _downloaded.verify(names, args.quantization) else EXIT_FAILURE
+    names = names or list(_download.DOWNLOADED)
+    wanted = [one for name in names for one in _download.wanted(name, args.quantization)]
+    if line := _downloaded.which_files(names, args.quantization):
+        print(line, flush=True)
     codes = [_try(one, args.repair) for one in wanted]  # every name meant something before the first is fetched
     return next((code for code in codes if code), EXIT_OK)
 
