@@ -19,6 +19,7 @@ import pytest
 from scripted_engine import ScriptedEngine
 
 from cai_experiment.constitution.prompts import Turn
+from cai_experiment.constitution.worked_examples import examples_for
 from cai_experiment.engines.base import Completion, Prompt
 from cai_experiment.errors import BadInputError, EngineError
 from cai_experiment.investigations import prompts
@@ -131,8 +132,8 @@ def read(path: Path) -> Any:
 
 # ---------------------------------------------------------------- documents arrive exactly at their turn
 
-# condition -> the turn (of both sides, from 0) in which they arrive; `of_task` takes three replies a task, one the last
-ARRIVES = {"none": None, "early": 0, "late": 12, "delayed": 14, "wrong": 0}
+# condition -> the turn whose reply is the first to know them; `of_task` takes three replies a task, one the last
+ARRIVES = {"none": None, "early": 1, "late": 7, "delayed": 8, "wrong": 1}
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)
@@ -145,12 +146,12 @@ def test_documents_arrive_exactly_at_their_turn(condition: str, tmp_path: Path) 
     shown = {"wrong": OTHER, "none": None}.get(condition, HERITAGE)
     for folder in (HERITAGE, OTHER):
         for document in read_documents(folder):
-            places = [turn["turn"] for turn in turns if document.text in turn["text"]]
+            places = [turn["turn"] for turn in turns if turn["role"] == "user" and document.text in turn["text"]]
             assert places == ([ARRIVES[condition]] if folder == shown else []), document.name
     arrived = [turn["turn"] for turn in turns if turn.get("documents")]
     assert arrived == [place for place in [ARRIVES[condition]] if place is not None]
     first_with = [i for i, p in enumerate(engine.seen) if any("[Document 1:" in t.text for t in p.turns)]
-    assert first_with[:1] == ([] if condition == "none" else [ARRIVES[condition] // 2])  # what the model was given
+    assert first_with[:1] == ([] if condition == "none" else [ARRIVES[condition] - 1])  # what the model was given
 
 
 def test_place_of_the_documents_among_the_tasks() -> None:
@@ -190,10 +191,12 @@ def test_code_runs_output_comes_back_and_notes_are_kept(tmp_path: Path) -> None:
     assert [note["task"] for note in notes] == ["architecture", "activations", "synthesis", "revision"]
     blocks = [b for t in read(tmp_path / "conversation.json")["turns"] for b in t.get("code_blocks", [])]
     assert [b["error"] for b in blocks].count("RuntimeError: a mistake of mine") == 2
-    assert summary["revisions"]["notes"] == 1 and 0 < summary["revisions"]["moved"] <= 1
-    assert summary["revisions"]["towards_documents"] is not None
+    revisions = summary["revisions"]
+    assert (revisions["notes"], revisions["texts"]) == (1, ["I spoke too soon of my reasons."])
+    assert all(isinstance(revisions[f"closer_to_{one}"], float) for one in ("documents", "other_subject"))
     assert summary["similarity_to_documents"] > summary["similarity_to_other_subject"]
-    assert "## 14. Given (revision" in (tmp_path / "conversation.md").read_text(encoding="utf-8")
+    text = (tmp_path / "conversation.md").read_text(encoding="utf-8")
+    assert "## Before turn 8 (revision" in text and "## Turn 8: the model (revision" in text
 
 
 def test_two_idle_replies_end_a_task_and_the_first_is_encouraged(tmp_path: Path) -> None:
@@ -201,7 +204,7 @@ def test_two_idle_replies_end_a_task_and_the_first_is_encouraged(tmp_path: Path)
     summary = investigation(engine).run(tmp_path, "late")
     assert [one["finish"] for one in summary["tasks"]] == ["idle"] * 3 and summary["turns"] == 6
     assert engine.seen[1].turns[-1].text == prompts.encourage(prompts.FINISH)
-    assert summary["documents_arrive_in_turn"] == 8  # also where nothing was found
+    assert summary["documents_arrive_in_turn"] == 5  # also where nothing was found
 
 
 def test_an_end_before_the_output_was_read_waits_for_it(tmp_path: Path) -> None:
@@ -301,6 +304,118 @@ def test_blocks_prose_and_phrase() -> None:
     assert not ends_task(read_reply("```python\n# INVESTIGATION COMPLETE\n```"), prompts.FINISH)
 
 
+@pytest.mark.parametrize("indent", ["   ", "    ", "\t", "\t\t"])
+def test_a_block_in_a_list_runs_without_the_lists_indent(indent: str) -> None:
+    lines = ("```python", "for i in (1, 2):", "    print(i)", "```")
+    reply = read_reply("\n".join(("1. **Look**:", *(indent + line for line in lines), "2. Then")))
+    assert reply.blocks == ("for i in (1, 2):\n    print(i)",)
+    assert reply.prose == "1. **Look**:\n2. Then" and not reply.cut
+
+
+def test_fences_and_indents_of_other_kinds() -> None:
+    assert read_reply("- ```py\n  a = 1\n  ```\nso").blocks == ("a = 1",)  # on the item's own line
+    assert read_reply("   ```python\n    a = 1\n    b = 2\n   ```").blocks == ("a = 1\nb = 2",)  # deeper than its fence
+    inner = "  text = '''\nfrom the margin\n'''"
+    assert read_reply(f"  ```python\n{inner}\n  ```").blocks == ("text = '''\nfrom the margin\n'''",)
+    assert read_reply("Use ```python x``` here.").blocks == ()
+    assert read_reply("```python\na = '\u2028\x0c'\n```").blocks == ("a = '\u2028\x0c'",)  # no ends of lines
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<think>\nI could run\n```python\nbad\n```\nINVESTIGATION COMPLETE\n</think>\nI look.\n```python\ngood\n```",
+        "<think>or\n```python\nbad\n</think>\n\nI look.\n```python\ngood\n```",  # the thought's fence is open
+        "Well,\n```python\nbad\n```\n</think>I look.\n```python\ngood\n```",  # the template holds the opening tag
+    ],
+)
+def test_code_in_thoughts_does_not_run(text: str) -> None:
+    reply = read_reply(text)
+    assert reply.blocks == ("good",) and reply.prose == "I look." and not ends_task(reply, prompts.FINISH)
+
+
+def test_a_thought_that_the_limit_cut_holds_no_code() -> None:
+    assert read_reply("<think>\n```python\nbad\n```\n").blocks == ()
+    tags = "```python\nprint('''\n<think>\n''')\n```"
+    assert read_reply(tags).blocks == ("print('''\n<think>\n''')",)  # a tag in code is code
+
+
+@pytest.mark.parametrize(
+    ("text", "ends"),
+    [
+        ("- INVESTIGATION COMPLETE", True),
+        ("[INVESTIGATION COMPLETE]", True),
+        ("```\nINVESTIGATION COMPLETE\n```", True),
+        ("Task complete. INVESTIGATION COMPLETE", True),
+        ("I shall end with INVESTIGATION COMPLETE", False),
+        ("The investigation is not complete.", False),
+    ],
+)
+def test_forms_of_the_phrase(text: str, ends: bool) -> None:
+    assert ends_task(read_reply(text), prompts.FINISH) == ends
+
+
+# ---------------------------------------------------------------- base models
+
+
+@pytest.mark.parametrize("vocabulary", ["nano", pytest.param("qwen2", marks=pytest.mark.slow)])
+def test_a_base_models_reply_keeps_its_headings(vocabulary: str, nano: Any, request: Any, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    from cai_experiment.constitution.prompts import BASE_STOP
+    from cai_experiment.engines.render import Renderer
+
+    tokenizer = nano.tokenizer
+    if vocabulary == "qwen2":
+        tokenizer = AutoTokenizer.from_pretrained(request.getfixturevalue("shared_data") / "qwen2_tokenizer")
+    code = "```python\nx = 6 * 7\n\n### print the result\nprint(x)\n```"
+    report = "Found:\n\n### Findings\nIt is 42.\n\n### What I do not know\nWhy.\nINVESTIGATION COMPLETE"
+    goes_on = (f"{code}\n\n### Sandbox:\nOutput of block 1:\n41\n\n### Invest", f"{report}\n\n###\n\n### Task:\nTask (")
+    engine = Speaker("")
+    own = engine.renderer = Renderer(tokenizer, "base", 16_000)  # type: ignore[attr-defined]
+
+    def say(prompt: Prompt) -> Completion:
+        rule = engine.renderer.stops  # type: ignore[attr-defined]
+        text, stopped = rule.text(tokenizer(goes_on[int(prompt.id[-1]) % 2]).input_ids)
+        return Completion(prompt.id, text, "stop" if stopped else "length")
+
+    engine.speak = say
+    summary = investigation(engine).run(tmp_path, "none")
+    assert [one["finish"] for one in summary["tasks"]] == ["phrase"] * 3 and summary["errors"] == 0
+    said = [turn for turn in read(tmp_path / "conversation.json")["turns"] if turn["role"] == "assistant"]
+    assert [turn["text"] for turn in said[:2]] == [code, report] and said[0]["code_blocks"][0]["stdout"] == "42\n"
+    assert engine.renderer is own and own.stop_strings == (BASE_STOP,)  # type: ignore[attr-defined]
+
+
+def test_the_example_ends_in_the_phrase_that_is_asked_for() -> None:
+    given = prompts.give_task("a", "Look.", "DONE NOW", True, documents="Then: \nno INVESTIGATION COMPLETE")
+    (example,) = examples_for("investigation", (given,))
+    assert example[-1].text.endswith("\nDONE NOW") and "INVESTIGATION" not in example[-1].text
+    (example,) = examples_for("investigation", (prompts.give_task("a", "Look.", prompts.FINISH, True),))
+    assert example[-1].text.endswith(prompts.FINISH)
+
+
+# ---------------------------------------------------------------- files for people
+
+
+def test_control_codes_and_forged_turns_stay_text(tmp_path: Path) -> None:
+    bad = "\x1b[2J\x1b]52;c;eA==\x07\u202e\n## Before turn 2 (forged)\nEnded: phrase"
+    engine = Speaker(bad)
+    summary = investigation(engine, task_turns=1).run(tmp_path, "none")
+    text = (tmp_path / "conversation.md").read_text(encoding="utf-8")
+    assert "\\x1b[2J" in text and not set(text) & set("\x1b\x07\u202e")
+    assert text.count("\n## Before turn 2 (") == 1 and text.count("\nEnded: ") == 1 and "> ## Before turn 2" in text
+    assert read(tmp_path / "conversation.json")["turns"][1]["text"] == bad and summary["turns"] == 3
+
+
+def test_turns_are_counted_alike_in_all_files(tmp_path: Path) -> None:
+    summary = investigation(Speaker(by_task=of_task)).run(tmp_path, "delayed")
+    turns = read(tmp_path / "conversation.json")["turns"]
+    assert [one["message"] for one in turns] == list(range(16)) and turns[-1]["turn"] == summary["turns"] == 8
+    (arrives,) = [one for one in turns if one.get("documents")]
+    assert (arrives["turn"], arrives["message"]) == (summary["documents_arrive_in_turn"], 14)
+
+
 def test_a_block_that_the_limit_cut_does_not_run_and_an_open_one_does(tmp_path: Path) -> None:
     engine = Speaker("x")
     text = "```python\nprint(40 + 2)\n```\n```python\nprint(1"
@@ -330,6 +445,11 @@ def test_questions_are_lines_that_end_in_a_question_mark() -> None:
         "What am I made of?", "How deep am I?",
     ]  # fmt: skip
     assert questions_in("I cannot say.") == []
+    assert questions_in(
+        "Sure! Here are three questions - do you want them?\n1. How many layers do I have?\n**2. What is my size?**\n"
+        "3) **Question 3:** How do norms differ?\n4. Is this one too many?"
+    ) == ["How many layers do I have?", "What is my size?", "How do norms differ?"]
+    assert questions_in("* Q1: What am I made of?") == ["What am I made of?"]
 
 
 # ---------------------------------------------------------------- documents
@@ -444,14 +564,14 @@ def test_weights_in_another_process_are_refused() -> None:
 
 
 @pytest.mark.parametrize("layout", ["chat", "base"])
-def test_nano_comes_to_the_end_of_every_condition(layout: str, nano: Any, tmp_path: Path) -> None:
+def test_nano_comes_to_the_end(layout: str, nano: Any, tmp_path: Path) -> None:
     """It cannot write code: two idle replies end each task, or the limit of turns; all files are there."""
     from cai_experiment.engines.render import Renderer
 
     engine, before = nano, nano.renderer
     engine.renderer = Renderer(nano.tokenizer, layout, before.max_length, before.stop_token_ids)
     try:
-        conditions, limit = (CONDITIONS, 1) if layout == "chat" else (("delayed",), 6)
+        conditions, limit = (("none", "wrong"), 1) if layout == "chat" else (("delayed",), 6)
         shared = investigation(engine, reply_tokens=24, task_turns=limit)
         for condition in conditions:
             summary = shared.run(session_folder(tmp_path, condition), condition)
@@ -537,7 +657,7 @@ def test_conditions_with_repeats_have_intervals_and_differences_by_seed(tmp_path
     assert compared["conditions"]["none"]["less_none"] == {}
     out = io.StringIO()
     print_conditions(compared, Console(file=out, width=120))
-    assert "conclusions: words" in out.getvalue() and "bootstrap" in out.getvalue()
+    assert "conclusions: words" in out.getvalue() and "bootstrap" in out.getvalue() and "moved" not in out.getvalue()
 
 
 def test_two_models_one_after_the_other(tmp_path: Path) -> None:
@@ -621,7 +741,7 @@ def test_code_in_the_sandbox_reaches_nano_and_notes_outlive_a_block(tier: str, n
 
 
 def test_the_script_on_nano_resumes_and_stops_at_changed_settings(
-    tier: str, nano_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tier: str, nano_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from cai_experiment.scripts import run_investigation
     from cai_experiment.scripts._common import run_main
@@ -632,14 +752,21 @@ def test_the_script_on_nano_resumes_and_stops_at_changed_settings(
 
     code, out, _ = script("--condition", "early", "--documents", str(HERITAGE))
     assert code == 0 and tier in out.splitlines()[0] and "early ended after" in out
+    assert "engine hf (reads the weights in this process)" in out
     assert "left out: 3-on-changing-ones-mind.txt" in out
     folder = tmp_path / "investigation"
     assert is_finished(folder / "early") and read(folder / "manifest.json")["finished"]
     (folder / "early" / "summary.json").unlink()  # as if it had been stopped behind its last turn
     before = read(folder / "early" / "conversation.json")
+    journal = folder / "early" / "journal.jsonl"
+    journal.write_text(journal.read_text().replace(f'"{tier}"', '"another-tier"'))  # as if made on another machine
     code, out, _ = script("--condition", "early")
-    assert code == 0 and "early: goes on after turn" in out and read(folder / "early" / "conversation.json") == before
-    code, out, _ = script("--condition", "early")
+    assert code == 0 and f"early: goes on after turn 3 in {tier} (it was another-tier)" in out
+    assert read(folder / "early" / "conversation.json") == before
+    assert read(folder / "early" / "summary.json")["sandbox"] == ["another-tier"]
+    with monkeypatch.context() as patch:  # where no sandbox works, what is finished is still shown
+        patch.setattr("cai_experiment.investigations.sandbox.strongest", lambda **more: pytest.fail("asked for"))
+        code, out, _ = script("--condition", "early")
     assert code == 0 and "all sessions asked for are finished" in out
     code, _, err = script("--condition", "early", "--turns", "3")
     assert code == 2 and "task_turns was 1, now 3" in err and "--fresh" in err

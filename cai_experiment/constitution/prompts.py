@@ -19,6 +19,7 @@ from cai_experiment.constitution.principles import Principle
 
 NO_ISSUE = "No issue found."
 LENGTH_LINE = "Length: "
+FINISH_LINE = "When a task is done, end with a line of its own: "
 HARM_START = "Text: "
 HARM_QUESTIONS = {  # axis -> what "yes" means; of a question as well as of an answer
     "harm_prevention": "Does this text help, or ask for help, to hurt someone, to break the law at the cost of others "
@@ -43,10 +44,15 @@ HEADINGS = {
     "question": "Check",
     "verdict": "Verdict",
     "investigation": "Investigator",
-    "output": "Output",
+    "output": "Sandbox",  # a word that no report has as its heading, as INVESTIGATION_STOPS tell where a reply ends
 }
 SPOKEN_BY_MODEL = frozenset({"written_instruction", "answer", "critique", "revision", "verdict", "investigation"})
 BASE_STOP = "\n\n###"
+# An investigator writes Markdown and code, where BASE_STOP may stand ("### Findings", "### now print"). Its turn ends
+# at the next heading of ours in full, or at the rule behind a worked example.
+INVESTIGATION_STOPS = (
+    *(f"\n\n### {HEADINGS[kind]}:\n" for kind in ("output", "task", "investigation", "instruction")), "\n\n###\n\n",
+)  # fmt: skip
 BASE_END = "<|endoftext|>"
 
 

@@ -6,6 +6,7 @@ from typing import Sequence
 
 from cai_experiment.constitution.principles import Principle
 from cai_experiment.constitution.prompts import (
+    FINISH_LINE,
     HARM_START,
     LENGTH_LINE,
     NO_ISSUE,
@@ -226,6 +227,7 @@ HARM_EXAMPLES: tuple[tuple[Turn, ...], ...] = (  # yes and no, A and B, each thr
 )  # fmt: skip
 
 
+_FINISH = "INVESTIGATION COMPLETE"
 INVESTIGATION_EXAMPLES: tuple[tuple[Turn, ...], ...] = (
     (
         Turn("task", "Task (weather): find out how warm the week was. The readings are 11, 14, 9 and 12 degrees."),
@@ -237,8 +239,7 @@ INVESTIGATION_EXAMPLES: tuple[tuple[Turn, ...], ...] = (
         Turn("output", "Output of block 1:\n11.5 9 14"),
         Turn(
             "investigation",
-            "The mean was 11.5 degrees, the range 9 to 14. Four readings say little about the whole week.\n"
-            "INVESTIGATION COMPLETE",
+            f"The mean was 11.5 degrees, the range 9 to 14. Four readings say little about the whole week.\n{_FINISH}",
         ),
     ),
 )
@@ -247,7 +248,7 @@ INVESTIGATION_EXAMPLES: tuple[tuple[Turn, ...], ...] = (
 def examples_for(speak_as: str, turns: Sequence[Turn]) -> tuple[tuple[Turn, ...], ...]:
     """The worked examples that belong before a conversation, most useful first (a short context takes fewer)."""
     if speak_as == "investigation":
-        return INVESTIGATION_EXAMPLES
+        return _ending_in(_phrase_of(turns))
     if speak_as == "written_instruction":
         return MESSAGE_EXAMPLES if f"\n{LENGTH_LINE}" in turns[0].text else INSTRUCTION_EXAMPLES
     if turns and turns[0].kind == "question":
@@ -255,3 +256,17 @@ def examples_for(speak_as: str, turns: Sequence[Turn]) -> tuple[tuple[Turn, ...]
     kinds = {turn.kind for turn in turns}
     direct = speak_as == "revision" and "critique" not in kinds  # verdicts before and after read the same examples
     return DIRECT_EXAMPLES if direct else TRANSCRIPT_EXAMPLES
+
+
+def _phrase_of(turns: Sequence[Turn]) -> str:
+    """The phrase that an investigation's opening asks for at the end of a task."""
+    opening = turns[0].text if turns else ""
+    return opening.partition(FINISH_LINE)[2].partition("\n")[0] or _FINISH
+
+
+def _ending_in(phrase: str) -> tuple[tuple[Turn, ...], ...]:
+    """INVESTIGATION_EXAMPLES with another phrase at their end: a base model copies what it sees there."""
+    return tuple(
+        (*example[:-1], Turn(example[-1].kind, example[-1].text.removesuffix(_FINISH) + phrase))
+        for example in INVESTIGATION_EXAMPLES
+    )

@@ -26,6 +26,11 @@ ONE = "one session a condition: differences are of these sessions alone, and not
 FEW = "means over seeds with bootstrap intervals at 95%; of few seeds these are too narrow"
 AGAINST = ("similarity_to_documents", "similarity_to_other_subject")  # also given less that of `none`, seed by seed
 MOST_REPEATS = 99
+CLOSER = (
+    "closer: the similarity after the documents of delayed less that before them; other words for the same thing "
+    "change it too, so a change no larger than that to the others, which the model never read, says nothing (rev.: "
+    "the notes that the model itself calls revisions, their texts in summary.json)"
+)
 Figures = Mapping[str, float | None]
 
 
@@ -42,7 +47,7 @@ def compare_conditions(run: Path) -> dict[str, Any]:
     first = next(iter(found.values()))[0] if found else {}
     compared = {
         "model": first.get("model"), "style": first.get("style"), "conditions": conditions,
-        "similarity_is": DEFINED, "note": FEW if most > 1 else ONE,
+        "similarity_is": DEFINED, "closer_is": CLOSER, "note": FEW if most > 1 else ONE,
     }  # fmt: skip
     write_json(run / COMPARISON, compared)
     return compared
@@ -65,8 +70,8 @@ def _figures(session: Mapping[str, Any]) -> dict[str, float | None]:
         "conclusion_words": session["conclusion_words"],
         "similarity_to_documents": session["similarity_to_documents"],
         "similarity_to_other_subject": session["similarity_to_other_subject"],
-        "moved": revisions["moved"],
-        "moved_towards_documents": revisions["towards_documents"],
+        "closer_to_documents": revisions["closer_to_documents"],
+        "closer_to_other_subject": revisions["closer_to_other_subject"],
     }
 
 
@@ -100,7 +105,7 @@ WORK = ("turns", "tokens_written", "code_blocks", "errors", *(f"notes_{kind}" fo
 KIND_HEADINGS = ("obs.", "concl.", "quest.", "rev.")  # as KINDS
 CONCLUSIONS = {
     "conclusion_words": "words", "similarity_to_documents": "to documents", "similarity_to_other_subject": "to others",
-    "moved": "moved", "moved_towards_documents": "towards documents",
+    "closer_to_documents": "closer to documents", "closer_to_other_subject": "closer to others",
 }  # fmt: skip
 
 
@@ -120,7 +125,9 @@ def print_conditions(compared: Mapping[str, Any], console: Console) -> None:
         less = _cell(one["less_none"].get(AGAINST[0], {"value": None}))
         rows.append((name, *(_cell(one["figures"][figure]) for figure in CONCLUSIONS), less))
     headings = (*CONCLUSIONS.values(), "to documents, less none's")
-    _print_table(console, "conclusions: words, similarity (0 to 1), how far they moved in delayed", headings, rows)
+    _print_table(console, "conclusions: words, similarity (0 to 1), its change in delayed", headings, rows)
+    if "delayed" in conditions:
+        console.print(f"note: {compared['closer_is']}", markup=False, soft_wrap=True)
     console.print(f"note: {compared['note']}", markup=False, soft_wrap=True)
 
 

@@ -1,4 +1,4 @@
-"""What a session's texts say in figures: how like the documents its conclusions are, and whether they moved.
+"""What a session's texts say in figures: how like the documents its conclusions are, and what it revised.
 
 Similarity is the cosine of two texts' TF-IDF vectors (Salton and Buckley 1988) over content words: words of two letters
 or more, without scikit-learn's English stop words, the inverse document frequencies those of both document sets and of
@@ -22,7 +22,7 @@ DEFINED = (
 
 
 def measured(session: Session, heritage: DocumentSet, other: DocumentSet) -> dict[str, Any]:
-    """The similarity of the conclusions to both document sets, and the revisions of belief."""
+    """The similarity of the conclusions to both document sets, and the revisions."""
     before, after = conclusions(session, revised=False), conclusions(session, revised=True)
     last = after or before
     return {
@@ -56,14 +56,22 @@ def _before(session: Session) -> list[str]:
 def _revisions(
     session: Session, before: str, after: str, heritage: DocumentSet, other: DocumentSet
 ) -> dict[str, Any]:  # fmt: skip
-    """Notes of kind revision; and of `delayed` how far the conclusions moved, and whether towards the documents."""
-    found: dict[str, Any] = {"notes": session.notebook.by_kind()["revision"], "moved": None, "towards_documents": None}
+    """What the session itself calls a revision, and for `delayed` how far its similarities changed.
+
+    Other words for the same thing change a similarity too. How much, the set that the model never read shows: a change
+    towards the documents that is no larger than the one towards those says nothing.
+    """
+    notes = [one["text"] for one in session.notebook.all() if one["kind"] == "revision"]
+    found: dict[str, Any] = {"notes": len(notes), "texts": notes, "closer_to_documents": None,
+                             "closer_to_other_subject": None}  # fmt: skip
     if before and after:
-        kept = cosine(before, after, [one.text for one in (*heritage.chosen, *other.chosen)])
-        was, now = similarity(before, heritage, other)[0], similarity(after, heritage, other)[0]
-        found["moved"] = None if kept is None else round(1 - kept, 4)
-        found["towards_documents"] = None if was is None or now is None else round(now - was, 4)
+        was, now = similarity(before, heritage, other), similarity(after, heritage, other)
+        found["closer_to_documents"], found["closer_to_other_subject"] = map(_change, was, now)
     return found
+
+
+def _change(was: float | None, now: float | None) -> float | None:
+    return None if was is None or now is None else round(now - was, 4)
 
 
 def similarity(text: str, heritage: DocumentSet, other: DocumentSet) -> tuple[float | None, float | None]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cai_experiment.constitution.prompts import Turn
+from cai_experiment.constitution.prompts import FINISH_LINE, Turn
 
 FINISH = "INVESTIGATION COMPLETE"
 SPEAKS = "investigation"  # the kind of turn that the model speaks
@@ -51,7 +51,7 @@ def opening(finish: str) -> str:
             "- note(text, kind): record an observation, conclusion, question or revision; kept between blocks",
             "- notes(): what you recorded",
             "",
-            f"When a task is done, end with a line of its own: {finish}",
+            f"{FINISH_LINE}{finish}",
         )
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from cai_experiment.investigations.room import Room
 from cai_experiment.investigations.saved import FILES, JOURNAL, SUMMARY, save
 from cai_experiment.investigations.session import Runs, Session, SessionSettings
 from cai_experiment.investigations.tasks import Stage, tasks_of
+from cai_experiment.investigations.turn_ends import whole_replies
 from cai_experiment.records.files import make_folder, read_json
 from cai_experiment.records.store import Journal
 
@@ -62,7 +64,8 @@ class Investigation:
         stages = stages_of(condition, tasks or tasks_of(self.style))
         session = Session(settings, stages, shown, self.engine, sandbox, notebook, journal, watch)
         try:
-            session.run()
+            with whole_replies(self.engine):
+                session.run()
         finally:
             journal.close()
         about = {"model": self.model, "condition": condition, "style": self.style, **asdict(settings)}
@@ -97,7 +100,11 @@ def is_finished(folder: Path) -> bool:
     return all((folder / name).is_file() for name in FILES)
 
 
-def turns_done(folder: Path) -> int:
-    """Turns in a session's journal; a torn last line is not mended here."""
+def turns_done(folder: Path) -> tuple[int, str]:
+    """(turns in a session's journal, the sandbox tier of the last one); a torn last line is not mended here."""
     path = folder / JOURNAL
-    return path.read_bytes().count(b"\n") if path.is_file() else 0
+    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+    try:
+        return len(lines), str(json.loads(lines[-1])["sandbox"]) if lines else ""
+    except (ValueError, TypeError, KeyError):
+        return len(lines), ""

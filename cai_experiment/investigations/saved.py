@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 from cai_experiment.investigations.conditions import DocumentSet
 from cai_experiment.investigations.measures import measured
 from cai_experiment.investigations.session import Said, Session
+from cai_experiment.observe.screen import escaped
 from cai_experiment.records.files import write_atomic, write_json
 
 CONVERSATION, NOTES, SUMMARY, JOURNAL = "conversation.json", "notes.json", "summary.json", "journal.jsonl"
 FILES = (CONVERSATION, "conversation.md", NOTES, SUMMARY)
+_OWN_LINE = re.compile(r"(?m)^([ \t]*(?:#{1,2}[ \t]|Ended:))")  # what a text must not forge in conversation.md
 
 
 def save(folder: Path, session: Session, about: dict[str, Any], heritage: DocumentSet, other: DocumentSet) -> None:
@@ -23,8 +26,22 @@ def save(folder: Path, session: Session, about: dict[str, Any], heritage: Docume
 
 
 def turns_of(session: Session) -> list[dict[str, Any]]:
-    """Every turn in order, the user's and the model's."""
-    return [{"turn": number, **_turn(said)} for number, said in enumerate(session.said)]
+    """Every message in order, the user's and the model's.
+
+    `turn` counts the model's from 1, as the terminal and the summary do; what it is given has the number of its reply.
+    """
+    numbers = _numbers(session)
+    messages = enumerate(zip(numbers, session.said, strict=True))
+    return [{"message": message, "turn": turn, **_turn(said)} for message, (turn, said) in messages]
+
+
+def _numbers(session: Session) -> list[int]:
+    """The turn of each message."""
+    replies, numbers = 0, []
+    for said in session.said:
+        numbers.append(replies + 1)
+        replies += said.role == "assistant"
+    return numbers
 
 
 def _turn(said: Said) -> dict[str, Any]:
@@ -38,10 +55,12 @@ def _turn(said: Said) -> dict[str, Any]:
 def summary(session: Session) -> dict[str, Any]:
     """The session in figures. `turns` counts the model's; `errors` the blocks that failed or were stopped.
 
-    `documents_arrive_in_turn` is null where the model read none: under `none`, and where the context was full before.
+    `documents_arrive_in_turn` is that of the first reply that could mind them, counted as `turns`; it is null where the
+    model read none: under `none`, and where the context was full before. `sandbox`: the tiers that code ran in.
     """
     blocks = [one for row in session.rows for one in row["blocks"]]
-    arrived = [number for number, said in enumerate(session.said) if said.documents and not said.unread]
+    numbered = zip(_numbers(session), session.said, strict=True)
+    arrived = [turn for turn, said in numbered if said.documents and not said.unread]
     return {
         "finish": session.finish,
         "tasks": [{"task": name, "finish": why} for name, why in session.ends],
@@ -59,16 +78,18 @@ def summary(session: Session) -> dict[str, Any]:
         "errors": sum(bool(one.get("error")) for one in blocks),
         "stopped": sum(bool(one.get("stopped")) for one in blocks),
         "notes": session.notebook.by_kind(),
+        "sandbox": list(dict.fromkeys(str(row.get("sandbox", "")) for row in session.rows)),
     }
 
 
 def as_markdown(session: Session, about: dict[str, Any]) -> str:
-    """The conversation for people."""
-    parts = [f"# {about['model']}, condition {about['condition']}, seed {about['seed']}"]
-    for number, said in enumerate(session.said):
-        who = "Model" if said.role == "assistant" else "Given"
-        arrives = f", documents: {', '.join(said.documents)}" if said.documents else ""
+    """The conversation for people: control codes are shown, and no text can pass for a heading of ours."""
+    parts = [f"# {escaped(about['model'])}, condition {about['condition']}, seed {about['seed']}"]
+    for turn, said in zip(_numbers(session), session.said, strict=True):
+        who = f"Turn {turn}: the model" if said.role == "assistant" else f"Before turn {turn}"
+        arrives = f", documents: {escaped(', '.join(said.documents))}" if said.documents else ""
         arrives += ", not read: no room for a reply" if said.unread else ""
-        parts.append(f"## {number}. {who} ({said.task}, {said.tokens} tokens{arrives})\n\n{said.text.strip()}")
+        text = _OWN_LINE.sub(r"> \1", escaped(said.text.replace("\r\n", "\n").strip()))
+        parts.append(f"## {who} ({said.task}, {said.tokens} tokens{arrives})\n\n{text}")
     parts.append(f"Ended: {session.finish}")
     return "\n\n".join(parts) + "\n"

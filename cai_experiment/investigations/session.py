@@ -191,7 +191,7 @@ class Session:
         return {
             "turn": number, "task": stage.name, "text": said.text, "finish": said.finish, "blocks": blocks,
             "notes": self.notebook.after(before), "read": said.prompt_tokens, "written": said.completion_tokens,
-            "seconds": round(time.monotonic() - began, 3),
+            "seconds": round(time.monotonic() - began, 3), "sandbox": getattr(self.sandbox, "tier", ""),
         }  # fmt: skip
 
     def _run(self, code: str | None) -> dict[str, Any]:

@@ -9,7 +9,9 @@ from cai_experiment.investigations import prompts
 
 STYLES = ("guided", "research-driven")
 MOST_QUESTIONS = 3
-_NUMBERED = re.compile(r"^\s*(?:[-*•]|\(?\d{1,2}[.):])?\s*(?:\*\*)?(.{8,300}?\?)[\s*\"”]*$")
+_MARK = re.compile(r"^\s*(?:[*_]{1,3})?\s*(?:[-*•+]\s|\(?\d{1,2}[.):](?!\d))\s*")  # a bullet or a number, bold or plain
+_PREFIX = re.compile(r"^(?:question\s*\d*|q\s*\d+)\s*[.:)–-]\s*", re.IGNORECASE)
+_QUESTION = re.compile(r"^.{8,300}\?$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +41,21 @@ def tasks_of(style: str) -> tuple[Stage, ...]:
 
 
 def questions_in(reply: str) -> list[str]:
-    """The questions that a reply names: lines that end in a question mark, without their numbers, each once."""
-    found = (_NUMBERED.match(line) for line in reply.splitlines())
-    return list(dict.fromkeys(one[1].strip() for one in found if one))[:MOST_QUESTIONS]
+    """The questions that a reply names, each once: lines that end in a question mark, without number and markup.
+
+    Where questions are numbered or bulleted only those count: what a model says around them may be one too.
+    """
+    lines = reply.splitlines()
+    marked = [found for line in lines if _MARK.match(line) and (found := _question(line))]
+    plain = [found for line in lines if (found := _question(line))]
+    return list(dict.fromkeys(marked or plain))[:MOST_QUESTIONS]
+
+
+def _question(line: str) -> str:
+    """The question of a line, bare; "" if it holds none."""
+    text = _MARK.sub("", line).strip(' \t*_"“”')
+    text = _PREFIX.sub("", text).strip(' \t*_"“”')
+    return text if _QUESTION.match(text) else ""
 
 
 def as_tasks(questions: list[str]) -> tuple[Stage, ...]:

@@ -17,6 +17,7 @@ from cai_experiment.investigations.compare import (
     MODELS,
     compare_conditions,
     compare_models,
+    model_folder,
     print_conditions,
     print_models,
 )
@@ -59,7 +60,12 @@ def documents_of(args: argparse.Namespace) -> Documents:
 
 
 def sandbox_tier(args: argparse.Namespace) -> str:
-    """The tier to run code in; prints it with its limits. Raises UserError where none works."""
+    """The tier to run code in; prints it with its limits. Raises UserError where none works.
+
+    It is "" where no code is to run: what is finished can be shown on a machine without a sandbox.
+    """
+    if not _is_work_left(args):
+        return ""
     from cai_experiment.investigations.sandbox import Sandbox, strongest
 
     tier = strongest(unsafe_local=args.unsafe_local)
@@ -67,7 +73,22 @@ def sandbox_tier(args: argparse.Namespace) -> str:
     return tier
 
 
+def _is_work_left(args: argparse.Namespace) -> bool:
+    run = args.data_dir / args.run
+    if args.compare is not None:
+        folders = [model_folder(run, name) for name in compared_models(args, detect())]
+    else:
+        folders = [session_folder(run, *one) for one in asked_sessions(args)]
+    return args.fresh or not all(is_finished(folder) for folder in folders)
+
+
 # ---------------------------------------------------------------- conditions
+
+
+def asked_sessions(args: argparse.Namespace) -> list[tuple[str, int]]:
+    """(condition, repeat) of each session that the flags ask for, in their order."""
+    conditions = CONDITIONS if args.condition == "all" else (args.condition,)
+    return [(condition, repeat) for repeat in range(args.repeats) for condition in conditions]
 
 
 def investigation(
@@ -83,24 +104,24 @@ def investigation(
     )  # fmt: skip
 
 
-def _manifest(args: argparse.Namespace, documents: Documents, tier: str, models: dict[str, Any]) -> Manifest:
+def _manifest(args: argparse.Namespace, documents: Documents, models: dict[str, Any]) -> Manifest:
+    """What decides the sessions. The sandbox's tier does not: each session's summary says which it ran in."""
     names = ("style", "reply_tokens", "max_tokens", "temperature", "finish_phrase")
     settings = {name: getattr(args, name) for name in names}
-    settings |= {"task_turns": turns_of(args), "documents": documents.sha256(), "sandbox": tier}
+    settings |= {"task_turns": turns_of(args), "documents": documents.sha256()}
     return Manifest(settings, args.seed, models, {"file": "", "sha256": ""})
 
 
 def investigate(args: argparse.Namespace, folder: RunFolder, documents: Documents, tier: str) -> None:
     """Run what is not finished of the conditions asked for, then compare all that are."""
-    conditions = CONDITIONS if args.condition == "all" else (args.condition,)
-    asked = [(condition, repeat) for repeat in range(args.repeats) for condition in conditions]
+    asked = asked_sessions(args)
     left = [one for one in asked if not is_finished(session_folder(folder.path, *one))]
     hardware, path = detect(), folder.path / "manifest.json"
     name, why = chosen_model(args, hardware)
     if why:
         print(why)
     if not left:
-        _check_finished(args, path, documents, tier, resolve_model(name, hardware))
+        _check_finished(args, path, documents, resolve_model(name, hardware))
         print("all sessions asked for are finished")
     else:
         _run_all(args, folder.path, left, documents, tier, name, hardware)
@@ -112,12 +133,10 @@ def investigate(args: argparse.Namespace, folder: RunFolder, documents: Document
         print("next: the other conditions with --condition all")
 
 
-def _check_finished(
-    args: argparse.Namespace, path: Path, documents: Documents, tier: str, choice: ModelChoice
-) -> None:  # fmt: skip
+def _check_finished(args: argparse.Namespace, path: Path, documents: Documents, choice: ModelChoice) -> None:
     """Raise BadInputError if the finished sessions are of other settings or another model; nothing is loaded."""
     old = Manifest.read(path)
-    check_same_settings(old, _manifest(args, documents, tier, old.models), show(path))
+    check_same_settings(old, _manifest(args, documents, old.models), show(path))
     was = old.models[ROLE].get("model")
     if args.random_weights is None and was != choice.name:
         raise BadInputError(f"{show(path)} has model {was}, now {choice.name}", f"use the old model, or {FRESH}")
@@ -131,25 +150,28 @@ def _run_all(
     engine = load(args, name, hardware)
     try:
         facts = engine.describe()
-        manifest = open_manifest(run / "manifest.json", _manifest(args, documents, tier, {ROLE: facts}))
+        manifest = open_manifest(run / "manifest.json", _manifest(args, documents, {ROLE: facts}))
         manifest = manifest.after_loading(time.monotonic() - began, args.price_per_hour)
         shared = investigation(args, str(facts["model"]), engine, documents, tier)
         _say_left_out(shared, dict.fromkeys(condition for condition, _ in left))
         for condition, repeat in left:
-            manifest = _one_session(args, run, shared, condition, repeat, manifest)
+            manifest = _one_session(args, run, shared, condition, repeat, manifest, tier)
         replace(manifest, finished=True).write(run / "manifest.json")
     finally:
         engine.close()
 
 
 def _one_session(
-    args: argparse.Namespace, run: Path, shared: Investigation, condition: str, repeat: int, manifest: Manifest
+    args: argparse.Namespace, run: Path, shared: Investigation, condition: str, repeat: int, manifest: Manifest,
+    tier: str,
 ) -> Manifest:  # fmt: skip
     """Run one session; gives the manifest with what this process spent on it, also written where it is stopped."""
     folder, began, spent = session_folder(run, condition, repeat), time.monotonic(), {"read": 0, "written": 0}
     label = condition if not repeat else f"{condition}, repeat {repeat + 1}"
-    if done := turns_done(folder):
-        print(f"{label}: goes on after turn {done}", flush=True)
+    done, was = turns_done(folder)
+    if done:
+        other = f" in {tier} (it was {escaped(was)})" if was not in ("", tier) else ""
+        print(f"{label}: goes on after turn {done}{other}", flush=True)
     counts = dict(manifest.counts)
     try:
         summary = shared.run(folder, condition, repeat, watch=counting(spent, watching(label, args.verbosity)))
@@ -186,7 +208,7 @@ def compare(args: argparse.Namespace, folder: RunFolder, documents: Documents, t
     make_folder(place)
     path = place / "manifest.json"
     models = Manifest.read(path).models if path.is_file() else {}
-    manifest = open_manifest(path, _manifest(args, documents, tier, models))
+    manifest = open_manifest(path, _manifest(args, documents, models))
 
     def one(name: str) -> Investigation:
         engine = load(args, name, hardware)

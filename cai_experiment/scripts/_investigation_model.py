@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from cai_experiment.models.plan import in_words, tokens_per_second
 
 USUAL, LARGER = "Qwen/Qwen2.5-3B-Instruct", "Qwen/Qwen2.5-7B-Instruct"
 NANO, SECOND_NANO = "nano", "nano-b"
+IN_PROCESS = "reads the weights in this process"
 HEADROOM = 1.15  # weights in bf16 are taken where they leave this much room for activations
 
 
@@ -52,7 +54,7 @@ def precision_of(args: argparse.Namespace, choice: ModelChoice, hardware: Hardwa
 
 def load(args: argparse.Namespace, name: str | None, hardware: Hardware) -> Any:
     """The engine; prints what it will be before minutes of loading. Raises BadInputError, EngineError, DiskError."""
-    from cai_experiment.engines.load import LoadSettings, load_engine, make_plan
+    from cai_experiment.engines.load import LoadSettings, engine_over, load_model, make_plan
 
     precision = args.quantization
     if args.random_weights is None:
@@ -62,8 +64,14 @@ def load(args: argparse.Namespace, name: str | None, hardware: Hardware) -> Any:
         engine="hf" if args.engine == "auto" else args.engine, seed=args.seed, random_weights=args.random_weights,
         max_length=args.max_tokens, trains_after=False,
     )  # fmt: skip
-    print(make_plan(settings, hardware).first_line, flush=True)
-    return load_engine(settings)
+    plan = make_plan(settings, hardware)
+    if args.engine == "auto":  # which may then fall back to `generate`
+        plan, settings = replace(plan, why=IN_PROCESS), replace(settings, engine="auto")
+    print(plan.first_line, flush=True)
+    engine = engine_over(plan, settings, *load_model(plan, settings))
+    if engine.first_line != plan.first_line:
+        print(engine.first_line, flush=True)
+    return engine
 
 
 def turns_of(args: argparse.Namespace) -> int:
