@@ -197,7 +197,7 @@ OTHERS = (
     ModelPreset(
         "mistral-7b", "mistralai/Mistral-7B-Instruct-v0.3", "chat",
         _llama(32, 4096, 32, 8, 14_336, 32_768, model_type="mistral"), 32_768, APACHE,
-        "fluent text; a judge of another family than Qwen", tags=frozenset({"instructions", "critique"}),
+        "fluent text; a judge of another family than Qwen", gated=True, tags=frozenset({"instructions", "critique"}),
         revision="c170c708c41dac9275d15a8fff4eca08d52bab71", published=7_248_023_552, long_context=NATIVE,
         four_bit="unsloth/mistral-7b-instruct-v0.3-bnb-4bit",
         config={"rope_theta": 1_000_000.0, "sliding_window": None},

@@ -34,7 +34,7 @@ def fit_table(found: Sequence[Fit], hardware: Hardware, length: int | None) -> T
         f"trains: in rows of so many tokens{'' if length else f', up to {LENGTHS[0]:,}'}{about}",
         names, ("GB", "rows", "DPO", "pairs"), ("generates", "trains"))  # fmt: skip
     for one in found:
-        need, trained = ("-", "-") if one.too_long else (f"{one.need:.1f}", f"{one.training_need:.1f}")
+        need, trained = ("-", "-") if one.too_long else (_gb(one.need), _gb(one.training_need))
         table.add_row(one.preset.key, one.quantization, need, _count(one.rows, one), generates(one), trained,
                       _count(one.pairs, one), trains(one))  # fmt: skip
     return table
@@ -55,7 +55,11 @@ def trains(one: Fit) -> str:
 
 
 def _short(gb: float) -> str:
-    return f"no: {gb:.1f} short" if gb < 99.95 else f"no: {gb:.0f} short"
+    return f"no: {_gb(gb)} short"
+
+
+def _gb(gb: float) -> str:
+    return f"{gb:.1f}" if gb < 99.95 else f"{gb:.0f}"
 
 
 def _count(number: int, one: Fit) -> str:
