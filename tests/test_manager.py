@@ -94,7 +94,7 @@ def test_one_model_in_both_roles_is_loaded_once_and_freed_when_both_have_let_go(
     monkeypatch.setattr(manager_module, "load_model", counted)
     manager = MultiModelManager(settings=ONLY_CPU)
     ok, message = manager.load_evaluation_model("nano")
-    assert ok and message.startswith("Evaluation model loaded: nano, 0.0"), message
+    assert ok and message.startswith("Evaluation model loaded: nano, 3.5M parameters, 0.0"), message
     ok, message = manager.load_generation_model(str(nano_dir))  # the same files by another name
     assert ok and "shared by both roles" in message and loads == ["nano"]
     info = manager.get_status_info()
@@ -228,6 +228,7 @@ def test_each_vllm_is_started_with_its_share(on_a_pod: None, monkeypatch: pytest
     closed: list[bool] = []
     monkeypatch.setattr(pair, "detect", lambda: CARD)
     monkeypatch.setattr(pair, "load_engine", load_engine)
+    monkeypatch.setattr(pair, "check_files", lambda plan, settings: False)
     settings = LoadSettings(model="qwen2.5-14b", trains_after=False)
     with pytest.raises(EngineError, match="no"):
         pair.load_pair(settings, replace(settings, model="qwen2.5-7b"), said.append)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cai_experiment.engines.at_hand import check_files, in_words_of, quiet_retries
+from cai_experiment.engines.at_hand import revision_of as revision_of  # for those who load elsewhere
 from cai_experiment.engines.precision import attention_of, device_of, dtype_of, quantization_config
-from cai_experiment.engines.weights import check_folder, compute_in, keep_trainable, loading_error, weights_hash
-from cai_experiment.errors import BadInputError, DiskError, EngineError, UserError
+from cai_experiment.engines.weights import compute_in, keep_trainable, loading_error, weights_hash
+from cai_experiment.errors import BadInputError, EngineError, UserError
 from cai_experiment.models.choice import ModelChoice, resolve_model
 from cai_experiment.models.hardware import Hardware, detect
 from cai_experiment.models.plan import of_both
@@ -45,6 +48,11 @@ class LoadSettings:
     server_concurrency: int = 64  # requests at a time, at most
     deadline: float = 600.0  # seconds for one request to the server
     memory_share: float | None = None  # of each GPU, for vLLM; None: all that it takes by itself
+    said: str = "--model"  # what named the model, for messages: a flag, "--roles dual:", or "" for a call
+
+    def naming(self) -> AbstractContextManager[None]:
+        """Errors from within speak of what named the model."""
+        return in_words_of(self.said, self.model is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +80,11 @@ def load_engine(settings: LoadSettings) -> Engine:
     Raises BadInputError (unknown model, damaged files, settings that do not go together) and EngineError (it cannot be
     loaded or served here).
     """
+    with settings.naming():
+        return _load_engine(settings)
+
+
+def _load_engine(settings: LoadSettings) -> Engine:
     hardware = detect()
     plan = make_plan(settings, hardware)
     if plan.engine == "server":
@@ -82,6 +95,7 @@ def load_engine(settings: LoadSettings) -> Engine:
     if plan.engine == "vllm":
         from cai_experiment.engines import vllm_load
 
+        check_files(plan, settings)
         vllm = vllm_load.load(plan.choice, plan.quantization, settings, hardware)
         engine, plan = vllm, replace(plan, quantization=str(vllm.facts["quantization"]))
     else:
@@ -90,9 +104,7 @@ def load_engine(settings: LoadSettings) -> Engine:
     return engine
 
 
-def engine_over(
-    plan: Plan, settings: LoadSettings, model: Any, tokenizer: Any, facts: dict[str, object]
-) -> Engine:
+def engine_over(plan: Plan, settings: LoadSettings, model: Any, tokenizer: Any, facts: dict[str, object]) -> Engine:
     """The plan's engine over loaded weights; with "auto" `generate` where hf's packed passes do not serve the model.
 
     Raises EngineError for an engine that was asked for by name and cannot serve it.
@@ -112,6 +124,11 @@ def engine_over(
 
 def make_plan(settings: LoadSettings, hardware: Hardware) -> Plan:
     """Choose model, engine, quantisation and device; no torch yet. Raises BadInputError, EngineError."""
+    with settings.naming():
+        return _make_plan(settings, hardware)
+
+
+def _make_plan(settings: LoadSettings, hardware: Hardware) -> Plan:
     if settings.engine not in ENGINES:
         raise BadInputError(f"--engine {settings.engine} is unknown", f"use one of {', '.join(ENGINES)}")
     device = settings.device or hardware.kind
@@ -131,7 +148,7 @@ def _choose_model(settings: LoadSettings, hardware: Hardware) -> ModelChoice:
 
         return served_model(settings, hardware)
     if settings.random_weights is None:
-        return resolve_model(settings.model, hardware)
+        return resolve_model(settings.model, hardware, settings.said)
     preset = PRESETS.get(settings.random_weights)
     if preset is None:
         raise BadInputError(f"--random-weights {settings.random_weights} is no preset", f"known: {', '.join(PRESETS)}")
@@ -209,13 +226,17 @@ def load_model(plan: Plan, settings: LoadSettings) -> tuple[Any, Any, dict[str, 
 
     Raises BadInputError, EngineError and, before a download that the disk does not hold, DiskError, one line each.
     """
+    local = check_files(plan, settings)
+    with settings.naming():
+        model, tokenizer = _weights(plan, settings, local)
+    if plan.quantization == "4bit" and plan.engine != "unsloth":
+        keep_trainable(model)  # one load serves generation and DPO; and a CPU would repack the weights
+    return model, tokenizer, _facts(plan, settings, model)
+
+
+def _weights(plan: Plan, settings: LoadSettings, local: bool) -> tuple[Any, Any]:
+    """(model, tokenizer); `local`: the hub is asked nothing."""
     place = plan.choice.path_or_id
-    if settings.random_weights is None:
-        if Path(place).is_dir():
-            check_folder(Path(place))
-        elif refusal := disk_refusal(plan.choice, files_for(plan.choice, plan.engine, plan.quantization)[1]):
-            step = "make room, set HF_HOME to a larger disk, or take a smaller --model"
-            raise DiskError(f"--model {plan.choice.name}: {refusal}", step)
     try:
         if settings.random_weights is not None:
             model, tokenizer = _random(plan, settings)
@@ -226,17 +247,16 @@ def load_model(plan: Plan, settings: LoadSettings) -> tuple[Any, Any, dict[str, 
             revision = revision_of(plan.choice) if files == place else "main"
             model, tokenizer = unsloth.load(files, settings.max_length or MAX_LENGTH, revision)
         else:
-            model, tokenizer = _pretrained(place, plan, settings)
+            with quiet_retries():
+                model, tokenizer = _pretrained(place, plan, settings, local)
     except (UserError, MemoryError):
         raise
     except Exception as error:
         raise loading_error(plan.choice.name, error) from error
-    if plan.quantization == "4bit" and plan.engine != "unsloth":
-        keep_trainable(model)  # one load serves generation and DPO; and a CPU would repack the weights
-    return model, tokenizer, _facts(plan, settings, model)
+    return model, tokenizer
 
 
-def _pretrained(place: str, plan: Plan, settings: LoadSettings) -> tuple[Any, Any]:
+def _pretrained(place: str, plan: Plan, settings: LoadSettings, local: bool) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
@@ -244,7 +264,7 @@ def _pretrained(place: str, plan: Plan, settings: LoadSettings) -> tuple[Any, An
         logging.disable_progress_bar()  # a bar is for downloads
     revision = revision_of(plan.choice)
     # the model's own: a sibling's may have other special tokens
-    tokenizer = AutoTokenizer.from_pretrained(place, revision=revision)
+    tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, local_files_only=local)
     files, precision = files_for(plan.choice, plan.engine, plan.quantization)
     # of weights quantised beforehand config.json says how, unless anything is passed, were it None
     dtype = _dtype(plan, settings)
@@ -256,7 +276,9 @@ def _pretrained(place: str, plan: Plan, settings: LoadSettings) -> tuple[Any, An
         device_map={"": device_of(plan.device)},
         use_safetensors=True,
         trust_remote_code=False,
-        **attention_of(place, revision),
+        local_files_only=local,
+        adapter_kwargs={"local_files_only": local},  # else it asks the hub whether the model has an adapter
+        **attention_of(place, revision, local),
         **({} if precision == "4bit" else own),
     )
     if precision == "4bit":
@@ -279,12 +301,6 @@ def _random(plan: Plan, settings: LoadSettings) -> tuple[Any, Any]:
 
 def _dtype(plan: Plan, settings: LoadSettings) -> Any:
     return dtype_of(plan.quantization, plan.device, settings.trains_after)
-
-
-def revision_of(choice: ModelChoice) -> str:
-    """The commit or branch of a preset's files on the hub that this lab has pinned; "main" of any other model."""
-    preset = choice.preset
-    return preset.revision if preset is not None and choice.path_or_id == preset.hub_id else "main"
 
 
 def _facts(plan: Plan, settings: LoadSettings, model: Any) -> dict[str, object]:

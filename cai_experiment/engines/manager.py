@@ -12,11 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from cai_experiment.engines.at_hand import check_files
 from cai_experiment.engines.load import ELSEWHERE, LoadSettings, Plan, engine_over, load_model, make_plan
 from cai_experiment.engines.placing import Free, Placed, free_now, place, tensors_gb
 from cai_experiment.errors import BadInputError, EngineError, UserError
 from cai_experiment.models.hardware import Hardware, detect
 from cai_experiment.models.roles import DEFAULT, ROLES, configuration
+from cai_experiment.models.tables import in_short
 
 if TYPE_CHECKING:
     from cai_experiment.engines.base import Engine
@@ -64,7 +66,8 @@ class MultiModelManager:
 
     def load_evaluation_model(self, key: str) -> tuple[bool, str]:
         """Load the model that criticises and judges: preset, hub id or folder. (True, what it became) or (False, the
-        reason in one line); what this role held before is freed first, unless `key` means nothing.
+        reason in one line). What this role held before is kept by a failure, unless the memory did not hold both and
+        the new one's files failed as they were read; then the reason says that nothing is loaded.
         """
         return self._told("evaluation", key)
 
@@ -73,13 +76,23 @@ class MultiModelManager:
         return self._told("generation", key)
 
     def load_configuration(self, name: str = DEFAULT) -> tuple[bool, str]:
-        """Load both models of "single", "dual" or "conservative"; if one cannot be loaded, neither is kept."""
+        """Load both models of "single", "dual" or "conservative"; if one cannot be loaded, neither is kept.
+
+        What was loaded before is kept if the files of one are not to be had.
+        """
         try:
             chosen = configuration(name)
         except BadInputError as error:
             return False, str(error)
         told: list[str] = []
-        for role, key in zip(ROLES, (chosen.evaluation, chosen.generation), strict=True):
+        wanted = list(zip(ROLES, (chosen.evaluation, chosen.generation), strict=True))
+        try:
+            for _, key in wanted:
+                settings = replace(self._base, model=key, said="")
+                check_files(self._plan(settings), settings)
+        except UserError as error:
+            return False, str(error)
+        for role, key in wanted:
             ok, message = self._told(role, key)
             told.append(message)
             if not ok:
@@ -88,41 +101,69 @@ class MultiModelManager:
         return True, "; ".join(told)
 
     def _told(self, role: str, key: str) -> tuple[bool, str]:
+        held = self._loaded.get(role)
         try:
-            found = self.load(role, replace(self._base, model=key))
+            found = self.load(role, replace(self._base, model=key, said=""))
         except (UserError, MemoryError) as error:
-            reason = str(error) or f"--model {key} does not fit into memory"
+            reason = str(error) or f"{key} does not fit into memory"
         else:
             return True, f"{role.capitalize()} model loaded: {self._described(found, role)}"
         _give_back()  # here, where the traceback that held half a model is gone
+        if held is not None and role not in self._loaded:
+            reason = f"{reason}; {held.name} had to go first: no {role} model is loaded now"
         return False, reason
 
     def load(self, role: str, settings: LoadSettings) -> _Loaded:
-        """Load for "evaluation" or "generation", or share what the other role holds. Raises UserError, one line."""
+        """Load for "evaluation" or "generation", or share what the other role holds. Raises UserError, one line.
+
+        What the role held is let go of last where the memory holds both, else once the new one's place and files are
+        sure.
+        """
+        with settings.naming():
+            return self._load(role, settings)
+
+    def _load(self, role: str, settings: LoadSettings) -> _Loaded:
+        plan = self._plan(settings)
+        if found := self._held(plan, settings):
+            return self._give(role, found)
+        free = self._free(plan.device)
+        placed = place(settings, plan, self._without(role, free), self._hardware)
+        if placed.plan.device != plan.device and (found := self._held(placed.plan, placed.settings)):
+            return self._give(role, found)
+        check_files(placed.plan, placed.settings)
+        if placed.need is None or placed.need > free.at(placed.plan.device):
+            self._unload(role)
+        note = f" | {placed.note}" if placed.note else ""
+        self._say(f"{'critic: ' if role == 'evaluation' else ''}{placed.plan.first_line}{note}")
+        return self._give(role, _load(placed))
+
+    def _plan(self, settings: LoadSettings) -> Plan:
+        """The plan for one of two models in one process."""
         plan = make_plan(settings, self._hardware)
         if settings.engine == "auto" and plan.device == "cuda" and plan.engine in (*ELSEWHERE, "unsloth"):
             quantization = settings.quantization or self._hardware.training_quantization
             plan = replace(plan, engine="hf", why=ONE_EACH, quantization=quantization)
         if plan.engine in ELSEWHERE:
             raise BadInputError(f"--engine {plan.engine} keeps its model in another process", "use --engine auto")
-        for held in self._loaded.values():
-            if _same(held.placed, settings, plan):
-                if self._loaded.get(role) is not held:
-                    self._unload(role)
-                    self._loaded[role] = held
-                return held
-        self._unload(role)
-        placed = place(settings, plan, self._free(plan.device), self._hardware)
-        if placed.plan.device != plan.device and (twin := self._twin(placed)):
-            self._loaded[role] = twin
-            return twin
-        note = f" | {placed.note}" if placed.note else ""
-        self._say(f"{'critic: ' if role == 'evaluation' else ''}{placed.plan.first_line}{note}")
-        self._loaded[role] = found = _load(placed)
+        return plan
+
+    def _held(self, plan: Plan, settings: LoadSettings) -> _Loaded | None:
+        """What is loaded already and is what `plan` means."""
+        return next((held for held in self._loaded.values() if _same(held.placed, settings, plan)), None)
+
+    def _give(self, role: str, found: _Loaded) -> _Loaded:
+        """Let a role hold `found`, and nothing else."""
+        if self._loaded.get(role) is not found:
+            self._unload(role)
+            self._loaded[role] = found
         return found
 
-    def _twin(self, placed: Placed) -> _Loaded | None:
-        return next((held for held in self._loaded.values() if _same(held.placed, placed.settings, placed.plan)), None)
+    def _without(self, role: str, free: Free) -> Free:
+        """`free`, and the memory of what this role alone holds."""
+        held = self._loaded.get(role)
+        if held is None or any(other is held for name, other in self._loaded.items() if name != role):
+            return free
+        return free.with_more(held.placed.plan.device, held.gb)
 
     # ------------------------------------------------------------ using
 
@@ -223,7 +264,7 @@ class MultiModelManager:
         others = [held for name, held in self._loaded.items() if name != role]
         shared = ", shared by both roles" if found in others else ""
         note = f" ({found.placed.note})" if found.placed.note else ""
-        return (f"{found.name}, {found.parameters / 1e9:.3g} billion parameters, {found.gb:.2f} GB "
+        return (f"{found.name}, {in_short(found.parameters)} parameters, {found.gb:.2f} GB "
                 f"on {plan.device}{shared}{note}")  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from cai_experiment.engines.at_hand import check_files
 from cai_experiment.engines.load import LoadSettings, Plan, load_engine, make_plan
 from cai_experiment.engines.manager import MultiModelManager
 from cai_experiment.errors import BadInputError
@@ -57,6 +58,8 @@ def load_pair(settings: LoadSettings, other: LoadSettings, say: Say) -> tuple[En
     """(generator, critic), each announced to `say` before it is loaded. Raises UserError, one line."""
     hardware = detect()
     pair = pairing(settings, other, hardware)
+    for one in (settings, other):  # what the second lacks is said before the first is loaded
+        check_files(make_plan(one, hardware), one)
     if pair.how == "here":
         return _here(settings, other, pair.why, say)
     shares: tuple[float | None, float | None] = (None, None)

@@ -28,6 +28,10 @@ class Free:
     gpu: float
     ram: float
 
+    def with_more(self, device: str, gb: float) -> Free:
+        """What would be free if `gb` on that device were let go of."""
+        return Free(self.gpu + gb, self.ram) if device == "cuda" else Free(self.gpu, self.ram + gb)
+
     def at(self, device: str) -> float:
         """GB free for a model on that device; Apple silicon shares the RAM."""
         return self.gpu if device == "cuda" else self.ram
@@ -57,6 +61,11 @@ class Placed:
 
 def place(settings: LoadSettings, plan: Plan, free: Free, hardware: Hardware) -> Placed:
     """Settle where `plan` is loaded. Raises EngineError, offering a smaller preset, if it fits nowhere."""
+    with settings.naming():
+        return _place(settings, plan, free, hardware)
+
+
+def _place(settings: LoadSettings, plan: Plan, free: Free, hardware: Hardware) -> Placed:
     numbers = _numbers(plan)
     if numbers is None:
         return _of_unknown_size(settings, plan, free)
@@ -73,7 +82,7 @@ def place(settings: LoadSettings, plan: Plan, free: Free, hardware: Hardware) ->
             return _moved(settings, precision, need, note, hardware)
     least = need_gb(numbers, asked if asked in (*ON_CPU, "4bit") else "bf16", "cpu")
     ram = f"; RAM: {least:.1f} GB needed, {free.ram:.1f} free" if plan.device == "cuda" else ""
-    smaller = smaller_preset(numbers, _places(plan, free), plan.choice.kind)
+    smaller = smaller_preset(numbers, _places(plan, free), settings.trains_after)
     step = f"take --model {smaller.key}, which fits" if smaller else "free memory, no preset is small enough"
     raise EngineError(f"--model {plan.choice.name} does not fit ({plan.device}: {missed}{ram})", step)
 
@@ -102,7 +111,8 @@ def _of_unknown_size(settings: LoadSettings, plan: Plan, free: Free) -> Placed:
     if size > free.at(plan.device):
         raise EngineError(f"--model {plan.choice.name}: {size:.1f} GB of files, {free.at(plan.device):.1f} GB free on "
                           f"{plan.device}", "take a smaller --model")  # fmt: skip
-    return Placed(settings, plan, None, "" if size else "its size is not known before it is downloaded: it is tried")
+    note = "" if size else "its size is not known before it is downloaded: it is tried"
+    return Placed(settings, plan, size or None, note)
 
 
 # ---------------------------------------------------------------- after loading

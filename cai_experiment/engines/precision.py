@@ -51,13 +51,13 @@ def quantization_config(quantization: str, dtype: Any) -> Any:
     )
 
 
-def attention_of(place: str, revision: str = "main") -> dict[str, str]:
+def attention_of(place: str, revision: str = "main", local: bool = False) -> dict[str, str]:
     """What from_pretrained must be told of attention: of a model that caps its scores (Gemma 2) to compute it plainly.
 
     transformers' default, torch's SDPA, leaves the cap out without a word: logits are off by several units.
     """
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False).get_text_config()
-    capped = getattr(config, "attn_logit_softcapping", None) is not None
+    config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False, local_files_only=local)
+    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
     return {"attn_implementation": "eager"} if capped else {}

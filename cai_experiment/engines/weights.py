@@ -128,9 +128,7 @@ def loading_error(name: str, error: Exception) -> UserError:
     if "RevisionNotFoundError" in kinds:
         return EngineError(f"--model {name}: the hub does not have the pinned revision", "name another --model")
     if kinds.keys() & UNREACHABLE:
-        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0") else ""
-        step = f"connect to the internet once, or give a local folder{offline}"
-        return EngineError(f"--model {name} is not in the download cache, and the hub cannot be reached", step)
+        return not_at_hand(name)
     if "SafetensorError" in kinds:
         return BadInputError(
             f"--model {name}: a weights file is damaged ({_first_line(kinds['SafetensorError'])})",
@@ -140,6 +138,13 @@ def loading_error(name: str, error: Exception) -> UserError:
         return EngineError(f"--model {name} does not fit into memory", "use --quantization 4bit or a smaller --model")
     step = "python cai_experiment/scripts/doctor.py shows disk, memory, driver and versions; --debug shows where"
     return EngineError(f"--model {name} cannot be loaded: {type(error).__name__}: {_first_line(error)}", step)
+
+
+def not_at_hand(name: str) -> EngineError:
+    """The one line for a model that is not at hand where the hub cannot be reached."""
+    offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0") else ""
+    step = f"connect to the internet once, or give a local folder{offline}"
+    return EngineError(f"--model {name} is not in the download cache, and the hub cannot be reached", step)
 
 
 def _is_full_disk(error: BaseException) -> bool:

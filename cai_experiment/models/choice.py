@@ -29,14 +29,15 @@ class ModelChoice:
     reason: str
 
 
-def resolve_model(name: str | None, hardware: Hardware) -> ModelChoice:
+def resolve_model(name: str | None, hardware: Hardware, said: str = "--model") -> ModelChoice:
     """The model that `name` (preset, alias, folder or hub id) means; without a name, that of CAI_MODEL, else that of
-    AGI_MODEL_NAME, else the one that the hardware allows. The reason says which it was.
+    AGI_MODEL_NAME, else the one that the hardware allows. The reason says which it was, an error what named it: `said`,
+    a flag, or "" for a name in a call or without a flag.
 
     Raises BadInputError for a folder without config.json and for a name that is nothing of these.
     """
     if name is not None:
-        return _named(name, f"--model {name}")
+        return _named(name, f"{said} {name}".strip())
     variable, value = named_by_variable()
     if not value:
         return _default_choice(hardware)

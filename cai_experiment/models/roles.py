@@ -24,6 +24,7 @@ from cai_experiment.models.memory import (
     weights_gb,
 )
 from cai_experiment.models.presets import PRESETS, ModelPreset
+from cai_experiment.models.recommend import RANKED
 from cai_experiment.models.serving import (
     LEAST_ROWS,
     LIVE_ROW_TOKENS,
@@ -42,6 +43,8 @@ from cai_experiment.models.workload import (
 )
 
 ROLES = ("evaluation", "generation")
+SHIPPED = "nano"
+ON_CPU = ("qwen2.5-0.5b", SHIPPED)  # what is offered to a CPU: a larger one takes days there
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,18 +91,21 @@ def need_gb(numbers: Architecture, quantization: str, device: str) -> float:
     return need if device == "cuda" else need - CONTEXT_GB  # which is CUDA's own
 
 
-def smaller_preset(than: Architecture, fits: dict[str, tuple[str, float]], kind: str | None) -> ModelPreset | None:
-    """The largest preset below `than` that fits one of the places, of the same kind if there is one.
+def smaller_preset(than: Architecture, fits: dict[str, tuple[str, float]], trains: bool) -> ModelPreset | None:
+    """The strongest preset below `than` that fits one of the places, of those that `recommend` takes, else nano.
 
-    `fits` maps a device to (quantisation, GB free there).
+    `fits` maps a device to (quantisation, GB free there). None of them is gated; a CPU is offered those alone with
+    which it ends in hours (ON_CPU), and `trains` leaves out what is for generation only.
     """
-    found = [
-        preset
-        for preset in PRESETS.values()
-        if preset.architecture.parameters < than.parameters
-        and any(need_gb(preset.architecture, q, device) <= free for device, (q, free) in fits.items())
-    ]
-    return max(found, key=lambda preset: (preset.kind == kind, preset.architecture.parameters), default=None)
+    barred = "generation" if trains else "training"
+    for key in (*(one.key for one in RANKED if one.use != barred), SHIPPED):
+        numbers = PRESETS[key].architecture
+        places = [device for device in fits if device != "cpu" or key in ON_CPU]
+        if numbers.parameters < than.parameters and any(
+            need_gb(numbers, fits[device][0], device) <= fits[device][1] for device in places
+        ):
+            return PRESETS[key]
+    return None
 
 
 # ---------------------------------------------------------------- two vLLMs on one GPU

@@ -21,7 +21,7 @@ from cai_experiment.pipeline.stages import StageSettings
 from cai_experiment.pipeline.work_list import IN_EVALUATION_SET
 from cai_experiment.records.store import RunFolder
 from cai_experiment.scripts._common import add_generation_flags, base_parser, positive_int
-from cai_experiment.scripts._inputs import earlier, evaluation_sets, mix_of, rows_of, speaks_of_world, target
+from cai_experiment.scripts._inputs import earlier, evaluation_sets, mix_of, named, rows_of, speaks_of_world, target
 from cai_experiment.scripts._judge import add_judge_flags
 
 if TYPE_CHECKING:
@@ -122,15 +122,15 @@ def run_settings(args: argparse.Namespace, milestone: Milestone) -> RunSettings:
     )  # fmt: skip
 
 
-def load_settings(args: argparse.Namespace, model: str | None) -> LoadSettings:
-    """How to load `model` (None: what the hardware allows)."""
+def load_settings(args: argparse.Namespace, model: str | None, said: str = "--model") -> LoadSettings:
+    """How to load `model` (None: what the hardware allows), which `said` named."""
     from cai_experiment.engines.load import LoadSettings
 
     return LoadSettings(
         model=model, layout=args.format, quantization=args.quantization, batch_size=args.batch_size,
         engine="server" if args.server and args.engine == "auto" else args.engine, seed=args.seed,
         random_weights=args.random_weights, trains_after=args.trains_after,
-        server_url=args.server, server_concurrency=args.server_concurrency, deadline=args.deadline,
+        server_url=args.server, server_concurrency=args.server_concurrency, deadline=args.deadline, said=said,
     )  # fmt: skip
 
 
@@ -166,9 +166,9 @@ def _name_both(args: argparse.Namespace) -> None:
 
 def load_engines(args: argparse.Namespace) -> tuple[Any, Any]:
     """(generator, critic), one engine for both unless the flags name two models; prints each one's first line."""
-    names = args.generator or args.model, args.critic or args.model
-    settings = load_settings(args, names[0])
-    other = None if names[0] == names[1] else load_settings(args, names[1])
+    first, second = named(args)
+    settings = load_settings(args, *first)
+    other = None if first.model == second.model else load_settings(args, *second)
     generator: Any
     critic: Any
     if args.ray is not None:
@@ -178,6 +178,8 @@ def load_engines(args: argparse.Namespace) -> tuple[Any, Any]:
         print(generator.first_line, *([] if other is None else [f"critic: {critic.first_line}"]), sep="\n", flush=True)
     else:
         generator, critic = _load_here(settings, other)
+    if first is second and args.generator is not None and args.roles is None:
+        print("critic: the generator itself; --critic names another", flush=True)
     if not getattr(critic, "can_weigh", True):  # before the first token, not at the first verdict
         raise BadInputError(
             f"--server {args.server} gives no log-probabilities, and verdicts need them",

@@ -20,7 +20,7 @@ from cai_experiment.records.files import ExampleFile
 from cai_experiment.records.manifest import Manifest
 from cai_experiment.records.store import RunFolder
 from cai_experiment.scripts._generation import load_settings
-from cai_experiment.scripts._inputs import chosen_model, earlier
+from cai_experiment.scripts._inputs import chosen_model, earlier, named
 
 
 def choose_guard(args: argparse.Namespace, path: Path) -> GuardChoice | None:
@@ -54,8 +54,7 @@ def still_to_download(args: argparse.Namespace) -> float:
 
     if args.server:
         return 0.0
-    names = dict.fromkeys((args.generator or args.model, args.critic or args.model))
-    plans = [make_plan(load_settings(args, name), detect()) for name in names]
+    plans = [make_plan(load_settings(args, *one), detect()) for one in {one.model: one for one in named(args)}.values()]
     return sum(download_gb_of(args, plan.choice, plan.engine, plan.quantization) for plan in plans)
 
 

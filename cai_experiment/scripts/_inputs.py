@@ -6,10 +6,11 @@ import argparse
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from cai_experiment.errors import BadInputError
 from cai_experiment.milestones import MILESTONES, Milestone
-from cai_experiment.models.choice import ModelChoice, resolve_model
+from cai_experiment.models.choice import ModelChoice, named_by_variable, resolve_model
 from cai_experiment.models.hardware import Hardware, detect
 from cai_experiment.nano import is_nano
 from cai_experiment.pipeline.evaluation_sets import EvaluationSet, read_evaluation_set, shipped_sets
@@ -130,17 +131,39 @@ def held_out(seed: int) -> list[str]:
 # ---------------------------------------------------------------- which model
 
 
+class Named(NamedTuple):
+    """A model by name (None: what the machine takes), and what named it, for messages."""
+
+    model: str | None
+    said: str
+
+
+def named(args: argparse.Namespace) -> tuple[Named, Named]:
+    """(generator, critic) as the flags name them.
+
+    --generator alone is the critic as well, unless --model or a variable names one: what the machine would take by
+    itself may be a download of 65 GB that nobody asked for. --critic alone leaves the generator to the machine.
+    """
+    roles = f"--roles {args.roles}:" if vars(args).get("roles") else ""
+    other = Named(args.model, "--model")
+    generator = Named(args.generator, roles or "--generator") if args.generator else other
+    if args.critic:
+        return generator, Named(args.critic, roles or "--critic")
+    return generator, other if args.model or named_by_variable()[1] else generator
+
+
 def chosen_model(args: argparse.Namespace, hardware: Hardware, critic: bool = False) -> ModelChoice:
     """The generator (or the critic) that the flags name. With --server a name is the server's business, and none means
     the model that it serves, never the one that this machine would take. Raises BadInputError for a name of nothing.
     """
-    name = (args.critic if critic else args.generator) or args.model
+    name, said = named(args)[1 if critic else 0]
     if args.server is None:
-        return resolve_model(name, hardware)
+        return resolve_model(name, hardware, said)
     from cai_experiment.engines.load import LoadSettings
     from cai_experiment.engines.server_load import served_model
 
-    return served_model(LoadSettings(name, random_weights=args.random_weights, server_url=args.server), hardware)
+    settings = LoadSettings(name, random_weights=args.random_weights, server_url=args.server, said=said)
+    return served_model(settings, hardware)
 
 
 def speaks_of_world(args: argparse.Namespace) -> bool:

@@ -14,6 +14,7 @@ from cai_experiment.models.plan import Part, generation, in_words, start_hours, 
 from cai_experiment.models.roles import need_gb, tokens_by_role, vllm_shares
 from cai_experiment.models.serving import VLLM_SHARE
 from cai_experiment.models.workload import Tokens, Workload
+from cai_experiment.scripts._inputs import named
 from cai_experiment.scripts._plan_parts import Need, download_gb_of, in_block
 
 USABLE = 0.93  # of a GPU's nominal memory; the rest is CUDA's context and fragmentation
@@ -22,9 +23,10 @@ EACH = {"vllm": "bf16"}  # else 4 bit on CUDA, as engines/pair.py loads two mode
 
 def second_model(args: argparse.Namespace, hardware: Hardware, generator: ModelChoice) -> ModelChoice | None:
     """The critic, if the flags name another model for it in this process; else None."""
-    if args.server or args.random_weights is not None or (args.critic or args.model) == (args.generator or args.model):
+    first, second = named(args)
+    if args.server or args.random_weights is not None or first.model == second.model:
         return None
-    critic = resolve_model(args.critic or args.model, hardware)
+    critic = resolve_model(second.model, hardware, second.said)
     return None if critic.path_or_id == generator.path_or_id else critic
 
 
