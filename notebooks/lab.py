@@ -30,6 +30,8 @@ INTERRUPTED = (129, 130, 143, -2, -15)
 # progress as in a terminal
 FOREIGN = ("MPLBACKEND", "PYTHONPATH", "PYTHONHOME", "FORCE_COLOR", "CLICOLOR_FORCE")
 
+NO_FIGURES = ("similarity_is", "finish_phrase")  # of a summary: whole sentences
+
 
 class ScriptFailed(RuntimeError):
     """A script ended with an error; its last lines stand above in the cell."""
@@ -181,21 +183,35 @@ class Lab:
         return pandas.DataFrame([json.loads(line) for line in lines]).reindex(columns=columns)
 
     def summaries(self, run: str) -> Any:
-        """The figures of a run's finished sessions as a pandas table, one column a session."""
+        """The figures of a run's finished sessions as a pandas table, one column a session ("tokens.written" a row)."""
         import pandas
 
         files = sorted((self.data_dir / run).rglob("summary.json"))
         columns = {}
         for file in files:
             summary = json.loads(file.read_text(encoding="utf-8"))
-            plain = {key: value for key, value in summary.items() if not isinstance(value, dict | list)}
-            columns[str(file.parent.relative_to(self.data_dir / run))] = plain
+            columns[str(file.parent.relative_to(self.data_dir / run))] = _figures(summary)
         return pandas.DataFrame(columns)
 
     def conversation(self, run: str) -> str:
-        """Everything that was said in a run's sessions, one after the other."""
+        """Everything that was said in a run's sessions, one after the other; control codes are shown, not obeyed."""
+        if str(self.root) not in sys.path:
+            sys.path.append(str(self.root))
+        from cai_experiment.observe.screen import escaped
+
         files = sorted((self.data_dir / run).rglob("conversation.md"))
-        return "\n\n".join(file.read_text(encoding="utf-8", errors="replace") for file in files)
+        return "\n\n".join(escaped(file.read_text(encoding="utf-8", errors="replace")) for file in files)
+
+
+def _figures(summary: dict[str, Any]) -> dict[str, Any]:
+    """A summary.json as a column: values of one level down under "name.part", lists and explanations left out."""
+    found: dict[str, Any] = {}
+    for name, value in summary.items():
+        if isinstance(value, dict):
+            found |= {f"{name}.{part}": inner for part, inner in value.items()}
+        elif name not in NO_FIGURES:
+            found[name] = value
+    return {name: value for name, value in found.items() if not isinstance(value, dict | list)}
 
 
 def _mirror(source: Path, target: Path) -> None:

@@ -113,16 +113,20 @@ def test_the_7b_figures_are_the_presets(notebook: Any) -> None:
 # ---------------------------------------------------------------- run on the shipped model
 
 
-def test_the_investigation_and_milestone_0_run(notebook: Any, tmp_path: Path) -> None:
+def test_the_investigation_and_milestone_0_run(
+    notebook: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
     replace(notebook, PHASE, f"{PHASE[:-1]} {SHORT}'")
     replace(notebook, "else None,", f"else Path({str(tmp_path / 'kept')!r}),")
+    monkeypatch.setenv("CAI_MODEL", "no-such-model")  # MODEL_NAME counts in a notebook
     text = execute(notebook, tmp_path, without=("batch", "pairs"))
     assert "machine: local" in text["code"]
     assert "nothing to do" in text["install"]
     assert "nano" in text["fit"] and "DPO" in text["fit"] and "\x1b" not in text["fit"]
     assert "selected model: nano" in text["investigate"] and "AGI_MODEL_NAME=nano" in text["investigate"]
-    assert "turns" in text["summary"] and "none" in text["summary"]
-    assert "architecture" in text["conversation"]
+    promised = ("turns", "tokens.written", "code_blocks", "errors", "notes.conclusion", "similarity_to_documents")
+    assert [name for name in (*promised, "none") if f">{name}<" not in text["summary"]] == []
+    assert "similarity_is" not in text["summary"] and "architecture" in text["conversation"]
     assert "pairs" in text["single"] and "step-0 margin is 0" in text["single"]
     assert 'sandbox="allow-scripts" srcdoc="&lt;!doctype html' in text["single-report"].replace("DOCTYPE", "doctype")
     assert "revised_answer" in text["single-pairs"]
@@ -237,6 +241,19 @@ def test_foreign_settings_do_not_reach_the_script(make: Make, monkeypatch: pytes
         monkeypatch.setenv(name, "module://matplotlib_inline.backend_inline")
     make("import os, json; print(json.dumps(sorted(os.environ)))").run("s.py")
     assert "MPLBACKEND" not in json.loads(capsys.readouterr().out.splitlines()[1])
+
+
+def test_figures_of_a_summary_and_a_conversation_without_control_codes(make: Make, tmp_path: Path) -> None:
+    made = make("")
+    made.root = ROOT
+    folder = tmp_path / "data/a/early"
+    folder.mkdir(parents=True)
+    summary = {"turns": 3, "tokens": {"written": 7}, "revisions": {"notes": 1, "texts": ["x"]}, "questions": ["Why?"],
+               "similarity_is": "a sentence", "finish_phrase": "DONE"}  # fmt: skip
+    (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "conversation.md").write_text("before \x1b]52;c;eA==\x07 after")
+    assert made.summaries("a")["early"].to_dict() == {"turns": 3, "tokens.written": 7, "revisions.notes": 1}
+    assert made.conversation("a") == "before \\x1b]52;c;eA==\\x07 after"
 
 
 def test_another_model_or_style_is_another_run() -> None:
