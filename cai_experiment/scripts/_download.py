@@ -59,7 +59,7 @@ def names_of(models: Sequence[str], roles: str | None) -> list[str]:
 
 def chosen(name: str) -> ModelChoice:
     """The model that an argument names; BadInputError for a name that is nothing."""
-    return resolve_model(name, detect())
+    return resolve_model(name, detect(), "")
 
 
 def wanted(name: str, quantization: str | None) -> list[Wanted]:
