@@ -181,7 +181,7 @@ def test_a_disk_too_small_is_refused_before_the_download(
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)
     monkeypatch.setattr(serving, "free_gb", lambda place: free)
     monkeypatch.setattr(load, "find_spec", lambda name: True)
-    monkeypatch.setattr(load, "ask_hub", lambda *_: None, raising=False)
+    monkeypatch.setattr("cai_experiment.engines.at_hand.ask_hub", lambda *_: None)
     for name, gigabytes in downloaded.items():
         blobs = tmp_path / "hub" / f"models--{name}" / "blobs"
         blobs.mkdir(parents=True)
@@ -219,7 +219,7 @@ def test_unsloth_is_told_which_files_to_load(
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(serving, "free_gb", lambda place: 500.0)
     monkeypatch.setattr(load, "find_spec", lambda name: True)
-    monkeypatch.setattr(load, "ask_hub", lambda *_: None, raising=False)
+    monkeypatch.setattr("cai_experiment.engines.at_hand.ask_hub", lambda *_: None)
 
     def told(*arguments: object) -> None:
         asked.extend(arguments)
