@@ -80,6 +80,34 @@ def test_a_plan_takes_what_a_run_on_that_machine_takes() -> None:
     assert PROFILES["local_4090"].quantization == "bf16" and arms[0] == ("unsloth", "4bit")
 
 
+# nvidia-smi's MiB of a profile's GPU, as its users report them
+REPORTED = {"colab_free_t4": 15_360, "colab_pro_plus_a100": 40_960, "l4_ada": 23_034, "local_4090": 24_564,
+            "local_3090": 24_576, "runpod_a100_80gb": 81_920, "h100_80gb": 81_559, "h200_141gb": 143_771,
+            "l40s": 46_068}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", REPORTED)
+def test_a_machine_and_its_profile_get_one_answer(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    profile = PROFILES[key]
+    for mebibytes in (REPORTED[key], round(0.99 * REPORTED[key])):  # a driver's jitter changes nothing
+        gib = round(mebibytes / 1024, 1)
+        monkeypatch.setattr(hardware, "_nvidia_gpu", lambda gib=gib: (profile.gpu_name, gib, 1))
+        here = hardware.detect()
+        assert (here.name, here.vram_gb, here.quantization) == ("this machine", profile.vram_gb, profile.quantization)
+        assert here.training_quantization == "4bit"
+        for reasoning, training in product((True, False), repeat=2):
+            assert recommend.recommend(here, reasoning, training) == recommend.recommend(profile, reasoning, training)
+        assert resolve_model(None, here) == resolve_model(None, profile)
+
+
+def test_a_gpu_of_no_profile_is_recommended_16_bit_where_it_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, gib, kept in (("NVIDIA A100 80GB PCIe", 80, "bf16"), ("NVIDIA RTX A6000", 48, "bf16"),
+                            ("NVIDIA L4", 12, "4bit"), ("NVIDIA GB10", 0, "4bit")):  # fmt: skip
+        monkeypatch.setattr(hardware, "_nvidia_gpu", lambda name=name, gib=gib: (name, gib, 1))
+        found = hardware.detect()
+        assert (found.vram_gb, found.quantization, found.training_quantization) == (gib, kept, "4bit")
+
+
 # ---------------------------------------------------------------- recommendations: all profiles x presets
 
 
@@ -87,12 +115,16 @@ def test_a_plan_takes_what_a_run_on_that_machine_takes() -> None:
 def test_what_is_recommended_fits_and_nothing_that_does_not_fit_is(machine: Hardware) -> None:
     for reasoning, training in product((True, False), repeat=2):
         found = recommend.recommend(machine, reasoning, training)
-        kept = machine.training_quantization if training else machine.quantization
-        need = found.preset.training_vram_gb(kept) if training else found.preset.vram_gb(kept)
-        assert need <= room_gb(machine) and found.reason
-        for preset in PRESETS.values():
-            if need_gb(preset, kept, training) > room_gb(machine):
-                assert preset.key != found.preset.key
+        kept, tried = found.quantization, recommend.precisions(machine, training)
+        length = found.length or recommend.TRAINED_TOKENS
+        need = found.preset.training_vram_gb(kept, length) if training else need_gb(found.preset, kept)
+        assert need <= room_gb(machine) and found.reason and kept in tried
+        if found.preset.key != "nano":  # the first precision that fits, and the reason names it with its figure
+            before = tried[: tried.index(kept)]
+            assert all(recommend.SPARE * need_gb(found.preset, one) > room_gb(machine) for one in before)
+            what = f"{kept.replace('bit', '-bit')} {'training' if training else 'generation'}"
+            assert f"whose {what} ({need:.0f} GB, " in found.reason
+            assert (f"rows of up to {found.length:,} tokens" in found.reason) == training
         if not training:
             assert found.preset in models.list_available_models(room_gb(machine), kept)
             choice = resolve_model(found.preset.key, machine)
@@ -114,7 +146,8 @@ def test_a_list_holds_exactly_what_fits(machine: Hardware) -> None:
     [
         ("colab_free_t4", "qwen2.5-7b", "qwen2.5-7b"),
         ("local_3090", "qwen2.5-14b", "qwen2.5-14b"),
-        ("colab_pro_plus_a100", "qwen2.5-14b", "qwen2.5-32b"),
+        ("l4_ada", "qwen2.5-14b", "qwen2.5-14b"),
+        ("colab_pro_plus_a100", "qwen2.5-32b-instruct", "qwen2.5-32b"),
         ("runpod_a100_80gb", "qwen2.5-32b-instruct", "qwen2.5-32b"),
         ("apple_silicon", "qwen2.5-1.5b", "nano"),
         ("cpu", "nano", "nano"),
@@ -216,10 +249,13 @@ def test_tables_fit_the_terminal(
     columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
-    for flags in ((), ("--fit", "--hardware", "t4-16gb"), ("--hardware",), ("qwen2.5-7b",)):
+    for flags in ((), ("--fit", "--hardware", "t4-16gb"), ("--hardware",), ("qwen2.5-7b",), ("--fit",),
+                  ("--fit", "--length", "50000")):  # fmt: skip
         lines = told(capsys, *flags).splitlines()
         rows = [line for line in lines if line.startswith((" qwen", " runpod", " generation"))]
-        assert rows and max(map(len, rows)) <= columns and not any("…" in line for line in lines), flags
+        assert rows and max(map(len, lines[:-1])) <= columns and not any("…" in line for line in lines), flags
+        if not flags:  # one line a preset
+            assert [line.split()[0] for line in lines[4 : 4 + len(PRESETS)]] == list(PRESETS)
         assert lines[-1].startswith("next: python cai_experiment/scripts/")
     models.print_model_comparison()
     shown = capsys.readouterr().out
@@ -244,9 +280,12 @@ def test_filters_folders_and_mistakes(capsys: pytest.CaptureFixture[str], tiny_m
     listed = json.loads(told(capsys, "--max-vram", "5", "--min-context", "100000", "--json"))["models"]
     assert {row["key"] for row in listed} == {one.key for one in models.list_available_models(5, "4bit", 100_000)}
     assert str(tiny_model_dir) in told(capsys, str(tiny_model_dir))
-    for flags in (("--max-vram", "0.01"), ("qwen2.5-9b",), ("--hardware", "colab_t4"), ("--quantization", "2bit")):
+    for flags in (("--max-vram", "0.01"), ("qwen2.5-9b",), ("--hardware", "colab_t4"), ("--quantization", "2bit"),
+                  ("",), ("nano", "--length", "4000"), ("nano", "--max-vram", "4"), ("--length", "500"),
+                  ("--quantization", "4bit")):  # fmt: skip
         assert run_main(script.main, list(flags)) == 2
-        assert capsys.readouterr().err.count("\n") == 1
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and "--model" not in error
 
 
 def test_models_py_runs_alone_and_in_a_pipe(tmp_path: Path) -> None:

@@ -613,8 +613,9 @@ def test_training_is_planned_before_there_are_pairs(planned: Planned) -> None:
     assert "unsloth, 4bit: 100 steps of up to 8 pairs" in told["training"]
     assert "memory: 34.8 GB of 40 GB; 1 pair at a time, rows of up to 2,048 tokens" in told["training"]
     assert "20 held-out pairs scored" in told["evaluation"] and "2-3 hours, $5.22" in told["budget"]
-    longer = planned(train_dpo, "--milestone", "mvp", "--hardware", "a100-40gb", "--no-eval")
+    longer = planned(train_dpo, "--milestone", "mvp", "--hardware", "a100-40gb", "--no-eval", "--max-length", "4096")
     assert "DOES NOT FIT" in longer["training"] and "fits with --max-length 2048" in longer["training"]
+    assert "hours" not in longer["training"] and longer["total"] == "none: it does not fit"
     assert "evaluation" not in longer
 
 

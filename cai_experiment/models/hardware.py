@@ -13,9 +13,11 @@ from pathlib import Path
 from cai_experiment.models.profiles import (
     HARDWARE_ALIASES,
     PROFILES,
+    ROOMY_GB,
     Hardware,
     get_hardware_profile,
     gpu_speed,
+    known_gpu,
     profile,
 )
 from cai_experiment.models.recommend import (
@@ -38,12 +40,17 @@ POD_HF_HOME = POD_WORKSPACE / "huggingface"
 
 
 def detect() -> Hardware:
-    """The machine at hand: CUDA by nvidia-smi (respecting CUDA_VISIBLE_DEVICES), else Apple silicon, else CPU."""
+    """The machine at hand: CUDA by nvidia-smi (respecting CUDA_VISIBLE_DEVICES), else Apple silicon, else CPU.
+
+    A GPU of a profile has its nominal memory and is recommended what the profile is, so that both give one answer.
+    """
     ram, cores = _ram_gb(), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     gpu = _nvidia_gpu()
     if gpu is not None:
         name, vram, count = gpu
-        return Hardware("this machine", "cuda", name, vram, "4bit", ram, cores, driver_cuda_version(), count)
+        known = known_gpu(name, vram)
+        vram, kept = (known.vram_gb, known.quantization) if known else (vram, "bf16" if vram >= ROOMY_GB else "4bit")
+        return Hardware("this machine", "cuda", name, vram, kept, ram, cores, driver_cuda_version(), count)
     if platform.system() == "Darwin" and platform.machine() == "arm64":
         return Hardware("this machine", "mps", "Apple silicon", ram, "bf16", ram, cores)
     return Hardware("this machine", "cpu", "", 0, "fp32", ram, cores)

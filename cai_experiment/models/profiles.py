@@ -121,6 +121,16 @@ def machines() -> list[Hardware]:
     return list(_MACHINES)
 
 
+SAME_MEMORY = 0.05  # drivers and ECC report a few percent less of the same card
+ROOMY_GB = 40  # where no profile says: from here on 16 bit leaves a 14B room for rows
+
+
+def known_gpu(gpu_name: str, vram_gb: float) -> Hardware | None:
+    """The first profile with a GPU of this name and about this memory; None if there is none."""
+    same = (one for one in _MACHINES if one.kind == "cuda" and one.gpu_name == gpu_name)
+    return next((one for one in same if abs(vram_gb / one.vram_gb - 1) <= SAME_MEMORY), None)
+
+
 def get_hardware_profile(key: str, flag: str = "") -> Hardware:
     """The machine that `key` means: a key or earlier name, in any case of letters, with - or _.
 

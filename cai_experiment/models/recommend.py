@@ -9,11 +9,13 @@ from cai_experiment.models.presets import PRESETS, ModelPreset
 from cai_experiment.models.profiles import Hardware, get_hardware_profile
 
 ROWS, ROW_TOKENS = 8, 2048  # of a recommendation for generation: fewer rows leave a GPU idle; answer and transcript
-TRAINED_TOKENS = 1024  # a row, at one pair a pass: 500-token answers leave half of it free
+LENGTHS = (4096, 3072, 2048, 1536, 1024)  # of a training row: the spec's, else the largest of these that fits
+TRAINED_TOKENS = LENGTHS[-1]  # the least, at one pair a pass: 500-token answers leave half of it free
 SPARE = 1.1  # times what is reckoned: about the error of the reckoning
 SHARED = 0.67  # of a Mac's memory, that its GPU may use: macOS keeps about a third
 NAMES = {"4-bit": "4bit", "8-bit": "8bit", "fp16": "bf16", "16bit": "bf16", "bfloat16": "bf16", "float16": "bf16"}
 QUANTIZATIONS = ("4bit", "8bit", "bf16", "fp32")
+SMALLER = ("bf16", "8bit", "4bit")  # what is tried in turn where a GPU's own precision does not fit
 
 
 class Ranked(NamedTuple):
@@ -46,6 +48,8 @@ class Recommendation(NamedTuple):
 
     preset: ModelPreset
     reason: str
+    quantization: str  # in which it is recommended
+    length: int = 0  # tokens of the longest rows that it is trained on; 0 for generation and for the shipped model
 
 
 def room_gb(hardware: Hardware) -> float:
@@ -60,31 +64,62 @@ def need_gb(preset: ModelPreset, quantization: str, for_training: bool = False) 
     return preset.vram_gb(quantization, ROW_TOKENS, ROWS)
 
 
+def precisions(hardware: Hardware, for_training: bool = False) -> tuple[str, ...]:
+    """What is tried in turn there: the machine's own, then on CUDA the smaller ones; training has its own alone."""
+    own = hardware.training_quantization if for_training else hardware.quantization
+    if for_training or hardware.kind != "cuda" or own not in SMALLER:
+        return (own,)
+    return SMALLER[SMALLER.index(own) :]
+
+
+def training_length(preset: ModelPreset, quantization: str, have_gb: float) -> int | None:
+    """The largest of LENGTHS whose rows DPO holds in `have_gb`, one pair a pass; None if none does."""
+    return next((length for length in LENGTHS if preset.training_vram_gb(quantization, length) <= have_gb), None)
+
+
 def recommend(hardware: Hardware, prefer_reasoning: bool = True, for_training: bool = False) -> Recommendation:
     """The strongest of RANKED that fits with a tenth to spare; without `prefer_reasoning` the fastest that is enough.
 
-    The fastest is the smallest: a step takes as long as reading the weights. Without a GPU, and for training on a Mac,
-    it is the shipped model; nowhere is a preset recommended that does not fit.
+    Each is tried in the machine's own precision, then in smaller ones: a larger model in 4 bit is better than a smaller
+    one in 16. The fastest is the smallest: a step takes as long as reading the weights. Without a GPU, and for training
+    on a Mac, it is the shipped model; nowhere is a preset recommended that does not fit.
     """
+    tried = precisions(hardware, for_training)
     if hardware.kind == "cpu" or (hardware.kind == "mps" and for_training):
         where = "Apple silicon has no 4-bit training" if hardware.kind == "mps" else "no GPU here"
-        return Recommendation(PRESETS["nano"], f"{where}: the shipped model rehearses everything")
-    quantization = hardware.training_quantization if for_training else hardware.quantization
-    has, barred = room_gb(hardware), "generation" if for_training else "training"
-    able = [one for one in RANKED if one.use != barred]
-    fitting = [one for one in able if SPARE * need_gb(PRESETS[one.key], quantization, for_training) <= has]
-    what = "4-bit training" if for_training else f"{quantization.replace('bit', '-bit')} generation"
-    there = f"{hardware.gpu_name} has {has:.3g} GB"
+        return Recommendation(PRESETS["nano"], f"{where}: the shipped model rehearses everything", tried[0])
+    has, there = room_gb(hardware), f"{hardware.gpu_name} has {room_gb(hardware):.3g} GB"
+    fitting = _fitting(tried, has, for_training)
     if not fitting:
-        return Recommendation(PRESETS["nano"], f"{there}, too little for {what} of any larger preset")
-    one = fitting[0]
+        what = _work(tried[-1], for_training)
+        return Recommendation(PRESETS["nano"], f"{there}, too little for {what} of any larger preset", tried[0])
+    one, quantization = fitting[0]
     if not prefer_reasoning:
-        enough = [ranked for ranked in fitting if ranked.is_enough] or fitting[:1]
-        one = min(enough, key=lambda ranked: PRESETS[ranked.key].parameters)
+        enough = [pair for pair in fitting if pair[0].is_enough] or fitting[:1]
+        one, quantization = min(enough, key=lambda pair: PRESETS[pair[0].key].parameters)
     preset = PRESETS[one.key]
     said = "the strongest" if prefer_reasoning else "the fastest that is good enough"
-    need = need_gb(preset, quantization, for_training)
-    return Recommendation(preset, f"{there}; {said} whose {what} ({need:.0f} GB) fits: {one.why}")
+    length = training_length(preset, quantization, has) or 0 if for_training else 0
+    need = preset.training_vram_gb(quantization, length) if length else need_gb(preset, quantization)
+    rows = f"rows of up to {length:,} tokens" if length else f"{ROWS} rows of {ROW_TOKENS:,} tokens"
+    words = f"{there}; {said} whose {_work(quantization, for_training)} ({need:.0f} GB, {rows}) fits: {one.why}"
+    return Recommendation(preset, words, quantization, length)
+
+
+def _fitting(tried: tuple[str, ...], has: float, for_training: bool) -> list[tuple[Ranked, str]]:
+    """(one of RANKED, the first of the precisions `tried` in which it fits `has` GB), strongest first."""
+    barred, found = "generation" if for_training else "training", []
+    for one in RANKED:
+        needs = [(kept, SPARE * need_gb(PRESETS[one.key], kept, for_training)) for kept in tried]
+        kept = next((kept for kept, need in needs if need <= has), None)
+        if kept is not None and one.use != barred:
+            found.append((one, kept))
+    return found
+
+
+def _work(quantization: str, for_training: bool) -> str:
+    """In words, as "8-bit generation"."""
+    return f"{quantization.replace('bit', '-bit')} {'training' if for_training else 'generation'}"
 
 
 def recommend_model_for_hardware(key: str, prefer_reasoning: bool = True, for_training: bool = False) -> ModelPreset:

@@ -23,6 +23,7 @@ from cai_experiment.models.plan import (
     tokens_per_second,
 )
 from cai_experiment.models.presets import LADDER, PRESETS
+from cai_experiment.models.recommend import LENGTHS
 from cai_experiment.models.training_memory import (
     CPU_SHARE,
     GPU_SHARE,
@@ -210,7 +211,7 @@ class TrainingWork:
         return [f"{flag} ({work.parts().total / GB:.1f} GB)" for flag, work in self._changes() if work.fits]
 
     def _changes(self) -> Iterator[tuple[str, TrainingWork]]:
-        shorter = [length for length in (3072, 2048, 1536, 1024, 768, 512) if length < self.longest.row]
+        shorter = [length for length in (*LENGTHS[1:], 768, 512) if length < self.longest.row]
         tried = [(length, replace(self, max_length=length, lengths=())) for length in shorter]
         yield from [(f"--max-length {length}", work) for length, work in tried if work.fits][:1]
         if self.token_budget:
@@ -228,6 +229,24 @@ class TrainingWork:
             if work.fits:
                 yield f"--model {preset.key}", work
                 return
+
+
+def row_length(work: TrainingWork) -> tuple[int, str]:
+    """(the tokens of a row that --max-length is where it is not given, why it is not the spec's 4,096 or "").
+
+    The largest of LENGTHS whose fullest pass fits, whatever pairs there are; the least of them where none does.
+    `work.max_length` is the model's context. A GPU that does not tell its memory keeps the first.
+    """
+    numbers, hardware = work.numbers, work.hardware
+    have = memory_gb(numbers, hardware, "")
+    tried = [replace(work, max_length=min(length, work.max_length), lengths=()) for length in LENGTHS]
+    if not have or tried[0].fits:
+        return LENGTHS[0], ""
+    found = next((length for length, one in zip(LENGTHS, tried, strict=True) if one.fits), None)
+    needs = f"{tried[0].max_length:,} needs {tried[0].parts().total / GB:.1f} GB of {have:g}"
+    if found is None:
+        return LENGTHS[-1], f"{needs}, and this one {tried[-1].parts().total / GB:.1f}: it does not fit"
+    return found, f"{needs}; longer pairs are left out and counted"
 
 
 def evaluation(

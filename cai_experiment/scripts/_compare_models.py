@@ -304,7 +304,7 @@ def plan(args: argparse.Namespace, wanted: Wanted) -> list[str]:
              f"{tokens:,} tokens a model, each loaded about three times"]  # fmt: skip
     hours: float | None = 0.0
     for label, choice in wanted.choices.items():
-        numbers, precision = numbers_of(choice), args.quantization or hardware.quantization
+        numbers, precision = numbers_of(choice), args.quantization or hardware.training_quantization
         lines.append(f"model       {label}, {precision}: {vram_gb(numbers, precision, 4096):.1f} GB a conversation of "
                      "4,096 tokens")  # fmt: skip
         speed = tokens_per_second(numbers, hardware, args.batch_size or 8, precision, "hf")

@@ -229,8 +229,12 @@ def train_on_pairs(
     flags = train_dpo.parser().parse_args(["--milestone", milestone.name])
     for name in SHARED_FLAGS:
         setattr(flags, name, getattr(args, name))
+    hardware = detect()
+    facts = engine.describe()
+    if facts.get("engine") == "hf" and str(facts.get("device")).startswith("cuda"):
+        flags.backend = "trl"  # as auto decides it later: the rows that fit depend on it
     pairs, started = _training.own_pairs(args, milestone, folder), time.monotonic()
-    settings = _training.training_settings(flags, pairs, len(pairs), choice, detect())
+    settings = _training.training_settings(flags, pairs, len(pairs), choice, hardware)
     with RunFolder(settings.output_dir):
         settings = replace(settings, base=_training.base_of(engine))
         model, tokenizer = engine.release_for_training()

@@ -33,7 +33,8 @@ from cai_experiment.scripts._plan_parts import (
     server_lines,
 )
 from cai_experiment.scripts._plan_roles import both, second_model, trained_by
-from cai_experiment.scripts._plan_training import backend_of, dpo_lines, evaluation_lines, training_after
+from cai_experiment.scripts._plan_training import dpo_lines, evaluation_lines, training_after
+from cai_experiment.scripts._training_work import backend_of
 from cai_experiment.training.data import Pair
 from cai_experiment.training.settings import DPOSettings, total_steps
 

@@ -3,50 +3,25 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from importlib.util import find_spec
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from cai_experiment.errors import BadInputError, EngineError
 from cai_experiment.milestones import Milestone
 from cai_experiment.models.choice import ModelChoice, numbers_of, resolve_model
-from cai_experiment.models.disk import checkpoints_gb, hub_cache
+from cai_experiment.models.disk import checkpoints_gb
 from cai_experiment.models.hardware import Hardware
 from cai_experiment.models.memory import GB
-from cai_experiment.models.plan import Part, pairs_seen
+from cai_experiment.models.plan import Part
 from cai_experiment.models.training_memory import Parts
-from cai_experiment.models.training_plan import Lengths, TrainingWork, evaluation
+from cai_experiment.models.training_plan import TrainingWork, evaluation
 from cai_experiment.scripts._generation import WITH_TRAINING
 from cai_experiment.scripts._plan_parts import Need, cost_of, download_gb_of, in_block, in_line
-from cai_experiment.training import sft
-from cai_experiment.training.data import HELD_OUT_SHARE, Pair
-from cai_experiment.training.settings import MEASURED_PAIRS, DPOSettings, even_batch, total_steps
+from cai_experiment.scripts._training_work import backend_of, model_words, with_length, work_of
+from cai_experiment.training.data import HELD_OUT_SHARE
+from cai_experiment.training.settings import DPOSettings, total_steps
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
-SPEC_LENGTH = 4096  # tokens of a training row: the spec's limit
 HELD_OUT = 200  # evaluation.measure.HELD_OUT: held-out instructions that are answered
-COUNTED = 2000  # pairs whose lengths are counted
-LETTERS_A_TOKEN = 4  # English in Qwen2's vocabulary, where there is no tokenizer at hand
-TEMPLATE = 8  # tokens of a layout around a prompt, about
 
 Found = tuple[list[Part], list[Need], list[str]]
-
-
-def backend_of(args: argparse.Namespace, choice: ModelChoice, hardware: Hardware, quantization: str) -> str:
-    """Which trainer --backend means there: as training.backends decides it once the model is loaded."""
-    asked = vars(args).get("backend", "auto")
-    if asked != "auto":
-        return str(asked)
-    family = choice.preset.architecture if choice.preset is not None else None
-    if hardware.kind == "cpu":  # fast.start_check.foreign_kind, by architecture
-        return "trl" if family is not None and (family.capped or family.experts > 1 or family.positions) else "fast"
-    installed = bool(args.hardware) or find_spec("unsloth") is not None
-    four_bit = (hardware.kind, quantization) == ("cuda", "4bit") and args.random_weights is None
-    known = choice.preset is None or choice.preset.unsloth
-    return "unsloth" if four_bit and installed and known else "trl"
 
 
 def training_after(
@@ -62,7 +37,11 @@ def training_after(
     except (BadInputError, EngineError):
         return [], [], [in_line("training", f"not reckoned: the size of {args.model} is not known here")]
     held_out = 0 if same_load else round(HELD_OUT_SHARE * pairs)
-    settings = DPOSettings((), args.checkpoint_dir, steps=milestone.dpo_steps, epochs=milestone.epochs)
+    if same_load and (engine, hardware.kind) == ("hf", "cuda"):
+        args = argparse.Namespace(**{**vars(args), "backend": "trl"})  # what hf loaded, TRL trains
+    settings = DPOSettings((), args.checkpoint_dir / args.run, steps=milestone.dpo_steps, epochs=milestone.epochs,
+                           model_name=model_words(args, choice, hardware))  # fmt: skip
+    settings, why = with_length(args, settings, choice, hardware)
     steps = total_steps(settings, pairs - held_out)
     quantization = args.quantization or hardware.training_quantization
     trainer = backend_of(args, choice, hardware, quantization)
@@ -73,7 +52,7 @@ def training_after(
     part, lines = dpo_lines(args, choice, hardware, of_pairs, steps, settings, download, loaded=same_load)
     disk = [Need(f"{quantization} to train", download), Need("checkpoints", checkpoints_gb(numbers), download=False)]
     tried, said = ([], []) if same_load else evaluation_lines(args, choice, hardware, held_out, drawn - pairs)
-    return [part, *tried], disk, [*lines, *said]
+    return [part, *tried], disk, [*lines, *([in_line("", f"   {why}")] if why else []), *said]
 
 
 def dpo_lines(
@@ -82,14 +61,13 @@ def dpo_lines(
 ) -> tuple[Part, list[str]]:  # fmt: skip
     """(part, lines) of DPO, or of SFT, on `pairs` (to train on, held out); those of `settings` are counted where they
     are no stand-ins."""
-    work, counted = _work(args, choice, hardware, pairs, steps, settings)
+    work, counted = work_of(args, choice, hardware, pairs, steps, settings)
     part = work.part(download_gb, loaded)
-    usual = work.usual()
     command = "in the same load" if loaded else "train_dpo.py"
     batch, plural = settings.effective_batch, "s" if steps > 1 else ""
     what = "rows" if work.is_sft else "pairs"
     verdict = "fits" if work.fits else "DOES NOT FIT"
-    takes = cost_of(part, args.price_per_hour) if work.fits or usual.fits else "DOES NOT FIT"
+    takes = cost_of(part, args.price_per_hour) if work.fits else verdict
     lines = [
         f"{command}, {work.backend}, {work.quantization}: {steps:,} step{plural} of up to {batch} {what}, "
         f"{work.tokens:,} tokens{counted}: {takes}",
@@ -100,30 +78,7 @@ def dpo_lines(
     if not work.fits:
         helps = work.remedies()
         lines.append(f"   fits with {', or '.join(helps)}" if helps else "   no flag of train_dpo.py makes it fit")
-        if usual.fits and not work.lengths:
-            lines.append(f"   rows of up to {usual.max_length:,} tokens fit: {usual.parts().total / GB:.1f} GB")
-    part = part if work.fits else (usual.part(download_gb, loaded) if usual.fits and not work.lengths else part)
     return part, in_block("sft" if work.is_sft else "training", lines)
-
-
-def _work(
-    args: argparse.Namespace, choice: ModelChoice, hardware: Hardware, pairs: tuple[int, int], steps: int,
-    settings: DPOSettings,
-) -> tuple[TrainingWork, str]:  # fmt: skip
-    """(what is to be planned, how its lengths were counted)."""
-    quantization = args.quantization or hardware.training_quantization
-    context = choice.preset.context if choice.preset else SPEC_LENGTH
-    batch = settings.effective_batch
-    at_once = settings.batch_size or (even_batch(batch, 8) if hardware.kind == "cpu" else 1)
-    lengths, counted = lengths_of(settings.pairs, choice)
-    backend = backend_of(args, choice, hardware, quantization)
-    times = -(-steps // (settings.eval_every or max(1, steps // 10)))  # run.Training: a tenth of the run
-    work = TrainingWork(
-        choice, hardware, backend, quantization, pairs[0], pairs_seen(pairs[0], steps, batch),
-        min(settings.max_length, context), 1 if backend == "fast" else at_once, settings.token_budget, settings.lora_r,
-        lengths, times * min(pairs[1], MEASURED_PAIRS), settings.loss == sft.LOSS,
-    )  # fmt: skip
-    return work, counted
 
 
 def _speed(work: TrainingWork) -> str:
@@ -178,57 +133,3 @@ def evaluation_lines(
     said = f"{engine}, {quantization}: base and trained answer {questions} held-out instructions and 400 sums, "
     said += f"{held_out} held-out pairs scored, {part.written:,} tokens written"
     return [part], [in_line("evaluation", f"{said}: {cost_of(part, args.price_per_hour)}")]
-
-
-# ---------------------------------------------------------------- lengths of real pairs
-
-
-def lengths_of(pairs: Sequence[Pair], choice: ModelChoice) -> tuple[tuple[Lengths, ...], str]:
-    """(lengths of the pairs, how they were counted); () for the stand-ins of a milestone that has none yet.
-
-    Counted with the model's tokenizer where its file lies in the model's folder or in the download cache.
-    """
-    pairs = [pair for pair in pairs if pair.chosen]
-    if not pairs:
-        return (), " by an average pair"
-    tokenizer = _tokenizer(choice)
-    found = tuple(_lengths(pair, tokenizer) for pair in pairs[:COUNTED])
-    of = "" if len(pairs) <= COUNTED else f" of the first {COUNTED:,} pairs"
-    how = "counted by its tokenizer" if tokenizer is not None else f"reckoned as {LETTERS_A_TOKEN} letters a token"
-    return found, f" ({how}{of})"
-
-
-def _tokenizer(choice: ModelChoice) -> Tokenizer | None:
-    folder = Path(choice.path_or_id)
-    cached = hub_cache() / f"models--{choice.path_or_id.replace('/', '--')}" / "snapshots"
-    places = [folder / "tokenizer.json"] if folder.is_dir() else sorted(cached.glob("*/tokenizer.json"))
-    for place in places:
-        if place.is_file():
-            from tokenizers import Tokenizer
-
-            return Tokenizer.from_file(str(place))
-    return None
-
-
-def _lengths(pair: Pair, tokenizer: Tokenizer | None) -> Lengths:
-    prompt = sum(_tokens(turn.text, tokenizer) + TEMPLATE for turn in pair.turns)
-    answers = [_ids(text, tokenizer) for text in (pair.chosen, pair.rejected)]
-    shared = 0
-    for one, other in zip(*answers, strict=False):
-        if one != other:
-            break
-        shared += 1
-    chosen, rejected = (_count(ids, tokenizer) + 1 for ids in answers)  # and the end token
-    return Lengths(prompt, chosen, rejected, min(_count(answers[0][:shared], tokenizer), chosen - 1, rejected - 1))
-
-
-def _ids(text: str, tokenizer: Tokenizer | None) -> Sequence[Any]:
-    return text if tokenizer is None else tokenizer.encode(text, add_special_tokens=False).ids
-
-
-def _count(ids: Sequence[Any], tokenizer: Tokenizer | None) -> int:
-    return len(ids) if tokenizer is not None else -(-len(ids) // LETTERS_A_TOKEN)
-
-
-def _tokens(text: str, tokenizer: Tokenizer | None) -> int:
-    return _count(_ids(text, tokenizer), tokenizer)

@@ -18,8 +18,8 @@ from cai_experiment.models.presets import PRESETS
 from cai_experiment.records.files import read_examples
 from cai_experiment.records.schema import Example
 from cai_experiment.scripts._following import next_command
-from cai_experiment.scripts._plan_training import backend_of
 from cai_experiment.scripts._sft import WarmStart, is_alone
+from cai_experiment.scripts._training_work import SPEC_LENGTH, backend_of, model_words, with_length
 from cai_experiment.training import processes
 from cai_experiment.training.data import Pair, read_pairs
 from cai_experiment.training.plumbing import is_plumbing, label, plumbing_pairs
@@ -59,15 +59,14 @@ def training_settings(
     if rate is None and preset is not None and override is not None and not is_alone(args):
         rate = override.after_sft if args.sft_first else override.learning_rate
         print(f"learning rate {rate:g} from the preset {preset.key}: {override.reason}")
-    model = (args.random_weights or choice.name, args.quantization or hardware.training_quantization, args.format)
     settings = DPOSettings(
         tuple(pairs), args.checkpoint_dir / args.run, **steps, learning_rate=rate or SPEC_LEARNING_RATE,
         beta=args.beta, lora_r=args.lora_r, lora_alpha=args.lora_alpha, effective_batch=args.effective_batch,
         loss=args.loss, nll_weight=args.nll_weight, backend=args.backend, token_budget=args.token_budget,
         save_every=args.save_every, keep=args.keep, eval_every=args.eval_every, early_stop=args.early_stop,
-        sample_every=args.sample_every, batch_size=args.batch_size, max_length=args.max_length, seed=args.seed,
-        model_name=" ".join(model), started=args.started, max_hours=args.max_hours, max_cost=args.max_cost,
-        price_per_hour=args.price_per_hour,
+        sample_every=args.sample_every, batch_size=args.batch_size, max_length=args.max_length or SPEC_LENGTH,
+        seed=args.seed, model_name=model_words(args, choice, hardware), started=args.started,
+        max_hours=args.max_hours, max_cost=args.max_cost, price_per_hour=args.price_per_hour,
         report_to=args.report_to, resume=args.resume, held_out=tuple(held_out),
         sample_prompts=tuple(pair.instruction for pair in held_out if len(pair.turns) == 1)[:16],
     )  # fmt: skip
@@ -77,6 +76,10 @@ def training_settings(
     if several and backend_of(args, choice, hardware, args.quantization or hardware.training_quantization) == "unsloth":
         raise processes.only_one("--backend unsloth")
     check_flags(settings)  # before a model is loaded for them
+    if args.max_length is not None:
+        return settings
+    settings, why = with_length(args, settings, choice, hardware)
+    print(why, end="\n" if why else "", flush=True)
     return settings
 
 
@@ -85,7 +88,7 @@ def load_settings(args: argparse.Namespace) -> LoadSettings:
     from cai_experiment.engines.load import MAX_LENGTH, LoadSettings
 
     engine = {"auto": "auto", "unsloth": "unsloth"}.get(args.backend, "hf")
-    longest = max(MAX_LENGTH, args.max_length)  # a shorter one drops pairs, and does not shorten what is generated
+    longest = max(MAX_LENGTH, args.max_length or 0)  # a shorter one drops pairs, and does not shorten what is generated
     return LoadSettings(
         model=args.model, layout=args.format, engine=engine, quantization=args.quantization, seed=args.seed,
         random_weights=args.random_weights, max_length=longest,

@@ -25,7 +25,8 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     group.add_argument("--lora-r", type=positive_int, default=32, metavar="N", help="(default: %(default)s)")
     group.add_argument("--lora-alpha", type=positive_int, default=64, metavar="N", help="(default: %(default)s)")
     group.add_argument("--effective-batch", type=positive_int, default=8, metavar="N", help="pairs a step (default: 8)")
-    group.add_argument("--max-length", type=positive_int, default=4096, metavar="N", help="longer pairs are dropped")
+    group.add_argument("--max-length", type=positive_int, metavar="N",
+                       help="longer pairs are dropped (default: 4096, or less, by memory, from 1024 on)")  # fmt: skip
     _how(group)
     group.add_argument("--max-hours", type=positive, metavar="H", help="stop resumably after so many hours")
     group.add_argument("--max-cost", type=dollars, metavar="DOLLARS", help="stop resumably at this cost")
