@@ -72,7 +72,8 @@ class UnslothEngine(GenerateEngine):
     @torch.inference_mode()
     def _weigh(self, run: list[Request], stem: int) -> list[Completion]:
         core = core_of(self.model)
-        with torch.autocast(core.device.type, torch.bfloat16, enabled=core.device.type == "cuda"):  # as its `generate`
+        # as its `generate`: in the model's own type, which is float16 where the GPU only emulates bfloat16 (T4)
+        with torch.autocast(core.device.type, core.dtype, enabled=core.device.type == "cuda"):
             return branches.weigh(core, run, stem)
 
     def release_for_training(self) -> tuple[Any, Any]:
