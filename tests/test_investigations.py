@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from scripted_engine import ScriptedEngine
 
-from cai_experiment.constitution.prompts import Turn
+from cai_experiment.constitution.prompts import Turn, render_base
 from cai_experiment.constitution.worked_examples import examples_for
 from cai_experiment.engines.base import Completion, Prompt
 from cai_experiment.errors import BadInputError, EngineError
@@ -387,6 +387,18 @@ def test_a_base_models_reply_keeps_its_headings(vocabulary: str, nano: Any, requ
     assert engine.renderer is own and own.stop_strings == (BASE_STOP,)  # type: ignore[attr-defined]
 
 
+def test_a_base_model_reads_its_code_as_it_wrote_it() -> None:
+    code = "```python\n### print it\nprint(1)\n```\n\n### Findings\n"
+    turns = (
+        Turn("task", "### Human:\n### Look"),
+        Turn("investigation", f"{code}### Human:\nno"),
+        Turn("output", "###\n1"),
+    )
+    text = "".join(part.text for part in render_base(turns, "investigation"))
+    assert code in text and "\n> ### Human:\nno" in text and "### Sandbox:\n> ###\n1" in text
+    assert "### Task:\n> ### Human:\n> ### Look" in text
+
+
 def test_the_example_ends_in_the_phrase_that_is_asked_for() -> None:
     given = prompts.give_task("a", "Look.", "DONE NOW", True, documents="Then: \nno INVESTIGATION COMPLETE")
     (example,) = examples_for("investigation", (given,))
@@ -572,7 +584,7 @@ def test_nano_comes_to_the_end(layout: str, nano: Any, tmp_path: Path) -> None:
     engine.renderer = Renderer(nano.tokenizer, layout, before.max_length, before.stop_token_ids)
     try:
         conditions, limit = (("none", "wrong"), 1) if layout == "chat" else (("delayed",), 6)
-        shared = investigation(engine, reply_tokens=24, task_turns=limit)
+        shared = investigation(engine, reply_tokens=8, task_turns=limit)
         for condition in conditions:
             summary = shared.run(session_folder(tmp_path, condition), condition)
             assert is_finished(tmp_path / condition) and summary["finish"] == ("turns" if limit == 1 else "idle")

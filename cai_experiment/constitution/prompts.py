@@ -225,11 +225,24 @@ def abstains(critique: str) -> bool:
 # ---------------------------------------------------------------- how a base model reads them
 
 _HEADING_IN_TEXT = re.compile(r"(?m)^(\s*)(#{3,})")
+_OWN_HEADING = re.compile(rf"(?mi)^(\s*)(#{{3,}}[ \t]*(?:{'|'.join(HEADINGS.values())})?[ \t]*:?[ \t]*)$")
+_MARKDOWN = ("investigation", "output")  # kinds of turns that hold code and Markdown
 
 
 def escape_base(text: str) -> str:
     """Quote lines of `text` that would read as one of our headings: "### Critique:" becomes "> ### Critique:"."""
     return _HEADING_IN_TEXT.sub(r"\1> \2", text.replace("\r\n", "\n").replace("\r", "\n"))
+
+
+def _escaped(turn: Turn) -> str:
+    """The text of a turn as it is rendered.
+
+    Of code and Markdown only what is a heading of ours in full is quoted: a model that reads "> ### print it" in its
+    own code writes it so the next time.
+    """
+    if turn.kind not in _MARKDOWN:
+        return escape_base(turn.text)
+    return _OWN_HEADING.sub(r"\1> \2", turn.text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def render_base(turns: Sequence[Turn], speak_as: str | None, examples: Iterable[Sequence[Turn]] = ()) -> list[Segment]:
@@ -250,7 +263,7 @@ def render_base(turns: Sequence[Turn], speak_as: str | None, examples: Iterable[
     for turn in turns:
         segments += [
             Segment(f"### {HEADINGS[turn.kind]}:\n", True),
-            Segment(escape_base(turn.text), False),
+            Segment(_escaped(turn), False),
             Segment("\n\n", True),
         ]
     if speak_as is not None:
