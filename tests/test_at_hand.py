@@ -220,3 +220,12 @@ def test_a_load_of_one_of_two_says_which(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(EngineError, match=r"^--critic nobody/none is not in the download cache"):
         load_pair(nano, replace(other, device="cpu"), told.append)
     assert told == []  # nothing was loaded before it was known
+
+
+@pytest.mark.parametrize(("engine", "says"), [("hf", True), ("auto", False)])  # Unsloth itself computes in float16
+def test_the_plan_says_where_bfloat16_is_emulated(engine: str, says: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    from cai_experiment.scripts._milestone import run_milestone
+
+    asked = ["--plan", "--hardware", "colab_free_t4", "--model", "qwen2.5-1.5b", "--engine", engine]
+    assert run_milestone("", "single", asked) == 0
+    assert ("Tesla T4 only emulates bfloat16: training is slower" in capsys.readouterr().out) == says

@@ -172,7 +172,7 @@ def add_generation_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--no-critique", dest="critique", action="store_false",
                        help="an ablation: revise directly from the principle, without a critique")
     group.add_argument("--generator", metavar="MODEL", help="answers and revises (default: --model)")
-    group.add_argument("--critic", metavar="MODEL", help="critiques and judges (default: --model)")
+    group.add_argument("--critic", metavar="MODEL", help="critiques and judges (default: --model, else --generator)")
     group = parser.add_argument_group("instructions (default: written by the model)")
     group.add_argument("--instructions", type=Path, metavar="FILE", help="use these (.txt .jsonl .json .csv) once each")
     group.add_argument("--field", help="the field of FILE that holds the instruction")

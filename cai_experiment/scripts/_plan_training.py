@@ -75,6 +75,8 @@ def dpo_lines(
         _memory(work),
         f"   {_in_parts(work.parts())}, no KV cache: {verdict}",
     ]
+    if hardware.compute == "float16" and work.backend != "unsloth" and work.quantization != "fp32":
+        lines.append(f"   {hardware.gpu_name} only emulates bfloat16: training is slower than reckoned")
     if not work.fits:
         helps = work.remedies()
         lines.append(f"   fits with {', or '.join(helps)}" if helps else "   no flag of train_dpo.py makes it fit")
