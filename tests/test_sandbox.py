@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import os
 import secrets
 import shutil
@@ -22,7 +23,10 @@ import yaml
 
 from cai_experiment.errors import BadInputError, UserError
 from cai_experiment.investigations.sandbox import Limits, Outcome, Sandbox, accounts, probe, sandbox, strongest, tiers
-from cai_experiment.investigations.sandbox.channel import MOST_BYTES, answer
+from cai_experiment.investigations.sandbox import run as runner
+from cai_experiment.investigations.sandbox.channel import MOST_BYTES, MOST_CALLS, Channel, answer
+from cai_experiment.investigations.sandbox.restrict import DEVICES
+from cai_experiment.investigations.sandbox.syscalls import refused_numbers
 
 ROOT = Path(__file__).resolve().parents[1]
 SNIPPETS = Path(__file__).parent / "sandbox_snippets"
@@ -52,6 +56,21 @@ SERVED = {
 }
 
 
+def devices() -> list[str]:
+    """The machine's devices but those that every run has, and the terminals, of which bubblewrap makes its own."""
+    harmless = {*DEVICES, "/dev/tty", "/dev/ptmx", "/dev/console"}
+    found = (entry for entry in os.scandir("/dev") if not (entry.is_dir() or entry.is_file() or entry.is_symlink()))
+    return sorted({entry.path for entry in found} - harmless)
+
+
+def is_held(outcome: Outcome, snippet: dict[str, Any]) -> bool:
+    """Whether an attack came to its end or was refused: not broken on its way there."""
+    error = outcome.stderr.rstrip().rpartition("\n")[2].partition(":")[0]
+    kind = getattr(builtins, error, None)
+    refused = (isinstance(kind, type) and issubclass(kind, OSError)) or error == "held"
+    return bool(outcome.stopped) or "held" in outcome.stdout or refused or outcome.exit_code in snippet.get("exit", ())
+
+
 @dataclass
 class Target:
     """What the attacks reach for: a secret that any uid can read, listeners, and what became of them."""
@@ -75,13 +94,20 @@ class Target:
         self.hidden.bind(f"\0{self.abstract}")
         for listener in (self.unix, self.hidden):
             listener.listen(8)
-        for link in (self.tcp, self.udp, self.unix, self.hidden):
+        self.post = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.post.bind(f"\0{self.abstract}-post")
+        self.links = (self.tcp, self.udp, self.unix, self.hidden, self.post)
+        for link in self.links:
             link.setblocking(False)
+        self.home = self.folder / "home"
+        (self.home / ".cache" / "huggingface").mkdir(parents=True)
+        (self.home / ".cache" / "huggingface" / "token").write_text(self.token)
 
     def fill(self, code: str) -> str:
         words = {
             "SECRET": self.secret, "PORT": self.tcp.getsockname()[1], "UDP": self.udp.getsockname()[1],
             "UNIX": self.path, "ABSTRACT": self.abstract, "PARENT": os.getpid(), "REPOSITORY": ROOT,
+            "HOME": self.home, "DEVICES": devices(), "REFUSED": refused_numbers(own_uid=False),
         }  # fmt: skip
         for word, value in words.items():
             code = code.replace(f"<{word}>", str(value))
@@ -91,15 +117,16 @@ class Target:
         now = self.secret.stat()
         assert self.secret.read_text() == self.token
         assert all(getattr(now, name) == getattr(self.before, name) for name in ("st_mode", "st_uid", "st_mtime"))
-        assert sorted(path.name for path in self.folder.iterdir()) == ["secret.txt", "socket"]
+        assert sorted(path.name for path in self.folder.iterdir()) == ["home", "secret.txt", "socket"]
         for listener in (self.tcp, self.unix, self.hidden):
             with pytest.raises(BlockingIOError):
                 listener.accept()
-        with pytest.raises(BlockingIOError):
-            self.udp.recv(10)
+        for link in (self.udp, self.post):
+            with pytest.raises(BlockingIOError):
+                link.recv(10)
 
     def close(self) -> None:
-        for link in (self.tcp, self.udp, self.unix, self.hidden):
+        for link in self.links:
             link.close()
         shutil.rmtree(self.folder)
 
@@ -177,6 +204,7 @@ def test_an_attack_is_contained(tier: str, name: str, runs: Runs) -> None:
     assert runs.target.token not in shown
     assert not any(error in outcome.stderr for error in BROKEN), f"the attack itself is broken: {outcome.stderr}"
     assert len(outcome.stdout) <= LIMITS.output_chars and len(outcome.stderr) <= 2 * LIMITS.output_chars
+    assert is_held(outcome, HOSTILE[name]), outcome
     wanted = HOSTILE[name].get("stopped", [""])
     assert outcome.stopped in wanted, outcome
     assert outcome.seconds < limits_of(HOSTILE[name]).seconds + GRACE
@@ -295,7 +323,8 @@ from cai_experiment.investigations.sandbox import Limits, Sandbox, tiers
 fresh = tiers.fresh_uid
 tiers.fresh_uid = lambda: print(uid := fresh(), flush=True) or uid
 Sandbox(sys.argv[1], Limits(seconds=60), {"ready": lambda: print("ready", flush=True)}).run(
-    "import time\\nintrospection.ready()\\ntime.sleep(600)")
+    "import os, time\\nif os.fork() == 0:\\n    os.setsid()\\n    time.sleep(600)\\n"
+    "introspection.ready()\\ntime.sleep(600)")
 """
 
 
@@ -317,9 +346,63 @@ def test_the_code_ends_with_a_parent_that_is_killed(tier: str, request: pytest.F
     parent.kill()
     parent.wait()
     deadline = time.monotonic() + 20
-    while accounts.processes_of(uid) and time.monotonic() < deadline:
+    while (accounts.processes_of(uid) or any(place.iterdir())) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not accounts.processes_of(uid)
+    assert not any(place.iterdir()), "the run's folder is left"
+
+
+REAPER = """
+import ctypes, os, sys
+from cai_experiment.investigations.sandbox import Limits, Sandbox
+from cai_experiment.investigations.sandbox.accounts import _all, _parent_of
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # the place of a PID 1 that does not reap
+daemon = "import os, time\\nif os.fork() == 0:\\n    time.sleep(600)\\n"
+for code, stopped in ((daemon, ""), (daemon + "time.sleep(600)", "time")):
+    assert Sandbox(sys.argv[1], Limits(seconds=1 if stopped else 30)).run(code).stopped == stopped
+    print([process for process in _all() if _parent_of(process) == os.getpid()])
+"""
+
+
+@pytest.mark.parametrize("tier", SAFE_TIERS)
+def test_no_zombie_is_left_where_pid_1_does_not_reap(tier: str) -> None:
+    needs(tier)
+    done = subprocess.run([sys.executable, "-c", REAPER, tier], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.stdout == "[]\n[]\n", done
+
+
+@pytest.mark.parametrize("tier", SAFE_TIERS)
+def test_a_watch_that_fails_ends_the_run(tier: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs(tier)
+    uids: list[int] = []
+    fresh = tiers.fresh_uid
+    monkeypatch.setattr(tiers, "fresh_uid", lambda: uids.append(fresh()) or uids[-1])
+    monkeypatch.setattr(runner, "memory_mb", lambda members: int("not a number"))
+    outcome = Sandbox(tier, CALM).run("import os, time\nos.fork()\ntime.sleep(600)")
+    assert (outcome.stopped, outcome.exit_code) == ("unknown", None)
+    assert not any(accounts.processes_of(uid) for uid in uids)
+
+
+@pytest.mark.parametrize("tier", SAFE_TIERS)
+def test_what_a_run_left_on_disk_is_said_at_its_end(tier: str) -> None:
+    needs(tier)
+    code = "for n in range(5):\n    open(f'{n}', 'wb').write(bytes(3_900_000))\nprint('written')"
+    outcome = Sandbox(tier, LIMITS).run(code)
+    assert outcome.stopped == "files" or "No space left" in outcome.stderr, outcome
+
+
+def test_a_run_has_so_many_calls() -> None:
+    channel = Channel({"echo": lambda value: value})
+    said = []
+    for number in range(MOST_CALLS + 1):
+        channel.take(b'{"call": "echo", "args": [%d], "kwargs": {}}\n' % number)
+        while not channel.answer:
+            channel.poll()
+        said.append(channel.answer)
+        channel.answer = b""
+    assert said[-2] == b'{"result": %d}\n' % (MOST_CALLS - 1)
+    assert b"more than 1000 calls" in said[-1] and channel.closed and not channel.wants_more
+    channel.wait()
 
 
 def test_an_unknown_tier_is_bad_input() -> None:

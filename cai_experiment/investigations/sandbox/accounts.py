@@ -77,17 +77,23 @@ def _all() -> list[int]:
 
 def _uid_of(process: int) -> int:
     """The real uid of a process; not the owner of its folder, which a process can make root (PR_SET_DUMPABLE)."""
-    return int(status_of(process).get("Uid", "-1").split()[0])
+    _, found, rest = _read(f"/proc/{process}/status").partition(b"\nUid:\t")  # a name's line feed is escaped there
+    return int(rest.split(None, 1)[0]) if found else -1
 
 
 def status_of(process: int) -> dict[str, str]:
-    """The fields of /proc/N/status; {} where the process is gone."""
+    """The fields of /proc/N/status; none where the process is gone."""
+    lines = _read(f"/proc/{process}/status").decode("ascii", "replace").split("\n")
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def _read(path: str) -> bytes:
+    """A file of /proc; empty where its process is gone. As bytes: names in it are any that a process chose."""
     try:
-        lines = Path(f"/proc/{process}/status").read_bytes().split(b"\n")
+        with open(path, "rb", buffering=0) as stream:
+            return stream.read()
     except OSError:
-        return {}
-    fields = (line.decode("ascii", "replace").partition(":") for line in lines)
-    return {name: value.strip() for name, _, value in fields}
+        return b""
 
 
 def _stat(process: int) -> list[str]:
@@ -95,10 +101,7 @@ def _stat(process: int) -> list[str]:
 
     The name before them is any bytes that the process chose: it is cut off before anything is decoded.
     """
-    try:
-        return Path(f"/proc/{process}/stat").read_bytes().rpartition(b")")[2].decode("ascii", "replace").split()
-    except OSError:
-        return []
+    return _read(f"/proc/{process}/stat").rpartition(b")")[2].decode("ascii", "replace").split()
 
 
 def _parent_of(process: int) -> int:

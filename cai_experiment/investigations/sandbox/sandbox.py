@@ -12,7 +12,7 @@ from cai_experiment.investigations.sandbox.tiers import BUBBLEWRAP, LANDLOCK, TI
 
 HOLDS = {
     BUBBLEWRAP: "namespaces of its own, no network, read-only system, seccomp",
-    LANDLOCK: "no-new-privs, Landlock, seccomp without sockets",
+    LANDLOCK: "no-new-privs, Landlock, seccomp without network; sizes and dates of files elsewhere are not hidden",
     UNSAFE: "NO PROTECTION: a plain process that may read, change and send whatever you may",
 }
 
@@ -22,6 +22,9 @@ class Sandbox:
 
     `serve` maps names to functions of plain JSON values; the code calls them as `introspection.NAME(...)`. They run
     here, one at a time, in a thread; an exception in one becomes an IntrospectionError in the code.
+
+    Code may use threads, subprocesses, asyncio and multiprocessing's Process and Pipe. Pool, Queue and Lock of
+    multiprocessing fail in every safe tier: their semaphores lie in /dev/shm, which the machine's processes share.
     """
 
     def __init__(self, tier: str, limits: Limits | None = None, serve: Functions | None = None) -> None:

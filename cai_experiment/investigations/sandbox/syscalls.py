@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
+from functools import cache
 from typing import Any
 
 # Pairs of unix sockets may be made, written and read (asyncio needs one). No address may be given, and nothing but
@@ -103,10 +105,19 @@ def _number(name: str) -> int | None:
     return number if number >= 0 else None
 
 
-def compiled_filter() -> int:
-    """The filter as a BPF program in a descriptor of its own, read from its start; the caller closes it."""
+@cache
+def program(own_uid: bool) -> bytes:
+    """The filter as a BPF program (struct sock_filter[])."""
+    with tempfile.TemporaryFile() as stream:
+        make_filter(own_uid).export_bpf(stream)
+        stream.seek(0)
+        return stream.read()
+
+
+def compiled_filter(own_uid: bool = False) -> int:
+    """The program in a descriptor of its own, read from its start; the caller closes it."""
     descriptor = os.memfd_create("filter")
     with open(descriptor, "wb", closefd=False) as stream:
-        make_filter().export_bpf(stream)
+        stream.write(program(own_uid))
     os.lseek(descriptor, 0, os.SEEK_SET)
     return descriptor

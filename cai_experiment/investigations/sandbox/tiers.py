@@ -21,9 +21,9 @@ BUBBLEWRAP, LANDLOCK, UNSAFE = "bubblewrap", "landlock", "unsafe-local"
 TIERS = (BUBBLEWRAP, LANDLOCK, UNSAFE)
 BOX = "/box"  # the empty folder inside bubblewrap
 PACKAGES = "/packages"  # numpy, there
-ROOT = Path(__file__).resolve().parents[3]
 CHILD = Path(__file__).with_name("child.py").read_text(encoding="utf-8")
-LAUNCH = "import sys; sys.path[:0] = {paths!r}; from cai_experiment.investigations.sandbox.restrict import main; main()"
+# by file, not through the package, whose modules the launcher does not need: 0.02 s less a run
+LAUNCH = "import sys; sys.path[:0] = {paths!r}; import restrict; restrict.main()"
 SYSTEM_FOLDERS = ("/lib", "/lib32", "/lib64", "/libx32", "/bin", "/sbin")
 
 
@@ -109,22 +109,23 @@ def start_landlock(limits: Limits, descriptors: tuple[int, int, int]) -> Start:
     """A uid of its own (as root), no-new-privs, Landlock, seccomp; see restrict.py."""
     python = interpreter_for(LANDLOCK)
     uid = fresh_uid() if is_root() else None
-    launch = LAUNCH.format(paths=[str(ROOT), *_library_folders()])
+    launch = LAUNCH.format(paths=[str(Path(__file__).parent), *_library_folders()])
     folder = _folder_for(uid)
+    rules = compiled_filter(own_uid=uid is None)
     order = {
-        "uid": uid, "folder": str(folder), "readable": [*python.own_folders, *python.packages],
+        "uid": uid, "filter": rules, "folder": str(folder), "readable": [*python.own_folders, *python.packages],
         "listable": python.package_roots, "command": python_command(python, descriptors),
         "environment": environment(str(folder)),
     }  # fmt: skip
     command = [sys.executable, "-I", "-S", "-c", launch, json.dumps(order)]
-    path = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin"}  # ldconfig, by which the libraries find libseccomp
-    return Start(command, path, "/", uid=uid, folder=folder, packages=_roots(LANDLOCK))
+    environ = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin"}  # of the launcher
+    return Start(command, environ, "/", uid=uid, folder=folder, pass_fds=[rules], packages=_roots(LANDLOCK))
 
 
 def _library_folders() -> list[str]:
-    """Where the launcher, which starts without site-packages to start fast, finds its two libraries."""
+    """Where the launcher, which starts without site-packages to start fast, finds its library."""
     found = {}
-    for name in ("py_landlock", "pyseccomp"):
+    for name in ("py_landlock", "pyseccomp"):  # the second for this process
         spec = find_spec(name)
         if spec is None or spec.origin is None:
             raise OSError(f"{name} is not installed; bash setup_runpod.sh")
