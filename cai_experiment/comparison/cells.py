@@ -91,7 +91,8 @@ class Cell:
         found: Row = {
             "id": f"{self.instruction.id}/{self.generator}/{self.critic}", "instruction_id": self.instruction.id,
             "instruction": self.instruction.text, "generator": self.generator, "critic": self.critic,
-            "answer": draft.initial_answer, "fault": draft.fault, "error": draft.error, "principle": None,
+            "answer": draft.initial_answer, "fault": draft.fault, "fault_in": fault_in(draft), "error": draft.error,
+            "principle": None,
             "flaw_seen": None, "broken_before": None, "critique": None, "abstained": None, "meaningful": None,
             "revision": None, "broken_after": None, "preferred": None, "truth": None, "judge": None,
         }  # fmt: skip
@@ -107,6 +108,24 @@ class Cell:
                 "preferred": self.preferred.answer if self.preferred else None,
             }  # fmt: skip
         return found | ({"truth": truth_of(found)} if truth and draft.initial_answer else {})
+
+
+def fault_in(draft: Draft) -> str:
+    """The turn with which a draft ended early: "answer", "critique", "verdict" or "revision"; "" if it did not.
+
+    The revision and what the critic says of its critique are asked for together: an error in either is the revision's.
+    """
+    if not draft.fault:
+        return ""
+    spoken = draft.fault in ("too_long", "empty")
+    if not draft.rounds:
+        return "answer" if spoken or not draft.initial_answer else "verdict"
+    one = draft.rounds[-1]
+    if one.revised_answer:
+        return "revision" if spoken else "verdict"
+    if not one.critique:
+        return "critique"
+    return "critique" if spoken and one.meaningful is None else "revision"
 
 
 def truth_of(row: Row) -> Row:

@@ -36,8 +36,20 @@ class Measure:
     once: bool = False  # the same for every critic: one row an instruction
 
 
-def _spoke(row: Row) -> bool:
-    return bool(row["critique"]) and not row["abstained"]
+def spoke(row: Row) -> bool:
+    """Is there a whole critique that does not abstain?"""
+    return bool(row["critique"]) and not row["abstained"] and row["fault_in"] != "critique"
+
+
+def _revised(row: Row) -> bool:
+    return bool(row["revision"]) and row["fault_in"] != "revision"
+
+
+def _asked(row: Row) -> bool:
+    """Was a critique asked for, and did the engine give one, be it empty or cut?"""
+    if row["fault_in"] == "critique":
+        return row["fault"] in ("too_long", "empty")
+    return bool(row["critique"])
 
 
 def _yes(said: str | None) -> Outcome:
@@ -45,8 +57,8 @@ def _yes(said: str | None) -> Outcome:
 
 
 def critique_is_right(row: Row, by: By) -> Outcome:
-    """Does a critique that does not abstain quote words that break its principle?"""
-    if not _spoke(row):
+    """Does a critique that does not abstain quote words that break its principle? One that was cut does not count."""
+    if not spoke(row):
         return None
     if by == "truth":
         return row["truth"]["right"] if row["truth"] else None
@@ -55,24 +67,26 @@ def critique_is_right(row: Row, by: By) -> Outcome:
 
 
 def flaw_is_found(row: Row, by: By) -> Outcome:
-    """Of an answer with a flaw: does the critic quote one? The truth alone knows which answers have one."""
-    if by != "truth" or not row["truth"] or not row["truth"]["flawed"] or not row["critique"]:
+    """Of an answer with a flaw: does the critic quote one? The truth alone knows which answers have one. An empty or
+    cut critique is a miss.
+    """
+    if by != "truth" or not row["truth"] or not row["truth"]["flawed"] or not _asked(row):
         return None
-    return bool(_spoke(row) and row["truth"]["right"])
+    return bool(spoke(row) and row["truth"]["right"])
 
 
 def false_critique(row: Row, by: By) -> Outcome:
     """Of an answer without a flaw: does the critic find one all the same?"""
-    if by != "truth" or not row["truth"] or row["truth"]["flawed"] or not row["critique"]:
+    if by != "truth" or not row["truth"] or row["truth"]["flawed"] or not _asked(row):
         return None
-    return _spoke(row)
+    return bool(row["critique"]) and not row["abstained"]
 
 
 def is_repaired(row: Row, by: By) -> Outcome:
     """Of revisions of an answer that broke the principle: is it mended? By the truth nothing else may have changed;
-    by a judge the principle is no longer broken, and "undecided" is not mended.
+    by a judge the principle is no longer broken, and "undecided" is not mended. A revision that was cut does not count.
     """
-    if not row["revision"]:
+    if not _revised(row):
         return None
     if by == "truth":
         return row["truth"]["repaired"] if row["truth"] else None
@@ -83,13 +97,15 @@ def is_repaired(row: Row, by: By) -> Outcome:
 
 
 def is_flawed_first(row: Row, by: By) -> Outcome:
-    """Has the first answer a flaw?"""
-    return row["truth"]["flawed"] if by == "truth" and row["truth"] else None
+    """Has the first answer a flaw? A whole one."""
+    whole = by == "truth" and row["truth"] and row["fault_in"] != "answer"
+    return row["truth"]["flawed"] if whole else None
 
 
 def is_flawed_after(row: Row, by: By) -> Outcome:
     """Has what the critic's round left a flaw: the revision, or the answer where nothing was revised?"""
-    return row["truth"]["flawed_after"] if by == "truth" and row["truth"] else None
+    whole = by == "truth" and row["truth"] and row["fault_in"] not in ("answer", "revision")
+    return row["truth"]["flawed_after"] if whole else None
 
 
 OF_WORK = (
@@ -125,8 +141,10 @@ def _unread(measure: Measure, row: Row, by: By) -> bool:
     if not said:
         return False
     if measure.name == "critique_precision":
-        return _spoke(row) and said["meaningful"] == "unparsed"
-    return measure.name == "repair_rate" and bool(row["revision"]) and said["broken_after"] == "unparsed"
+        return spoke(row) and said["meaningful"] == "unparsed"
+    return measure.name == "repair_rate" and _revised(row) and "unparsed" in (
+        said["broken_before"], said["broken_after"]
+    )  # fmt: skip
 
 
 def items_of_detection(measure: Measure, measured: Measured, sets: Sets) -> tuple[list[tuple[str, bool]], int]:
@@ -167,7 +185,7 @@ def compare(measure: Measure, found: Mapping[str, tuple[Items, int]], seed: int)
 
 
 def adjust(compared: Sequence[Compared]) -> None:
-    """Holm over every comparison of the table."""
+    """Holm over every comparison of these measures, one family."""
     places = [(one, model) for one in compared for model in one.against]
     adjusted = holm([one.against[model].p_value for one, model in places])
     for (one, model), p_value in zip(places, adjusted, strict=True):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from cai_experiment.comparison.bias import missed_own, self_bias
+from cai_experiment.comparison.bias import Bias, kinder, missed, missed_more
 from cai_experiment.comparison.clustered import rate
 from cai_experiment.comparison.measures import (
     BY,
@@ -86,18 +86,19 @@ def matrix(name: str, found: Found) -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def compared_measures(found: Found) -> list[Compared]:
-    """Every measure of every model, adjusted by Holm over the whole table."""
-    some = [
+    """Every measure of every model, adjusted by Holm over the work and, apart from it, over detection."""
+    work = [
         compare(one, {m: items_of_work(one, found.rows, m, found.by) for m in found.models}, found.seed)
         for one in OF_WORK
     ]
-    some += [
+    detection = [
         compare(one, {m: items_of_detection(one, said, found.sets) for m, said in found.measured.items()}, found.seed)
         for one in of_detection(found.sets)
     ]
-    having = [one for one in some if one is not None]
-    adjust(having)
-    return having
+    families = [[one for one in some if one is not None] for some in (work, detection)]
+    for family in families:
+        adjust(family)
+    return [one for family in families for one in family]
 
 
 def result_of(found: Found) -> dict[str, Any]:
@@ -105,17 +106,17 @@ def result_of(found: Found) -> dict[str, Any]:
 
     `by` says on whose word rightness and repair rest.
     """
-    measures = compared_measures(found)
-    biases = self_bias(found.rows, found.models, found.seed)
+    measures, known = compared_measures(found), found.by == "truth"
     return {
         "models": list(found.models), "detectors": list(found.measured), "by": found.by, "by_words": BY[found.by],
         "instructions": len({row["instruction_id"] for row in found.rows}),
         "measures": {one.measure.name: _measure(one) for one in measures},
         "usage": {model: dict(figures) for model, figures in found.usage.items()},
         "matrix": {name: {"label": label, "rates": matrix(name, found)} for name, (label, _) in MATRICES.items()},
-        "self_bias": [{**asdict(one), "result": one.result.to_json()} for one in biases],
-        "missed_own": _missed(found) if found.by == "truth" and len(found.models) > 1 else {},
-        "failed": _failed(found), "notes": list(found.notes),
+        "kinder": _biases(kinder(found.rows, found.models, found.seed)),
+        "missed_more": _biases(missed_more(found.rows, found.models, found.seed)) if known else [],
+        "missed": _missed(found) if known and len(found.models) > 1 else {},
+        "ended_early": ended_early(found.rows), "notes": list(found.notes),
     }  # fmt: skip
 
 
@@ -133,22 +134,33 @@ def _measure(one: Compared) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _biases(some: Sequence[Bias]) -> list[dict[str, Any]]:
+    return [{**asdict(one), "result": one.result.to_json()} for one in some]
+
+
 def _missed(found: Found) -> dict[str, Any]:
     """By the truth: the flaws of its own answers and of others' that each critic misses."""
-    missed: dict[str, Any] = {}
-    for critic in found.models:
-        own, others, less = missed_own(found.rows, critic, found.seed)
-        missed[critic] = {
-            "own": rate(own).to_json(), "others": rate(others).to_json(),
-            "own_less_others": None if less is None else {**less.result.to_json(), "p_value": less.p_value},
-        }  # fmt: skip
-    return missed
+    both = {critic: missed(found.rows, critic) for critic in found.models}
+    return {
+        critic: {"own": rate(own).to_json(), "others": rate(others).to_json()} for critic, (own, others) in both.items()
+    }
 
 
-def _failed(found: Found) -> dict[str, int]:
-    """Cells that ended early, by reason: they count where they came to."""
-    reasons: dict[str, int] = {}
-    for row in found.rows:
-        if row["fault"]:
-            reasons[row["fault"]] = reasons.get(row["fault"], 0) + 1
-    return reasons
+SPEAKERS = {"answer": "generator", "revision": "generator", "critique": "critic", "verdict": "critic"}
+
+
+def ended_early(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Cells that ended early, by whose turn it was, and why; an answer's fault counts once, whoever would criticise it.
+
+    Such a cell counts as far as it came.
+    """
+    seen: dict[tuple[str, str, str], set[tuple[str, str]]] = {}
+    for row in rows:
+        if turn := row["fault_in"]:
+            who = row[SPEAKERS[turn]]
+            other = "" if turn == "answer" else row["critic" if who == row["generator"] else "generator"]
+            seen.setdefault((who, turn, row["fault"]), set()).add((row["instruction_id"], other))
+    return [
+        {"model": who, "turn": turn, "reason": reason, "times": len(places)}
+        for (who, turn, reason), places in seen.items()
+    ]

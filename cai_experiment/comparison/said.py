@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from cai_experiment.engines.base import Completion, Prompt
 from cai_experiment.evaluation.arms import Remembered
 from cai_experiment.evaluation.reporting.naming import file_name
+from cai_experiment.pipeline.stages import exceeds_context
 
 ROLE = "compared"  # what is remembered under; detection and the judge have roles of their own
 
@@ -69,3 +71,20 @@ class Silent:
         """No completions."""
         self.asked += sum(prompt is not None for prompt in prompts)
         return iter(())
+
+
+class Counted:
+    """An engine whose failures are counted: those that another try may mend, not prompts that are too long."""
+
+    def __init__(self, engine: Any) -> None:
+        self.engine, self.failed = engine, 0
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is the engine's own."""
+        return getattr(self.engine, name)
+
+    def stream(self, prompts: Iterable[Prompt | None]) -> Iterator[Completion]:
+        """See `base.Engine.stream`."""
+        for done in self.engine.stream(prompts):
+            self.failed += done.finish == "error" and not exceeds_context(done)
+            yield done

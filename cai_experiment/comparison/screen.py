@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from cai_experiment.comparison.reading import (
     ITS_OWN_WORD,
-    bias_table,
+    ended_table,
+    kinder_table,
     matrix_table,
-    missed_table,
+    missed_more_table,
     rates_table,
     readings,
     work_table,
@@ -25,24 +26,16 @@ WIDTH = 100  # columns
 
 
 def print_comparison(result: Mapping[str, Any], console: Console) -> None:
-    """Rates, work, matrix and bias, then a line for each thing that they say."""
+    """Rates, failures, work, matrix and own answers, then a line for each thing that they say."""
     _print_wide(console, rates_table(result))
-    _print(console, _short_work(work_table(result)))
+    _print(console, {**ended_table(result), "note": ""})
+    _print(console, {**work_table(result), "note": ""})
     if len(result["models"]) > 1:
         for name in ITS_OWN_WORD[:2]:
             _print_wide(console, matrix_table(result, name))
-        table = bias_table(result)
-        _print(console, {**table, "note": ""})
-        _print(console, {**missed_table(result), "note": ""})
+        _print(console, {**(missed_more_table if result["missed_more"] else kinder_table)(result), "note": ""})
     for line in readings(result):
         console.print(f"- {escaped(line)}", markup=False, width=WIDTH)
-
-
-def _short_work(table: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what the page says beside it."""
-    kept = [place for place, name in enumerate(table["columns"]) if name != "engine"]
-    rows = [[row[place] for place in kept] for row in table["rows"]]
-    return {**table, "columns": [table["columns"][place] for place in kept], "rows": rows, "note": ""}
 
 
 def _print_wide(console: Console, table: Mapping[str, Any]) -> None:
@@ -75,4 +68,6 @@ def _print(console: Console, table: Mapping[str, Any]) -> None:
 
 
 def _cell(cell: Any) -> str:
-    return escaped(cell) if isinstance(cell, str) else result_text(cell).replace(", n = ", "\nn = ")
+    if not isinstance(cell, Mapping):
+        return escaped(str(cell))
+    return result_text(cell).replace(", n = ", "\nn = ")

@@ -11,7 +11,7 @@ from cai_experiment.engines.base import Completion, Prompt
 from cai_experiment.records.store import Journal
 
 EVERY = 5.0  # seconds between two rows: so much of a killed call is not counted
-PEAK, TENSORS = "peak on the GPU", "bytes of its weights"
+PEAK, TENSORS, SHARE = "peak on the GPU", "bytes of its weights", "vLLM's share of the GPU, whatever the model"
 SPOKEN, WEIGHED, LOADED, HELD = "spoken", "weighed", "loaded", "held"
 
 
@@ -91,11 +91,17 @@ def start_of_memory() -> None:
 
 
 def memory_of(engine: Any) -> tuple[int, str] | None:
-    """(bytes, how): the CUDA allocator's peak since `start_of_memory`; on a CPU the bytes of the model's tensors.
+    """(bytes, how): the CUDA allocator's peak since `start_of_memory`; on a CPU the bytes of the model's tensors; of
+    vLLM, in a process of its own, the share of the GPUs that it takes for itself.
 
-    None where the weights are in another process. A CPU's resident memory tells little of one model: what an earlier
+    None for other engines without weights here. A CPU's resident memory tells little of one model: what an earlier
     one freed stays with the process.
     """
+    if (facts := engine.describe()).get("engine") == "vllm":
+        from cai_experiment.models.hardware import detect
+        from cai_experiment.models.serving import usable_gb
+
+        return int(usable_gb(None, detect()) * int(facts.get("tensor_parallel") or 1) * 1e9), SHARE
     model = getattr(engine, "model", None)
     if model is None or not hasattr(model, "parameters"):
         return None
@@ -108,8 +114,13 @@ def memory_of(engine: Any) -> tuple[int, str] | None:
     return sum(stores.values()), TENSORS
 
 
-def usage_of(usage: Usage, model: str, price_per_hour: float, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """A model's work as comparison.json holds it: tokens a second of what it spoke, memory, seconds, dollars."""
+def usage_of(
+    usage: Usage, model: str, price_per_hour: float, facts: Mapping[str, Any], weights_gb: float | None = None
+) -> dict[str, Any]:
+    """A model's work as comparison.json holds it: tokens a second of what it spoke, memory, seconds, dollars.
+
+    `weights_gb` are its weights by arithmetic, which stand beside a GPU's memory. No dollars without a price.
+    """
     spoken, speaking = usage.total(model, SPOKEN, "tokens"), usage.total(model, SPOKEN, "seconds")
     weighed, weighing = usage.total(model, WEIGHED, "prompts"), usage.total(model, WEIGHED, "seconds")
     held, seconds = usage.memory(model), usage.seconds(model)
@@ -121,6 +132,7 @@ def usage_of(usage: Usage, model: str, price_per_hour: float, facts: Mapping[str
         "loads": sum((r["model"], r["kind"]) == (model, LOADED) for r in usage.rows),
         "loading_seconds": round(usage.total(model, LOADED, "seconds"), 2),
         "memory_gb": None if held is None else held[0], "memory_is": None if held is None else held[1],
-        "dollars": seconds / 3600 * price_per_hour,
+        "weights_gb": None if held is None or held[1] == TENSORS else weights_gb,
+        "dollars": seconds / 3600 * price_per_hour if price_per_hour else None,
         "engine": facts.get("engine"), "quantization": facts.get("quantization"), "slots": facts.get("slots"),
     }  # fmt: skip

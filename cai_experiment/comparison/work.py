@@ -12,7 +12,7 @@ from itertools import chain
 from typing import Any
 
 from cai_experiment.comparison.cells import Cell, Wanted
-from cai_experiment.comparison.said import Said, Silent
+from cai_experiment.comparison.said import Counted, Said, Silent
 from cai_experiment.evaluation.arms import Remembering
 from cai_experiment.evaluation.detection import Measured, measure
 from cai_experiment.evaluation.harm.labelled import Sets
@@ -34,6 +34,7 @@ class Work:
     said: Said
     load: Load
     verbosity: int = 1
+    failures: dict[str, int] = field(default_factory=dict)  # verdicts on the labelled texts that an engine failed at
     _done: dict[str, Measured] = field(default_factory=dict)
 
     def run(self) -> None:
@@ -109,8 +110,11 @@ class Work:
         return self._done.get(model)
 
     def _detect(self, model: str, engine: Any, progress: Progress | None) -> Measured:
-        judge = Judge(Remembering(engine, self.said.of[model], DETECTION), model)
-        return measure(ModelDetector(judge), self.sets, progress)
+        counted: Any = Counted(Remembering(engine, self.said.of[model], DETECTION))
+        judge = Judge(counted, model)
+        measured = measure(ModelDetector(judge, reasons=False), self.sets, progress)
+        self.failures[model] = counted.failed
+        return measured
 
 
 def _missing(id: str) -> Any:

@@ -22,20 +22,29 @@ if not __package__:  # run as a file: import from this checkout, whatever the cu
 
 from cai_experiment.errors import EXIT_OK, BadInputError
 from cai_experiment.records.store import RunFolder
-from cai_experiment.scripts import _compare_models
-from cai_experiment.scripts._common import base_parser, positive_int, run_main, separated
+from cai_experiment.scripts import _compare_models, _compare_wanted
+from cai_experiment.scripts._common import base_parser, positive_int, run_main
 from cai_experiment.scripts._judge import add_judge_flags, check_judge
 
 RUN, COUNT = "compare", 60
+
+
+def every_name(text: str) -> tuple[str, ...]:
+    """argparse type: names between commas; a name that comes twice stays, since it is a mistake to be told."""
+    found = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not found:
+        raise argparse.ArgumentTypeError("holds no name")
+    return found
 
 
 def parser() -> argparse.ArgumentParser:
     """The flags, those of every script among them."""
     flags = base_parser(__doc__, RUN)
     group = flags.add_argument_group("comparison")
-    group.add_argument("--models", metavar="A,B,...", type=separated, default=(),
+    group.add_argument("--models", metavar="A,B,...", type=every_name, default=(),
                        help='presets, hub ids or folders, and "rules" (default: without a GPU nano,nano-b,rules; with '
-                            "one what the hardware allows, its smaller neighbour, and the rules)")  # fmt: skip
+                            "one what the hardware allows, its next smaller neighbour of the same family and kind, and "
+                            "the rules)")  # fmt: skip
     group.add_argument("--instructions", type=Path, metavar="FILE",
                        help="the first --count of these (default: questions of the shipped model's world, or the 42 "
                             "general questions that ship with the project)")  # fmt: skip
@@ -60,10 +69,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Compare the models; gives the exit code."""
     args = parser().parse_args(argv)
     check(args)
-    wanted = _compare_models.wanted(args)  # a wrong name is told before anything is loaded
+    wanted = _compare_wanted.wanted(args)  # a wrong name is told before anything is loaded
     check_judge(args)
     if args.plan:
-        print(*_compare_models.plan(args, wanted), sep="\n")
+        from cai_experiment.scripts._compare_plan import plan
+
+        print(*plan(args, wanted), sep="\n")
         return EXIT_OK
     with RunFolder(args.data_dir / args.run, args.fresh) as folder:
         if folder.moved_to is not None:
