@@ -45,12 +45,15 @@ def fetch(choice: ModelChoice) -> Path:
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
 
+        from cai_experiment.engines.at_hand import whole_in_cache
         from cai_experiment.engines.load import revision_of
 
+        revision = revision_of(choice)
         folder = Path(
             snapshot_download(
                 choice.path_or_id,
-                revision=revision_of(choice),
+                revision=revision,
+                local_files_only=whole_in_cache(choice.path_or_id, revision),
                 allow_patterns=list(LOADED_FILES),
                 ignore_patterns=list(LEFT_OUT),
             )
