@@ -58,16 +58,20 @@ def _supervised(
 ) -> Outcome:
     """Start and supervise; the descriptors in `ends` and `own` are closed, and taken out, as they are handed on."""
     began = time.monotonic()
-    process = subprocess.Popen(
-        _keeper_command(start, lifeline, ends), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, cwd="/", env={}, pass_fds=tuple(ends), start_new_session=True,
-    )  # fmt: skip
+    channel = Channel(functions)  # opens a pipe, which may fail: before there is a process to end
+    with ExitStack() as undo:
+        undo.callback(channel.wait)
+        process = subprocess.Popen(
+            _keeper_command(start, lifeline, ends), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, cwd="/", env={}, pass_fds=tuple(ends), start_new_session=True,
+        )  # fmt: skip
+        undo.pop_all()
     while ends:
         os.close(ends.pop())
     asks, hears, hold = own
     own.clear()
     look = partial(_beyond, limits, start, process.pid)
-    supervisor = Supervisor(process, asks, hears, Channel(functions), limits, look)
+    supervisor = Supervisor(process, asks, hears, channel, limits, look)
     try:
         supervisor.run()
     finally:
