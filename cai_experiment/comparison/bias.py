@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from cai_experiment.comparison.clustered import Items, Sums, contrast, sums_of
+from cai_experiment.comparison.clustered import LEAST_GROUPS, Items, Sums, contrast, sums_of
 from cai_experiment.judging.result import Result, holm
 
 Row = Mapping[str, Any]
@@ -41,6 +41,7 @@ class Bias:
     result: Result
     p_value: float
     p_holm: float
+    why: str = ""  # there is no interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,20 @@ def _biases(answers: Sequence[_Answer], left_out: int, models: Sequence[str], se
         }
     found = [(who, *_contrasted(some, left_out, seed)) for who, some in parts.items()]
     adjusted = holm([p_value for _, _, p_value in found])
-    return [Bias(who, result, p, p_holm) for (who, result, p), p_holm in zip(found, adjusted, strict=True)]
+    return [
+        Bias(who, result, p, p_holm, _why(result, parts[who]))
+        for (who, result, p), p_holm in zip(found, adjusted, strict=True)
+    ]
+
+
+def _why(result: Result, parts: Sequence[tuple[float, Sums]]) -> str:
+    """Why there is no interval; "" if there is one."""
+    if result.interval is not None:
+        return ""
+    least = min(len(sums) for _, sums in parts)
+    if least < LEAST_GROUPS:
+        return f"a model has {least} such answers, too few to say"
+    return f"no variation among {result.n} instructions"
 
 
 def _less(answers: Sequence[_Answer], critic: str, generator: str, models: Sequence[str]) -> Sums:

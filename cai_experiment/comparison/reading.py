@@ -106,7 +106,8 @@ def matrix_table(result: Comparison, name: str) -> Table:
 
 def ended_table(result: Comparison) -> Table:
     """Turns with which a cell ended early."""
-    rows = [[one["model"], one["turn"], one["reason"].replace("_", " "), one["times"]] for one in result["ended_early"]]
+    found = result["ended_early"]
+    rows = [[one["model"], one["turn"], one["reason"].replace("_", " "), str(one["times"])] for one in found]
     note = "Such a cell counts as far as it came: an empty or cut critique is a miss, and none that could be right."
     return _table("ended_early", "Ended early", ["model", "its turn", "why", "times"], rows, note)
 
@@ -185,11 +186,9 @@ SAYS = {  # what stands its interval and Holm's test: (above 0, below 0)
 
 def says_of_bias(one: Mapping[str, Any], name: str) -> str:
     """What a figure of `missed_more` or `kinder` allows to say."""
-    found, n = one["result"], one["result"]["n"]
-    if found["value"] is None:
-        return "no answers to tell by"
+    found = one["result"]
     if found["interval"] is None:
-        return f"too few answers, or no variation among {n} instructions: no interval"
+        return f"{one['why']}: no interval"
     if not clear(found) or one["p_holm"] >= 0.05:
         return "no difference that stands its interval and Holm's test"
     return SAYS[name][found["value"] < 0]
@@ -219,7 +218,7 @@ def _figure(one: Mapping[str, Any]) -> str:
 
 
 def _of_failures(result: Comparison) -> Iterator[str]:
-    some = [f"{one['model']}: {one['turn']} {one['reason'].replace('_', ' ')}, {one['times']} times"
+    some = [f"{one['model']}: {one['turn']}, {one['reason'].replace('_', ' ')} ({one['times']})"
             for one in result["ended_early"]]  # fmt: skip
     if some:
         yield f"ended early, and counted as far as they came: {'; '.join(some)}"
