@@ -1,7 +1,7 @@
 """One work, several models: the same instructions, critiques and labelled texts through each, one at a time in memory.
 
 Run: python cai_experiment/scripts/compare_models.py             (on a CPU: nano, nano-b and the rules)
-     python cai_experiment/scripts/compare_models.py --models qwen2.5-7b,qwen2.5-14b,qwen2.5-32b,rules --judge URL
+     python cai_experiment/scripts/compare_models.py --models qwen2.5-32b,qwen2.5-14b-base,rules --judge URL
      python cai_experiment/scripts/compare_models.py --models nano,nano-b,rules --count 100
 
 Critique precision, repair rate, detection of harm, tokens a second, memory and cost, with intervals; and a matrix
