@@ -51,16 +51,23 @@ raise SystemExit(run_main(compare_models.main, sys.argv[1:]))
 
 @pytest.fixture(autouse=True, scope="module")
 def few() -> Iterator[None]:
-    """Few of the labelled texts."""
+    """Few of the labelled texts, and few resamples."""
     sets = {name: texts[:TEXTS] for name, texts in shipped_sets().items()}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cai_experiment.evaluation.harm.labelled.shipped_sets", lambda: sets)
+        patch.setattr("cai_experiment.comparison.clustered.RESAMPLES", 1000)
         yield
 
 
 def compare(folder: Path, *flags: str) -> int:
     asked = ["--data-dir", str(folder), "--count", str(COUNT), "--models", "nano,nano-b,rules", "-v", "0", *flags]
     return run_main(compare_models.main, asked)
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages without plots, for tests that do not look at them."""
+    monkeypatch.setattr("cai_experiment.comparison.page.plots", lambda result: [])
 
 
 def result_of(folder: Path) -> dict[str, Any]:
@@ -144,8 +151,9 @@ def test_more_instructions_extend_a_run(made: Path, tmp_path: Path) -> None:
     assert result_of(tmp_path / "made")["instructions"] == COUNT + 1
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_killed_it_goes_on_to_the_same_cells(made: Path, tmp_path: Path) -> None:
-    flags = ["--data-dir", str(tmp_path), "--count", str(COUNT), "--models", "nano,nano-b,rules", "-v", "0"]
+    flags = ["--data-dir", str(tmp_path), "--count", str(COUNT), "--models", "nano,rules", "-v", "0"]
     said = tmp_path / "compare" / "said" / "nano.jsonl"
     run = subprocess.Popen([sys.executable, "-c", FEW, *flags], cwd=ROOT, stdout=subprocess.DEVNULL)
     try:
@@ -157,9 +165,9 @@ def test_killed_it_goes_on_to_the_same_cells(made: Path, tmp_path: Path) -> None
         run.wait()
     assert run.returncode == -signal.SIGKILL
     known = said.read_bytes()
-    assert compare(tmp_path) == 0
+    assert compare(tmp_path, "--models", "nano,rules") == 0
     assert said.read_bytes().startswith(known[: known.rfind(b"\n") + 1]), "nothing that was said is asked again"
-    assert rows_of(tmp_path) == rows_of(made)
+    assert rows_of(tmp_path) == [row for row in rows_of(made) if row["generator"] == row["critic"] == "nano"]
 
 
 # ---------------------------------------------------------------- bad input
@@ -217,7 +225,9 @@ def test_the_same_weights_under_two_names_are_found() -> None:
 # ---------------------------------------------------------------- a judge, the critics' own word, failures
 
 
-@pytest.mark.parametrize("by", ["judge", pytest.param("itself", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("by", ["judge", "itself"])
 def test_without_truth_the_tables_go_by_a_judge_or_by_each_critic(
     by: str, tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -247,6 +257,7 @@ class Failing:
         return (Completion(one.id, "", "error", error="the engine died") for one in prompts if one is not None)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_an_engine_failed_at_is_asked_again(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -386,7 +397,7 @@ def words(models: str, kind: str, n: int = 60) -> list[dict[str, Any]]:
 def test_a_critic_that_misses_its_own_flaws_is_found_and_no_other() -> None:
     for found in (missed_more(words("abc", "b"), "abc"), kinder(words("abc", "b"), "abc")):
         by = {one.who: one for one in found}
-        assert by["b"].result.value == 0.5 and (by["b"].result.interval or (0,))[0] > 0.3 and by["b"].p_holm < 0.001
+        assert by["b"].result.value == 0.5 and (by["b"].result.interval or (0,))[0] > 0.3 and by["b"].p_holm < 0.005
         assert by["a"].result.value == by["c"].result.value == 0.0, "its kindness is not another's harshness"
     own, others = missed(words("abc", "b"), "b")
     assert rate(own).value == 0.5 and rate(others).value == 0.0

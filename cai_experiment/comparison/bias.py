@@ -92,7 +92,8 @@ def _biases(answers: Sequence[_Answer], left_out: int, models: Sequence[str], se
             for who in models
         }
     found = [(who, *_contrasted(some, left_out, seed)) for who, some in parts.items()]
-    adjusted = holm([p_value for _, _, p_value in found])
+    p_values = [p_value for _, _, p_value in found]
+    adjusted = holm(p_values) if len(p_values) > 1 else p_values
     return [
         Bias(who, result, p, p_holm, _why(result, parts[who]))
         for (who, result, p), p_holm in zip(found, adjusted, strict=True)
