@@ -24,8 +24,9 @@ def gemma_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     config = Gemma2Config(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, attn_logit_softcapping=5.0, sliding_window=4096, max_position_embeddings=2048,
-        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
+        num_key_value_heads=2, head_dim=8, attn_logit_softcapping=5.0, sliding_window=4096,
+        max_position_embeddings=2048, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
     )  # fmt: skip
     model = Gemma2ForCausalLM(config)
     with torch.no_grad():

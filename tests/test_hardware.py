@@ -292,3 +292,18 @@ def test_models_py_runs_alone_and_in_a_pipe(tmp_path: Path) -> None:
     made = subprocess.run([sys.executable, ROOT / "cai_experiment/scripts/models.py"], cwd=tmp_path,
                           capture_output=True, text=True, check=True)  # fmt: skip
     assert "qwen2.5-32b" in made.stdout and "\x1b" not in made.stdout
+
+
+def test_the_seeds_functions_are_imported_from_hardware_and_from_the_package() -> None:
+    import cai_experiment.models
+    from cai_experiment.models import hardware as module
+
+    names = ("get_model_preset", "get_hardware_profile", "recommend_model_for_hardware", "list_available_models",
+             "print_model_comparison")  # fmt: skip
+    assert all(getattr(module, name) is getattr(cai_experiment.models, name) for name in names)
+
+
+@pytest.mark.parametrize(("part", "name"), [("t4", "colab_free_t4"), ("a100", "runpod_a100_80gb")])
+def test_a_part_of_a_machines_name_finds_it_among_the_nearest(part: str, name: str) -> None:
+    with pytest.raises(BadInputError, match=rf"nearest: .*{name}"):
+        hardware.get_hardware_profile(part)

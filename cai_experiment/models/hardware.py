@@ -10,6 +10,7 @@ import subprocess
 from functools import lru_cache
 from pathlib import Path
 
+from cai_experiment.models.presets import get_model_preset
 from cai_experiment.models.profiles import (
     HARDWARE_ALIASES,
     PROFILES,
@@ -28,8 +29,8 @@ from cai_experiment.models.recommend import (
 
 __all__ = [
     "HARDWARE_ALIASES", "POD_HF_HOME", "POD_WORKSPACE", "PROFILES", "Hardware", "detect", "driver_cuda_version",
-    "driver_problem", "get_hardware_profile", "gpu_speed", "list_available_models", "on_pod", "print_model_comparison",
-    "profile", "recommend_model_for_hardware",
+    "driver_problem", "get_hardware_profile", "get_model_preset", "gpu_speed", "list_available_models", "on_pod",
+    "print_model_comparison", "profile", "recommend_model_for_hardware",
 ]  # fmt: skip
 
 # The GPU build of torch 2.13.0 on PyPI brings CUDA 13.0.3, whose runtime needs driver branch 580 or later.

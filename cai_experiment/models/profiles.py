@@ -139,7 +139,8 @@ def get_hardware_profile(key: str, flag: str = "") -> Hardware:
     known = {_plain(name): machine for name, machine in PROFILES.items()}
     found = known.get(_plain(key))
     if found is None:
-        near = difflib.get_close_matches(_plain(key), known, n=4, cutoff=0.4)
+        holding = [name for name in known if _plain(key) in name.split("_")]  # "t4" names a part of several
+        near = dict.fromkeys([*holding, *difflib.get_close_matches(_plain(key), known, n=4, cutoff=0.4)])
         names = [next(name for name in PROFILES if _plain(name) == one) for one in near]
         said = f"nearest: {', '.join(names)}" if names else f"known: {', '.join(PROFILES)}"
         raise BadInputError(f"{flag}{key} is unknown; {said}", "models.py --hardware lists all")
