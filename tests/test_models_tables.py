@@ -12,6 +12,7 @@ import pytest
 from cai_experiment.models.choice import VARIABLES
 from cai_experiment.models.presets import PRESETS
 from cai_experiment.models.profiles import PROFILES
+from cai_experiment.models.recommend import list_available_models
 from cai_experiment.models.tables import broken
 from cai_experiment.scripts import _models_fit
 from cai_experiment.scripts import models as script
@@ -102,3 +103,10 @@ def test_long_lines_are_broken_at_their_parts() -> None:
     assert broken("a | b", 10) == "a | b"
     assert broken("what is said | why it is so", 20) == "what is said\n  why it is so"
     assert broken("one two three four", 10, 4) == "one two\n    three\n    four"
+
+
+def test_no_row_is_longer_than_the_context(capsys: pytest.CaptureFixture[str]) -> None:
+    for preset in PRESETS.values():
+        assert preset.vram_gb("bf16") == preset.vram_gb("bf16", min(4096, preset.context))
+    assert "phi-2" in {one.key for one in list_available_models(3.5)}
+    assert "or the whole context" in told(capsys)

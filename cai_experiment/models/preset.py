@@ -11,6 +11,7 @@ from cai_experiment.models.training_memory import training_vram_gb
 
 WEIGHTS_DIR = Path(__file__).resolve().parents[1] / "nano" / "weights"
 NANO_DIR = WEIGHTS_DIR / "nano"
+ROW = 4096  # tokens of a row, the spec's, where none are named
 ANSWER_TOKENS = 500  # the spec's, for an answer
 MOST_ROWS = 256  # more at a time is no faster (vLLM's own limit on an A100)
 FLASH_HEAD = 256  # FlashAttention-2 has kernels for heads up to this size, in multiples of 8
@@ -81,13 +82,16 @@ class ModelPreset:
         """
         return min(ANSWER_TOKENS, self.context // 4)
 
-    def vram_gb(self, quantization: str = "4bit", length: int = 4096, batch: int = 1, device: str = "cuda") -> float:
+    def vram_gb(
+        self, quantization: str = "4bit", length: int | None = None, batch: int = 1, device: str = "cuda"
+    ) -> float:
         """GB (10^9 bytes) that generation needs, in "4bit", "8bit", "bf16" (as fp16) or "fp32".
 
-        Weights with quantisation constants, keys and values of `batch` rows of `length` tokens, the activations of a
+        `length` None: a row of ROW tokens, or the whole context of a model that has a shorter one. Weights with quantisation constants, keys and values of `batch` rows of `length` tokens, the activations of a
         pass, and on a GPU ("cuda") CUDA's context.
         """
         numbers = self.architecture
+        length = length or min(ROW, self.context or ROW)
         need = vram_gb(numbers, quantization, length, batch) + allowance_gb(numbers, quantization, length, batch)
         return need if device == "cuda" else need - CONTEXT_GB
 
