@@ -178,3 +178,10 @@ def test_no_disk_is_said_with_the_figures_before_the_first_byte(
 def test_files_that_loading_takes() -> None:
     names = [*QWEN, "gemma-2b.gguf", "original/consolidated.00.pth", "tokenizer.model", "model.fp16.safetensors"]
     assert needed(names) == ["config.json", "model.safetensors", "tokenizer.json", "tokenizer.model"]
+
+
+def test_verify_of_a_shipped_model_says_so_and_of_one_that_is_not_here_names_the_plain_command(tmp_path: Path) -> None:
+    done = run(tmp_path, "http://127.0.0.1:9", "--verify", "nano", "microsoft/phi-2")
+    assert done.returncode == 1 and done.stdout == "nano: ships with the lab: whole\n"
+    assert "not downloaded; " in done.stderr and done.stderr.endswith("download_models.py microsoft/phi-2\n")
+    assert run(tmp_path, "http://127.0.0.1:9", "--verify", "nano").returncode == 0

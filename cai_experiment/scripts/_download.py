@@ -38,7 +38,12 @@ class Wanted:
     @property
     def repair(self) -> str:
         """The command that fetches what is missing or damaged."""
-        return f"{COMMAND} {self.hub_id}{'' if self.weights else ' --quantization 4bit'} --repair"
+        return f"{self.fetch} --repair"
+
+    @property
+    def fetch(self) -> str:
+        """The command that fetches it all."""
+        return f"{COMMAND} {self.hub_id}{'' if self.weights else ' --quantization 4bit'}"
 
 
 @dataclass(frozen=True, slots=True)

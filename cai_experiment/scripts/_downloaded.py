@@ -10,7 +10,7 @@ from pathlib import Path
 from cai_experiment.engines.load import revision_of
 from cai_experiment.models.choice import ModelChoice
 from cai_experiment.models.disk import free_gb, hub_cache
-from cai_experiment.models.downloads import Found, cache_folder, holds_weights, look
+from cai_experiment.models.downloads import WEIGHTS, Found, cache_folder, holds_weights, look
 from cai_experiment.models.memory import weights_gb
 from cai_experiment.models.presets import PRESETS
 from cai_experiment.models.tables import columns, plain_table, show
@@ -80,7 +80,7 @@ def verify(names: Sequence[str], quantization: str | None) -> bool:
     whole.
     """
     if quantization is not None:
-        every = [one for name in names or _known() for one in wanted(name, quantization) if one.hub_id]
+        every = [one for name in names or _known() for one in wanted(name, quantization)]
     else:
         every = [one for name in names or _known() for one in _both(name, bool(names))]
     if not names:
@@ -96,7 +96,9 @@ def _known() -> list[str]:
 def _both(name: str, named: bool) -> list[Wanted]:
     """A model's own repository and its sibling's, those of which something is here; `named`: else its own."""
     choice = chosen(name)
-    every = [one for one in (*wanted(name, None), sibling_of(choice)) if one is not None and one.hub_id]
+    every = [one for one in (*wanted(name, None), sibling_of(choice)) if one is not None]
+    if not every[0].hub_id:
+        return every[:1]
     here = [one for one in every if cache_folder(one.hub_id).is_dir()]
     if len(here) == 2 and not holds_weights(here[0].hub_id, look(here[0].hub_id, here[0].revision).commit):
         here[0] = replace(here[0], weights=False)  # what a load in 4 bit takes from there
@@ -104,11 +106,39 @@ def _both(name: str, named: bool) -> list[Wanted]:
 
 
 def _verified(one: Wanted) -> bool:
+    if not one.hub_id:
+        return _at_hand(one)
     found = look(one.hub_id, one.revision, hashes=True, weights=one.weights)
     if found.whole:
         what = "" if one.weights else "its tokenizer alone, "
         print(f"{one.hub_id}: {what}whole, {found.gb:.2f} GB, commit {found.commit}", flush=True)
         return True
-    for problem in found.problems or ("not downloaded",):
+    for problem in found.problems:
         print(f"{one.hub_id}: {problem}; {one.repair}", file=sys.stderr, flush=True)
+    if not found.problems:
+        print(f"{one.hub_id}: not downloaded; {one.fetch}", file=sys.stderr, flush=True)
     return False
+
+
+def _at_hand(one: Wanted) -> bool:
+    """Of a folder the hub has no hashes; a shipped model's weights are held against their own header."""
+    preset = PRESETS.get(one.name)
+    if preset is None or not preset.is_local:
+        print(f"{one.name}: a folder, of which the hub has no hashes", flush=True)
+        return True
+    files = list(Path(preset.hub_id).glob(f"*{WEIGHTS}"))
+    whole = bool(files) and all(_opens(path) for path in files)
+    told = "ships with the lab: whole" if whole else "ships with the lab, and its weights are not whole; clone it again"
+    print(f"{one.name}: {told}", file=None if whole else sys.stderr, flush=True)
+    return whole
+
+
+def _opens(path: Path) -> bool:
+    """True if the file is as long as its header says."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np"):
+            return True
+    except (SafetensorError, OSError):
+        return False
