@@ -25,7 +25,7 @@ from cai_experiment.errors import BadInputError, EngineError
 from cai_experiment.models.choice import resolve_model
 from cai_experiment.models.hardware import Hardware
 from cai_experiment.models.presets import PRESETS
-from cai_experiment.models.roles import CONFIGURATIONS, need_gb, vllm_shares
+from cai_experiment.models.roles import CONFIGURATIONS, generators_share, need_gb, vllm_shares
 from tests.conftest import build_tiny_tokenizer
 
 CPU = Hardware("this machine", "cpu", "", 0, "fp32", 16, 2)
@@ -176,6 +176,14 @@ def test_it_is_refused_only_where_the_ram_lacks_too_and_a_smaller_one_that_fits_
     assert need_gb(offered.architecture, "4bit", "cuda") <= 8 or need_gb(offered.architecture, "fp32", "cpu") <= 8
 
 
+def test_the_generator_has_most_of_what_both_models_weights_leave() -> None:
+    def share(generator: str, critic: str) -> float:
+        return generators_share(PRESETS[generator].architecture, PRESETS[critic].architecture)
+
+    assert 0.5 < share("qwen2.5-7b", "qwen2.5-7b") < share("qwen2.5-32b", "qwen2.5-7b") < 1
+    assert generators_share(PRESETS["nano"].architecture, None) == 0.5
+
+
 def test_two_vllms_share_the_gpu_by_need_or_are_refused_with_the_figures() -> None:
     def shares(generator: str, critic: str) -> Any:
         return vllm_shares(resolve_model(generator, CARD), resolve_model(critic, CARD), CARD, "bf16")
@@ -253,6 +261,34 @@ def test_the_plan_counts_each_model_by_its_own_size(capsys: pytest.CaptureFixtur
     none = plan_of(capsys, "--hardware", "t4-16gb", "--generator", "qwen2.5-7b", "--critic", "qwen2.5-14b")
     assert "so the critic is on the CPU, whose memory lacks" in none and "none: it does not fit" in none
     assert "critic" not in plan_of(capsys, *card, "qwen2.5-14b", "--critic", "qwen2.5-14b").split("training")[0]
+
+
+def test_the_plan_of_two_models_has_no_line_of_an_engine_that_will_not_run(capsys: pytest.CaptureFixture[str]) -> None:
+    card = ("--hardware", "a100-80gb", "--generator", "qwen2.5-32b", "--critic")
+    said = plan_of(capsys, *card, "qwen2.5-14b")
+    (first,) = [line for line in said.splitlines() if line.startswith("generation")]
+    assert "hf in one process, 4bit" in first and "two vLLMs need" in first and "taken by auto" not in said
+    assert "times as long as qwen2.5-32b in both roles" in said and "in vllm, bf16: vllm does not serve" in said
+    unknown = plan_of(capsys, *card, "nobody/unknown")
+    assert "both models in one process: hf, 4bit" in unknown and "vllm, bf16: 65" not in unknown
+    with pytest.raises(BadInputError, match=r"--engine vllm: two vLLMs need"):
+        plan_of(capsys, *card, "qwen2.5-14b", "--engine", "vllm")
+
+
+def test_a_smaller_critic_is_offered_by_the_flag_that_named_it(capsys: pytest.CaptureFixture[str]) -> None:
+    from cai_experiment.scripts import test_batch
+
+    def offer(*flags: str) -> tuple[str, str]:
+        assert test_batch.main(["--plan", "--hardware", "colab_free_t4", *flags]) == 0
+        said = capsys.readouterr().out
+        return said.split("   or ")[1].split(":")[0], said
+
+    flag, said = offer("--generator", "qwen2.5-14b", "--critic", "qwen2.5-7b")
+    assert flag.startswith("--critic ") and "DOES NOT FIT" in said and "or --generator qwen2.5-3b" in said
+    assert test_batch.main(["--plan", "--hardware", "colab_free_t4", "--generator", "qwen2.5-14b", *flag.split()]) == 0
+    assert "on the CPU" not in capsys.readouterr().out
+    assert offer("--generator", "qwen2.5-14b", "--model", "qwen2.5-7b")[0].startswith("--model ")
+    assert offer("--model", "qwen2.5-32b", "--critic", "qwen2.5-7b")[0].startswith("--model ")
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ from cai_experiment.engines.load import ELSEWHERE, LoadSettings, Plan, engine_ov
 from cai_experiment.engines.placing import Free, Placed, free_now, place, tensors_gb
 from cai_experiment.errors import BadInputError, EngineError, UserError
 from cai_experiment.models.hardware import Hardware, detect
-from cai_experiment.models.roles import DEFAULT, ROLES, configuration
+from cai_experiment.models.roles import DEFAULT, ROLES, configuration, generators_share
+from cai_experiment.models.serving import known_numbers
 from cai_experiment.models.tables import in_short
 
 if TYPE_CHECKING:
@@ -185,21 +186,23 @@ class MultiModelManager:
     def engines(self) -> tuple[Engine, Engine]:
         """(generator, critic): one engine where both roles share their weights, or only one role is loaded.
 
-        EngineError if none is. They are made once; two on one GPU take half of what is free there each.
+        EngineError if none is. They are made once; two on one GPU share what is free there (`generators_share`).
         """
         held = [self._loaded.get(role) for role in ("generation", "evaluation")]
         found = [one or other for one, other in zip(held, held[::-1], strict=True)]
         if found[0] is None or found[1] is None:
             raise EngineError("no model is loaded", "call load_generation_model(key) first")
-        together = len({id(one) for one in found}) > 1
-        return self._engine(found[0], together), self._engine(found[1], together)
+        plans = [one.placed.plan for one in (found[0], found[1])]
+        together = found[0] is not found[1] and plans[0].device == plans[1].device
+        first = generators_share(*(known_numbers(plan.choice) for plan in plans)) if together else 1.0
+        return self._engine(found[0], first), self._engine(found[1], 1 - first if together else 1.0)
 
-    def _engine(self, loaded: _Loaded, together: bool) -> Engine:
+    def _engine(self, loaded: _Loaded, share: float) -> Engine:
         if loaded.engine is None:
             placed, (model, tokenizer) = loaded.placed, loaded.pair
             settings = placed.settings
-            if together and settings.batch_size is None and placed.plan.engine == "hf":
-                settings = replace(settings, batch_size=_half_of_the_slots(model, placed.plan.device))
+            if share < 1 and settings.batch_size is None and placed.plan.engine == "hf":
+                settings = replace(settings, batch_size=_slots_of(share, model, placed.plan.device))
             loaded.engine = engine_over(placed.plan, settings, model, tokenizer, loaded.facts)
             loaded.model = loaded.tokenizer = None
         engine: Engine = loaded.engine
@@ -286,7 +289,7 @@ def _same(held: Placed, settings: LoadSettings, plan: Plan) -> bool:
     ) == (settings.random_weights, settings.layout)
 
 
-def _half_of_the_slots(model: Any, device: str) -> int | None:
+def _slots_of(share: float, model: Any, device: str) -> int | None:
     """Rows for one of two engines on one GPU; None elsewhere, where the engine's own rule is modest."""
     if device != "cuda":
         return None
@@ -295,7 +298,7 @@ def _half_of_the_slots(model: Any, device: str) -> int | None:
     from cai_experiment.engines.load import MAX_LENGTH
 
     core = core_of(model)
-    free = free_now("cuda").gpu * 1e9 / 2 - WORK_BYTES
+    free = free_now("cuda").gpu * 1e9 * share - WORK_BYTES
     return slots_that_fit(free, core.config.get_text_config(), core.dtype.itemsize, MAX_LENGTH, MOST_SLOTS_CUDA)
 
 

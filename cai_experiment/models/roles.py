@@ -7,6 +7,7 @@ one that judges itself overlooks its own faults.
 from __future__ import annotations
 
 import difflib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +35,9 @@ from cai_experiment.models.serving import (
     tensor_parallel,
 )
 from cai_experiment.models.workload import (
+    ANSWER_TOKENS,
     CRITIQUE_REQUEST,
+    CRITIQUE_TOKENS,
     INSTRUCTION_PROMPT,
     REVISION_REQUEST,
     Tokens,
@@ -108,7 +111,25 @@ def smaller_preset(than: Architecture, fits: dict[str, tuple[str, float]], train
     return None
 
 
-# ---------------------------------------------------------------- two vLLMs on one GPU
+# ---------------------------------------------------------------- two models on one GPU
+
+# Tokens that each writes of a chain with two critiques.
+WRITTEN = (3 * ANSWER_TOKENS, 2 * CRITIQUE_TOKENS)
+
+
+def generators_share(generator: Architecture | None, critic: Architecture | None) -> float:
+    """The generator's share of the memory that both models' weights leave on a GPU; half where a size is not known.
+
+    A step takes about as long as reading the weights, so T tokens in r rows take T * W / r. The sum over both is least,
+    with k bytes of keys and values a row, where the memories r * k are to each other as the roots of T * W * k.
+    """
+    if generator is None or critic is None:
+        return 0.5
+    roots = [
+        math.sqrt(tokens * known.parameters * kv_bytes_per_token(known))
+        for tokens, known in zip(WRITTEN, (generator, critic), strict=True)
+    ]
+    return roots[0] / sum(roots)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +142,7 @@ class Shares:
 
 
 def vllm_shares(generator: ModelChoice, critic: ModelChoice, hardware: Hardware, quantization: str) -> Shares:
-    """Each what it needs at least, and the rest so that both keep the same number of rows.
+    """Each what it needs at least, and of the rest as `generators_share` says.
 
     vLLM takes a fixed share of each GPU when it starts and never more, so two fit where their shares add up to
     VLLM_SHARE. Each needs its weights, VLLM_WORK_GB and the keys and values of LEAST_ROWS rows.
@@ -140,9 +161,8 @@ def vllm_shares(generator: ModelChoice, critic: ModelChoice, hardware: Hardware,
     if spare < 0:
         return Shares(0.0, 0.0, f"two vLLMs need {sum(least):.0f} GB of GPU memory ({generator.name} {least[0]:.0f}, "
                       f"{critic.name} {least[1]:.0f}), {VLLM_SHARE * gpu:.0f} GB usable")  # fmt: skip
-    per_row = [r / n for r, n in zip(row, over, strict=True)]
-    shares = [(need + spare * r / sum(per_row)) / gpu for need, r in zip(least, per_row, strict=True)]
-    return Shares(round(shares[0], 4), round(shares[1], 4))
+    most = generators_share(*numbers)
+    return Shares(round((least[0] + spare * most) / gpu, 4), round((least[1] + spare * (1 - most)) / gpu, 4))
 
 
 def _files_gb(choice: ModelChoice) -> float:

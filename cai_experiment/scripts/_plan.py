@@ -81,7 +81,8 @@ def milestone_lines(args: argparse.Namespace, milestone: Milestone, settings: Ru
     else:
         engine, made, said = generation_lines(args, choice, hardware, work, milestone.name in WITH_TRAINING)
         critic, own = second_model(args, hardware, choice), [made]
-        lines += said
+        if critic is None or args.ray is not None:
+            lines += said
         if critic is not None:
             own, downloads, said = both(args, hardware, choice, critic, work, made)
             engine, lines, needs = own[0].engine, [*lines, *said], [*needs, *downloads]

@@ -42,7 +42,7 @@ def generation_lines(
         download = download_gb_of(args, choice, engine, quantization)
         part = generation(choice, seen, engine, quantization, work, download, args.batch_size, actors, machines)
         parts.append(part)
-        lines.append(f"{'or ' if lines else ''}{_of_engine(part, args.price_per_hour)}")
+        lines.append(f"{'or ' if lines else ''}{engine_line(part, args.price_per_hour)}")
     lines += _faster(arms, parts)
     floor, machines = floor_hours(choice, hardware, work), parts[0].machines
     if floor is not None:
@@ -105,7 +105,8 @@ def _installed(args: argparse.Namespace) -> Callable[[str], bool]:
     return lambda package: bool(args.hardware) or find_spec(package) is not None
 
 
-def _of_engine(part: Part, price: float) -> str:
+def engine_line(part: Part, price: float) -> str:
+    """One engine's part in a line: weights, rows, tokens read, hours; or that it does not fit."""
     text = f"{part.engine}, {part.quantization}: {part.weights_gb:.1f} GB of weights"
     if not part.fits:
         return f"{text}, DOES NOT FIT into {part.have_gb:.0f} GB"
@@ -145,7 +146,7 @@ def guard_pass(
     else:
         raise BadInputError(f"--guard {name}: no such guard", f"use auto, nano, {', '.join(g.hub_id for g in GUARDS)}")
     part = guarding(numbers, hardware, pairs, answer_tokens(choice), download)
-    return [part], [Need("guard", download)], [in_line("guard", f"{shown}, {_of_engine(part, args.price_per_hour)}")]
+    return [part], [Need("guard", download)], [in_line("guard", f"{shown}, {engine_line(part, args.price_per_hour)}")]
 
 
 def download_gb_of(args: argparse.Namespace, choice: ModelChoice, engine: str, quantization: str) -> float:

@@ -5,20 +5,21 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
-from cai_experiment.errors import UserError
+from cai_experiment.errors import BadInputError
 from cai_experiment.models.choice import ModelChoice, numbers_of, resolve_model
 from cai_experiment.models.hardware import Hardware
-from cai_experiment.models.memory import GB
-from cai_experiment.models.plan import Part, generation, in_words, start_hours, tokens_per_second
-from cai_experiment.models.roles import need_gb, tokens_by_role, vllm_shares
-from cai_experiment.models.serving import VLLM_SHARE
+from cai_experiment.models.memory import GB, weights_gb
+from cai_experiment.models.plan import Part, generation, start_hours, tokens_per_second
+from cai_experiment.models.roles import generators_share, need_gb, smaller_preset, tokens_by_role, vllm_shares
+from cai_experiment.models.serving import VLLM_SHARE, known_numbers
 from cai_experiment.models.workload import Tokens, Workload
 from cai_experiment.scripts._inputs import named
-from cai_experiment.scripts._plan_parts import Need, download_gb_of, in_block
+from cai_experiment.scripts._plan_parts import Need, cost_of, download_gb_of, engine_line, in_block
 
 USABLE = 0.93  # of a GPU's nominal memory; the rest is CUDA's context and fragmentation
-EACH = {"vllm": "bf16"}  # else 4 bit on CUDA, as engines/pair.py loads two models
+SLOWER = 1.1  # times as long as one model in both roles: that is said
 
 
 def second_model(args: argparse.Namespace, hardware: Hardware, generator: ModelChoice) -> ModelChoice | None:
@@ -36,56 +37,141 @@ def both(
 ) -> tuple[list[Part], list[Need], list[str]]:  # fmt: skip
     """([generator's part, critic's part], [the critic's download], lines); `made` is one model's part of it all.
 
-    With --ray, and for a critic of unknown size, [made] alone, and a line that says so.
+    The lines are those of the engines that serve the pair, in place of the ones of `made`. With --ray, and for a critic
+    of unknown size, one part, and a line that says so. Raises BadInputError for two vLLMs that were asked for and do
+    not fit, as the run does.
     """
-    try:
-        numbers_of(critic)
-    except UserError:
-        return [made], [], in_block("critic", [f"{critic.name}: its size is not known, so its share is reckoned as "
-                                                 f"if {generator.name} had it"])  # fmt: skip
     if args.ray is not None:
         return [made], [], in_block("critic", [f"{critic.name} has half of the GPUs; its share is reckoned as if "
                                                  f"{generator.name} had it"])  # fmt: skip
-    seen, engine, quantization, said = _served(args, hardware, generator, critic, made)
+    if known_numbers(critic) is None:
+        return _of_unknown(args, hardware, generator, critic, work, made)
+    served = _served(args, hardware, generator, critic, made)
     parts = [
-        _part(args, choice, machine, engine, quantization, work, tokens)
-        for choice, machine, tokens in zip((generator, critic), seen, tokens_by_role(generator, work), strict=True)
-    ]
-    needs = [Need("critic", download_gb_of(args, critic, engine, quantization))]
-    return parts, needs, in_block("critic", [f"{critic.name} ({critic.kind or 'unknown kind'}): {said}",
-                                            *_lines(args, (generator, critic), parts)])  # fmt: skip
+        _part(args, choice, machine, served.engine, served.quantization, work, tokens)
+        for choice, machine, tokens in zip((generator, critic), served.seen, tokens_by_role(generator, work),
+                                           strict=True)
+    ]  # fmt: skip
+    needs = [Need("critic", download_gb_of(args, critic, served.engine, served.quantization))]
+    lines = [served.said, *_lines(args, (generator, critic), parts), *served.offers]
+    lines += _slower(args, generator, parts, made)
+    return parts, needs, in_block("generation", [*lines, "the total counts these two, one after the other"])
+
+
+def _of_unknown(
+    args: argparse.Namespace, hardware: Hardware, generator: ModelChoice, critic: ModelChoice, work: Workload,
+    made: Part,
+) -> tuple[list[Part], list[Need], list[str]]:  # fmt: skip
+    """What vLLM does not take before its size is known: both in one process, each reckoned as the generator."""
+    engine, quantization = _in_one_process(args, hardware, made)
+    half = replace(hardware, vram_gb=hardware.vram_gb / 2)
+    download = download_gb_of(args, generator, engine, quantization)
+    part = generation(generator, half, engine, quantization, work, download, args.batch_size)
+    return [part], [], [
+        *in_block("generation", [f"both models in one process: {engine_line(part, args.price_per_hour)}"]),
+        *in_block("critic", [f"{critic.name}: its size is not known, so its share is reckoned as if {generator.name} "
+                             "had it"]),
+    ]  # fmt: skip
+
+
+class _Serving(NamedTuple):
+    """How two models are served: what each sees of the machine, in words, and flags that would help."""
+
+    seen: tuple[Hardware, Hardware]
+    engine: str
+    quantization: str
+    said: str
+    offers: tuple[str, ...] = ()
 
 
 def _served(
     args: argparse.Namespace, hardware: Hardware, generator: ModelChoice, critic: ModelChoice, made: Part
-) -> tuple[tuple[Hardware, Hardware], str, str, str]:
-    """(what each sees of the machine, engine, quantisation, how in words)."""
+) -> _Serving:
+    """As engines/pair.py decides it."""
     refused = ""
     if made.engine == "vllm":
         shares = vllm_shares(generator, critic, hardware, made.quantization)
         if not shares.refused:
-            seen = [
+            first, second = (
                 replace(hardware, vram_gb=hardware.vram_gb * s / VLLM_SHARE) for s in (shares.generator, shares.critic)
-            ]
-            return (seen[0], seen[1]), "vllm", made.quantization, (
-                f"two vLLMs, {shares.generator:.0%} of the GPU's memory and {shares.critic:.0%}")  # fmt: skip
+            )
+            return _Serving((first, second), "vllm", made.quantization,
+                f"two vLLMs, {made.quantization}: {shares.generator:.0%} of the GPU's memory and {shares.critic:.0%}",
+            )  # fmt: skip
+        if args.engine == "vllm":
+            raise BadInputError(f"--engine vllm: {shares.refused}",
+                                "use --engine hf --quantization 4bit, or one model for both")  # fmt: skip
         refused = f"; {shares.refused}"
-    auto = args.engine in ("auto", "vllm")
-    engine = "hf" if auto else made.engine
-    own = "4bit" if hardware.kind == "cuda" else hardware.quantization
-    quantization = args.quantization or (own if auto else made.quantization)
+    engine, quantization = _in_one_process(args, hardware, made)
     needs = [need_gb(numbers_of(choice), quantization, hardware.kind) for choice in (generator, critic)]
-    have = hardware.vram_gb * 2**30 / GB * USABLE if hardware.kind == "cuda" else hardware.ram_gb * 2**30 / GB
-    told = f"{engine} in one process, {needs[0]:.1f} + {needs[1]:.1f} of {have:.0f} GB at least{refused}"
-    if sum(needs) <= have or hardware.kind != "cuda":
-        half = replace(hardware, vram_gb=hardware.vram_gb / 2) if hardware.kind == "cuda" else hardware
-        return (half, half), engine, quantization, told
+    cuda, ram = hardware.kind == "cuda", hardware.ram_gb * 2**30 / GB
+    have = hardware.vram_gb * 2**30 / GB * USABLE if cuda else ram
+    told = f"{engine} in one process, {quantization}: {needs[0]:.1f} + {needs[1]:.1f} of {have:.0f} GB at least"
+    told += refused
+    if not cuda:
+        return _Serving((hardware, hardware), engine, quantization, told)
+    if sum(needs) <= have:
+        return _Serving(_split(hardware, generator, critic, quantization), engine, quantization, told)
     cpu = replace(hardware, kind="cpu", gpu_name="", vram_gb=0, gpus=1)
     least = need_gb(numbers_of(critic), args.quantization or _on_cpu(critic, cpu), "cpu")
-    ram = hardware.ram_gb * 2**30 / GB
     lacks = f", whose memory lacks {least - ram:.1f} GB as well: DOES NOT FIT" if least > ram else ""
-    return (hardware, cpu), engine, quantization, (
-        f"{told}: {sum(needs) - have:.1f} GB too little, so the critic is on the CPU{lacks}")  # fmt: skip
+    told += f": {sum(needs) - have:.1f} GB too little, so the critic is on the CPU{lacks}"
+    offers = _offers(args, generator, critic, quantization, have, needs[0])
+    return _Serving((hardware, cpu), engine, quantization, told, offers)
+
+
+def _in_one_process(args: argparse.Namespace, hardware: Hardware, made: Part) -> tuple[str, str]:
+    """(engine, quantisation) of two models that are not two vLLMs."""
+    if args.engine not in ("auto", "vllm"):
+        return made.engine, args.quantization or made.quantization
+    return "hf", args.quantization or ("4bit" if hardware.kind == "cuda" else hardware.quantization)
+
+
+def _split(
+    hardware: Hardware, generator: ModelChoice, critic: ModelChoice, quantization: str
+) -> tuple[Hardware, Hardware]:
+    """What each sees of a GPU: its weights, and its share of what both leave, as engines/manager.py gives it."""
+    numbers = numbers_of(generator), numbers_of(critic)
+    weights = [weights_gb(known, quantization) for known in numbers]
+    left, most = hardware.vram_gb - sum(weights), generators_share(*numbers)
+    first, second = (replace(hardware, vram_gb=w + left * s) for w, s in zip(weights, (most, 1 - most), strict=True))
+    return first, second
+
+
+def _offers(
+    args: argparse.Namespace, generator: ModelChoice, critic: ModelChoice, quantization: str, have: float, taken: float
+) -> tuple[str, ...]:
+    """Smaller models that fit, by the flags that named these; of a generator that does not fit alone only its own."""
+    if taken > have:
+        smaller = smaller_preset(numbers_of(generator), {"cuda": (quantization, have)}, args.trains_after)
+        flag = "--generator" if args.generator else "--model"
+        there = f"{generator.name} alone does not fit"
+    else:
+        smaller = smaller_preset(numbers_of(critic), {"cuda": (quantization, have - taken)}, False)
+        flag = "--model" if args.model and not args.critic else "--critic"
+        there = f"fits the GPU beside {generator.name}"
+    if smaller is None or smaller.is_local:
+        return () if taken > have else ("   no smaller critic fits beside it: take one model for both",)
+    said = f"{flag} {smaller.key}"
+    if args.roles:
+        other = f"--critic {critic.name}" if taken > have else f"--generator {generator.name}"
+        said += f" {other} in place of --roles {args.roles}"
+    return (f"   or {said}: {there}",)
+
+
+def _slower(args: argparse.Namespace, generator: ModelChoice, parts: Sequence[Part], made: Part) -> list[str]:
+    """A line where one model in both roles takes less time: it has the memory alone, and perhaps another engine."""
+    hours = [part.hours or 0.0 for part in parts]
+    fits = all(part.fits for part in (*parts, made))
+    if made.hours is None or not fits or not all(hours) or sum(hours) <= SLOWER * made.hours:
+        return []
+    why = (
+        "the two share the memory, and each reads what the other wrote"
+        if made.engine == parts[0].engine
+        else f"{made.engine} does not serve these two"
+    )
+    return [f"   {sum(hours) / made.hours:.1f} times as long as {generator.name} in both roles, which takes "
+            f"{cost_of(made, args.price_per_hour)} in {made.engine}, {made.quantization}: {why}"]  # fmt: skip
 
 
 def _on_cpu(choice: ModelChoice, hardware: Hardware) -> str:
@@ -120,7 +206,8 @@ def _part(
 
 def _lines(args: argparse.Namespace, choices: Sequence[ModelChoice], parts: Sequence[Part]) -> list[str]:
     return [
-        f"{choice.name}: {part.written:,} tokens written, {part.read:,} read, {part.weights_gb:.1f} GB of weights, "
-        + in_words(part.hours, None if part.hours is None else part.hours * args.price_per_hour)
-        for choice, part in zip(choices, parts, strict=True)
-    ] + ["the total counts these two, one after the other; the lines above are of the generator in both roles"]
+        f"{role} {choice.name} ({choice.kind or 'unknown kind'}): {part.written:,} tokens written, {part.read:,} read, "
+        + (f"{part.weights_gb:.1f} GB of weights, {part.rows} row{'s' if part.rows > 1 else ''} at a time: "
+           f"{cost_of(part, args.price_per_hour)}" if part.fits else f"DOES NOT FIT into {part.have_gb:.0f} GB")
+        for role, choice, part in zip(("generator", "critic"), choices, parts, strict=True)
+    ]  # fmt: skip

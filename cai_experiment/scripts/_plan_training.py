@@ -78,7 +78,8 @@ def dpo_lines(
     if hardware.compute == "float16" and work.backend != "unsloth" and work.quantization != "fp32":
         lines.append(f"   {hardware.gpu_name} only emulates bfloat16: training is slower than reckoned")
     if not work.fits:
-        helps = work.remedies()
+        flag = "--generator" if vars(args).get("generator") else "--model"  # which named the model
+        helps = [told.replace("--model", flag, 1) for told in work.remedies()]
         lines.append(f"   fits with {', or '.join(helps)}" if helps else "   no flag of train_dpo.py makes it fit")
     return part, in_block("sft" if work.is_sft else "training", lines)
 
