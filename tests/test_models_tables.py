@@ -109,4 +109,4 @@ def test_no_row_is_longer_than_the_context(capsys: pytest.CaptureFixture[str]) -
     for preset in PRESETS.values():
         assert preset.vram_gb("bf16") == preset.vram_gb("bf16", min(4096, preset.context))
     assert "phi-2" in {one.key for one in list_available_models(3.5)}
-    assert "or the whole context" in told(capsys)
+    assert "tokens or the context" in told(capsys)

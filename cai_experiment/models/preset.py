@@ -87,7 +87,8 @@ class ModelPreset:
     ) -> float:
         """GB (10^9 bytes) that generation needs, in "4bit", "8bit", "bf16" (as fp16) or "fp32".
 
-        `length` None: a row of ROW tokens, or the whole context of a model that has a shorter one. Weights with quantisation constants, keys and values of `batch` rows of `length` tokens, the activations of a
+        `length` None: a row of ROW tokens, or the whole context of a model that has a shorter one.
+        Weights with quantisation constants, keys and values of `batch` rows of `length` tokens, the activations of a
         pass, and on a GPU ("cuda") CUDA's context.
         """
         numbers = self.architecture

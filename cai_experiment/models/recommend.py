@@ -138,7 +138,7 @@ def normal_quantization(name: str) -> str:
 def list_available_models(
     max_vram: float | None = None, quantization: str = "4bit", min_context: int | None = None
 ) -> list[ModelPreset]:
-    """Presets that generate a row of 4,096 tokens (or of their whole context, if it is shorter) in at most `max_vram` GB
+    """Presets that generate a row of 4,096 tokens (or of their context, if it is shorter) in at most `max_vram` GB
     and have a context of `min_context` tokens or more.
 
     Largest first; BadInputError for an unknown quantisation.

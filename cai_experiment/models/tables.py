@@ -64,7 +64,7 @@ def plain_table(title: str, names: Sequence[str], right: Sequence[str] = (), fol
 def preset_table(presets: Sequence[ModelPreset], width: int) -> Table:
     """Sizes, context, licence, GB for generation by quantisation and for QLoRA DPO, a line each; in a wide terminal as
     much of what a preset is good at as there is room for."""
-    title = f"GB: generation, a row of {ROW:,} tokens or the whole context; QLoRA DPO, rows of {TRAINED_TOKENS:,}; of 10^9 bytes"
+    title = f"GB of 10^9 bytes: generation, a row of {ROW:,} tokens or the context; DPO, {TRAINED_TOKENS:,}"
     numbers = ("size", "tokens", "fp16", "8-bit", "4-bit", "DPO")
     names = ("preset", "kind", *numbers, "licence")
     rows = [(one.key, one.kind, in_short(one.parameters), f"{one.context // 1024}k",
