@@ -606,35 +606,79 @@ def test_nano_stopped_and_resumed_writes_the_same_bytes(nano: Any, tmp_path: Pat
     assert [(broken / name).read_bytes() for name in FILES] == [(whole / name).read_bytes() for name in FILES]
 
 
-def test_a_full_context_ends_the_session_and_cuts_nothing(nano: Any, tmp_path: Path) -> None:
+def test_a_task_whose_share_is_full_ends_and_the_next_one_begins(nano: Any, tmp_path: Path) -> None:
     from cai_experiment.engines.render import Renderer
 
     before = nano.renderer
-    nano.renderer = Renderer(nano.tokenizer, "chat", 600, before.stop_token_ids)
+    nano.renderer = Renderer(nano.tokenizer, "chat", 1000, before.stop_token_ids)
     documents = [Document("a.txt", "A short text.")]
     try:
         shared = replace(investigation(nano, reply_tokens=120, task_turns=30), heritage=documents, other=documents)
         summary = shared.run(tmp_path, "none")
     finally:
         nano.renderer = before
-    assert summary["finish"] == "tokens"  # of 600; the model itself holds 2,048
+    ends = [one["finish"] for one in summary["tasks"]]
+    assert len(ends) == 3 and "tokens" in ends  # of 1,000; the model itself holds 2,048
     turns = read(tmp_path / "conversation.json")["turns"]
-    assert prompts.opening(prompts.FINISH) in turns[0]["text"] and turns[-1]["unread"]
-    assert sum(turn["tokens"] for turn in turns[:-1]) < 600
+    assert prompts.opening(prompts.FINISH) in turns[0]["text"] and turns[-1]["role"] == "assistant"
+    assert sum(turn["tokens"] for turn in turns) < 1000
 
 
-def test_documents_that_find_no_room_are_not_said_to_have_arrived(nano: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("turns", "context"),
+    [(2, 1300), *(pytest.param(turns, 2048, marks=pytest.mark.slow) for turns in (2, 6))],
+)
+def test_on_nano_documents_arrive_exactly_at_their_turn_under_every_condition(
+    turns: int, context: int, nano: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Replies of up to 700 tokens in so small a context: each task keeps to its share, and the documents find room."""
     from cai_experiment.engines.render import Renderer
 
-    before = nano.renderer
-    nano.renderer = Renderer(nano.tokenizer, "chat", 420, before.stop_token_ids)
-    documents = [Document("a.txt", "A short text. " * 20)]
-    try:
-        shared = replace(investigation(nano, reply_tokens=8, task_turns=9), heritage=documents, other=documents)
-        summary = shared.run(tmp_path, "late")
-    finally:
-        nano.renderer = before
-    assert summary["finish"] == "tokens" and summary["documents_arrive_in_turn"] is None
+    monkeypatch.setattr(nano, "renderer", Renderer(nano.tokenizer, "chat", context, nano.renderer.stop_token_ids))
+    shared, given = investigation(nano, task_turns=turns), {}
+    where = {"none": "", "early": "architecture", "late": "synthesis", "delayed": "revision", "wrong": "architecture"}
+    for condition, task in where.items():
+        summary = shared.run(tmp_path / condition, condition)
+        given[condition] = said = read(tmp_path / condition / "conversation.json")["turns"]
+        names = ["architecture", "activations", "synthesis", *(["revision"] if condition == "delayed" else [])]
+        assert [one["task"] for one in summary["tasks"]] == names and not any(one.get("unread") for one in said)
+        first = next((one["turn"] for one in said if one["task"] == task), None)
+        assert summary["documents_arrive_in_turn"] == first
+        document = shared.document_sets(condition)[condition == "wrong"].chosen[-1].text
+        assert [one["turn"] for one in said if document in one["text"]] == ([first] if first else [])
+    for condition in ("late", "delayed"):  # the same room until then: the same to the letter
+        before = next(one["message"] for one in given[condition] if one["task"] == where[condition])
+        assert given[condition][:before] == given["none"][:before]
+
+
+def test_much_output_takes_no_room_from_later_tasks(nano: Any, tmp_path: Path) -> None:
+    engine = Speaker("```python\nprint('0123456789 ' * 900)\n```\n" * 3)
+    engine.model, engine.tokenizer, engine.renderer = nano.model, nano.tokenizer, nano.renderer  # type: ignore[attr-defined]
+    for condition in CONDITIONS:
+        summary = investigation(engine).run(tmp_path / condition, condition)
+        assert (summary["documents_arrive_in_turn"] is None) == (condition == "none"), condition
+        assert {one["finish"] for one in summary["tasks"]} <= {"context", "turns"}
+    text = (tmp_path / "late" / "conversation.md").read_text(encoding="utf-8")
+    assert "left out" in text
+
+
+def test_documents_that_never_arrive_are_said_and_not_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rich.console import Console
+
+    from cai_experiment.scripts._investigation import say_end
+
+    for condition in ("none", "late"):
+        summary = investigation(Speaker("Hm.")).run(tmp_path / condition, condition)
+    summary["documents_arrive_in_turn"] = None
+    (tmp_path / "late" / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    say_end("late", summary)
+    assert "the documents never arrived" in capsys.readouterr().out
+    late = (compared := compare_conditions(tmp_path))["conditions"]["late"]
+    assert late["documents_never_arrived"] == 1 and late["less_none"]["similarity_to_documents"]["n"] == 0
+    print_conditions(compared, Console(file=(out := io.StringIO()), width=120))
+    assert "late: the documents never arrived in 1 of 1" in out.getvalue() and "no code ran" in out.getvalue()
 
 
 def test_the_first_task_must_fit(nano: Any, tmp_path: Path) -> None:
@@ -846,3 +890,30 @@ def test_which_model(monkeypatch: pytest.MonkeyPatch) -> None:
     assert chosen.precision_of(flags([]), three, gpu) == "bf16" and chosen.precision_of(flags([]), three, cpu) is None
     assert chosen.precision_of(flags([]), three, t4) is None  # it only emulates bfloat16
     assert chosen.precision_of(flags([]), chosen.resolve_model("qwen2.5-32b", gpu), gpu) is None  # 4 bit, by the house
+
+
+def test_the_plan_reckons_as_models_does_and_says_what_named_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cai_experiment.models.choice import VARIABLES
+    from cai_experiment.models.profiles import get_hardware_profile
+    from cai_experiment.scripts import _investigation_model as chosen
+    from cai_experiment.scripts._models_fit import fit
+    from cai_experiment.scripts.run_investigation import parser
+
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+    def plan(*flags: str) -> str:
+        return "\n".join(chosen.plan(parser().parse_args([*flags, "--plan", "--hardware", "colab_free_t4"])))
+
+    preset, t4 = chosen.resolve_model("qwen2.5-7b", get_hardware_profile("colab_free_t4")).preset, "colab_free_t4"
+    assert preset is not None
+    need = fit(preset, get_hardware_profile(t4), "4bit", 16_384).need
+    assert f"4bit: {need:.1f} GB with a conversation of 16,384 tokens, fits into 15.0 GB" in plan("--model", preset.key)
+    assert "DOES NOT FIT into 15.0 GB, by 10.8 GB" in plan("--model", "qwen2.5-32b")
+    assert "(default of investigations on a GPU: Qwen/Qwen2.5-3B-Instruct)" in plan()
+    assert "(default of --compare: Qwen/Qwen2.5-7B-Instruct)" in plan("--compare")
+    assert "(--compare nano-b)" in plan("--compare", "nano", "nano-b")
+    with pytest.raises(BadInputError, match=r"^--compare nanob: unknown preset"):
+        plan("--compare", "nano", "nanob")
+    monkeypatch.setenv("CAI_MODEL", "nano-b")
+    assert "(CAI_MODEL=nano-b)" in plan()

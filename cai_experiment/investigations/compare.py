@@ -78,14 +78,17 @@ def _figures(session: Mapping[str, Any]) -> dict[str, float | None]:
 def _condition(sessions: Sequence[Mapping[str, Any]], without: Mapping[int, Figures]) -> dict[str, Any]:
     rows = [_figures(one) for one in sessions]
     seeds = [one["seed"] for one in sessions]
+    missed = [_missed(one) for one in sessions]
+    kept = [(seed, row) for seed, row, without_any in zip(seeds, rows, missed, strict=True) if not without_any]
     return {
         "sessions": len(sessions),
         "seeds": seeds,
         "finish": dict(Counter(one["finish"] for one in sessions)),
         "documents": sessions[0]["documents"],
         "documents_arrive_in_turn": [one["documents_arrive_in_turn"] for one in sessions],
+        "documents_never_arrived": sum(missed),
         "figures": {name: _mean([row[name] for row in rows]).to_json() for name in rows[0]},
-        "less_none": {name: _less(name, seeds, rows, without).to_json() for name in AGAINST} if without else {},
+        "less_none": {name: _less(name, kept, without).to_json() for name in AGAINST} if without else {},
     }
 
 
@@ -94,9 +97,17 @@ def _mean(values: Sequence[float | None]) -> Result:
     return Result.mean(known, unparsed=len(values) - len(known))
 
 
-def _less(name: str, seeds: Sequence[int], rows: Sequence[Figures], without: Mapping[int, Figures]) -> Result:
-    """The figure less that of `none` with the same seed, which is the same to the letter until documents arrive."""
-    pairs = [(without[seed][name], row[name]) for seed, row in zip(seeds, rows, strict=True) if seed in without]
+def _missed(session: Mapping[str, Any]) -> bool:
+    """True for a session that was to show documents and ended before."""
+    return session["condition"] != "none" and session["documents_arrive_in_turn"] is None
+
+
+def _less(name: str, rows: Sequence[tuple[int, Figures]], without: Mapping[int, Figures]) -> Result:
+    """The figure less that of `none` with the same seed, which is the same to the letter until documents arrive.
+
+    `rows` are (seed, figures) of the sessions whose documents arrived: the others are sessions without documents.
+    """
+    pairs = [(without[seed][name], row[name]) for seed, row in rows if seed in without]
     known = [(float(a), float(b)) for a, b in pairs if a is not None and b is not None]
     return paired_bootstrap([a for a, _ in known], [b for _, b in known])
 
@@ -126,9 +137,22 @@ def print_conditions(compared: Mapping[str, Any], console: Console) -> None:
         rows.append((name, *(_cell(one["figures"][figure]) for figure in CONCLUSIONS), less))
     headings = (*CONCLUSIONS.values(), "to documents, less none's")
     _print_table(console, "conclusions: words, similarity (0 to 1), its change in delayed", headings, rows)
-    if "delayed" in conditions:
-        console.print(f"note: {compared['closer_is']}", markup=False, soft_wrap=True)
-    console.print(f"note: {compared['note']}", markup=False, soft_wrap=True)
+    for note in _notes(compared):
+        console.print(f"note: {note}", markup=False, soft_wrap=True)
+
+
+def _notes(compared: Mapping[str, Any]) -> list[str]:
+    """What to know of the tables, a line each."""
+    conditions = compared["conditions"]
+    notes = [
+        f"{name}: the documents never arrived in {one['documents_never_arrived']} of {one['sessions']} sessions, for "
+        "want of room; these are sessions without documents, and none's figure is not taken from theirs"
+        for name, one in conditions.items() if one["documents_never_arrived"]
+    ]  # fmt: skip
+    idle = [name for name, one in conditions.items() if not one["figures"]["code_blocks"]["value"]]
+    notes += [f"no code ran under {', '.join(idle)}: conclusions there rest on nothing that was looked at"] * bool(idle)
+    notes += [compared["closer_is"]] * ("delayed" in conditions)
+    return [*notes, compared["note"]]
 
 
 # ---------------------------------------------------------------- models

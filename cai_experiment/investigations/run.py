@@ -10,19 +10,21 @@ from typing import Any
 
 from cai_experiment.engines.base import Engine
 from cai_experiment.errors import BadInputError
+from cai_experiment.investigations import prompts
 from cai_experiment.investigations.conditions import Document, DocumentSet, fitting, stages_of
 from cai_experiment.investigations.introspection import Introspection
 from cai_experiment.investigations.notes import Notebook
 from cai_experiment.investigations.room import Room
 from cai_experiment.investigations.saved import FILES, JOURNAL, SUMMARY, save
 from cai_experiment.investigations.session import Runs, Session, SessionSettings
-from cai_experiment.investigations.tasks import Stage, tasks_of
+from cai_experiment.investigations.tasks import REVISE, Stage, tasks_of
 from cai_experiment.investigations.turn_ends import whole_replies
 from cai_experiment.records.files import make_folder, read_json
 from cai_experiment.records.store import Journal
 
 Functions = Mapping[str, Callable[..., Any]]
 NO_DOCUMENTS = DocumentSet(())
+SLACK = 8  # tokens by which a text may grow or shrink behind another one
 
 
 def _told_nothing(row: dict[str, Any]) -> None:
@@ -63,6 +65,9 @@ class Investigation:
         sandbox = self.sandbox_for(Introspection(self.engine, notebook).functions())
         stages = stages_of(condition, tasks or tasks_of(self.style))
         session = Session(settings, stages, shown, self.engine, sandbox, notebook, journal, watch)
+        if condition != "none" or not tasks:  # tasks of one's own without documents are compared with no condition
+            session.reserve = self.kept_for_documents()
+            session.absent = () if condition == "delayed" else (REVISE,)
         try:
             with whole_replies(self.engine):
                 session.run()
@@ -88,6 +93,21 @@ class Investigation:
                 return DocumentSet(tuple(documents))
 
         return fit(self.heritage, condition not in ("none", "wrong")), fit(self.other, condition == "wrong")
+
+    def kept_for_documents(self) -> int:
+        """Tokens that the longer of both sets takes in a turn, of each the documents that fit the model's context."""
+        room = Room(self.engine, self.settings.reply_tokens)
+
+        def size(documents: Sequence[Document]) -> int:
+            try:
+                chosen = fitting(documents, room.tokens_of, room.context).chosen
+            except BadInputError:  # no session can show them
+                return 0
+            shown = prompts.show_documents([(one.title, one.text) for one in chosen])
+            with_them, without = (prompts.give_task("", "", "", False, text) for text in (shown, ""))
+            return room.used([with_them]) - room.used([without]) + SLACK
+
+        return max(size(self.heritage), size(self.other))
 
 
 def session_folder(run: Path, condition: str, repeat: int = 0) -> Path:

@@ -21,13 +21,12 @@ from cai_experiment.investigations import prompts
 from cai_experiment.investigations.conditions import DocumentSet
 from cai_experiment.investigations.notes import Notebook
 from cai_experiment.investigations.reply import MOST_BLOCKS, Reply, ends_task, read_reply, shortened_middle
-from cai_experiment.investigations.room import Room
-from cai_experiment.investigations.tasks import Stage, as_tasks, questions_in
+from cai_experiment.investigations.room import OUTPUT_SHARE, UNREAD_SHARE, Room, Shares
+from cai_experiment.investigations.tasks import MOST_QUESTIONS, Stage, as_tasks, questions_in
 from cai_experiment.records.manifest import FRESH
 from cai_experiment.records.store import Journal
 
 IDLE = 2  # replies in a row without code and without an end
-FITTED_OUT = ("context", "tokens")  # ends of a session, not of a task alone
 
 
 class Runs(Protocol):
@@ -79,6 +78,8 @@ class Session:
     notebook: Notebook
     journal: Journal
     watch: Callable[[dict[str, Any]], None] = lambda row: None  # told of each finished turn, its journal row
+    reserve: int = 0  # tokens that the documents of any condition take, kept free under all alike
+    absent: Sequence[Stage] = ()  # tasks of other conditions, whose room is kept free as well
     said: list[Said] = field(default_factory=list)
     ends: list[tuple[str, str]] = field(default_factory=list)  # (task, why it ended)
     questions: list[str] = field(default_factory=list)
@@ -86,6 +87,7 @@ class Session:
     _turns: list[Turn] = field(default_factory=list)
     _known: Iterator[dict[str, Any]] = field(default_factory=lambda: iter(()))
     _room: Room = field(init=False)
+    _shares: Shares = field(init=False)
 
     @property
     def finish(self) -> str:
@@ -95,25 +97,32 @@ class Session:
     def run(self) -> None:
         """Work through all tasks. Raises BadInputError for a journal of other tasks, EngineError if a reply fails."""
         self._room = Room(self.engine, self.settings.reply_tokens)
+        self._shares = Shares(self._room, self.reserve)
         self._known = iter(self.journal.rows())
         queue, unread = deque(self.stages), ""
         while queue:
             stage = queue.popleft()
-            why, unread = self._work_on(stage, unread)
+            why, unread = self._work_on(stage, [*queue, *self.absent], unread)
             self.ends.append((stage.name, why))
-            if why in FITTED_OUT:
+            if self.said[-1].role == "user":  # not even one reply to the task
                 self.said[-1] = replace(self.said[-1], unread=True)
                 if not self.rows:
-                    raise BadInputError(f"the first task does not fit in a context of {self._room.context} tokens",
-                                        "use a model with a longer context, or a larger --max-tokens")  # fmt: skip
+                    raise self._no_room()
                 return
             if stage.names_questions:
                 queue.extendleft(reversed(as_tasks(self.questions)))
 
-    def _work_on(self, stage: Stage, unread: str) -> tuple[str, str]:
+    def _no_room(self) -> BadInputError:
+        kept = f" and {self.reserve} tokens for documents, under every condition" if self.reserve else ""
+        return BadInputError(
+            f"the first task does not fit in a context of {self._room.context} tokens, beside a reply to each later "
+            f"task{kept}", "use a model with a longer context, a larger --max-tokens or shorter documents",
+        )  # fmt: skip
+
+    def _work_on(self, stage: Stage, later: Sequence[Stage], unread: str) -> tuple[str, str]:
         """One task, from the turn that gives it: (why it ended, output that the model has not read yet)."""
         self.notebook.stage = stage.name
-        self._give_task(stage, unread)
+        self._give_task(stage, _texts_of(stage, later), unread)
         idle = 0
         for left in range(self.settings.task_turns - 1, -1, -1):
             row = self._reply(stage)
@@ -129,19 +138,27 @@ class Session:
             idle = 0 if row["blocks"] else idle + 1
             if idle == IDLE or not left:
                 return ("idle" if idle == IDLE else "turns"), output
-            self._give("output", stage, self._feedback(stage, output, left, ends))
+            text = self._feedback(stage, output, left, ends)
+            if not self._room.for_reply([*self._turns, Turn("output", text)], self._shares.limit):
+                return self._room.reason, output
+            self._give("output", stage, text)
         raise AssertionError("a task has at least one turn")
 
     # ------------------------------------------------------------ what the model is given
 
-    def _give_task(self, stage: Stage, unread: str) -> None:
+    def _give_task(self, stage: Stage, later: Sequence[str], unread: str) -> None:
         chosen = self.documents.chosen if stage.documents else ()
         shown = prompts.show_documents([(one.title, one.text) for one in chosen]) if chosen else ""
-        first = not self._turns
-        turn = prompts.give_task(stage.name, stage.text, self.settings.finish_phrase, first, shown, unread)
+        first, phrase = not self._turns, self.settings.finish_phrase
+        unread = self._room.shortened(unread, int(self._shares.each(self._turns, later, 1) * UNREAD_SHARE))
+        bare = prompts.give_task(stage.name, stage.text, phrase, first, "", unread)
+        turn = prompts.give_task(stage.name, stage.text, phrase, first, shown, unread)
+        self._shares.begin(self._turns, bare, turn, later)
         self._give(turn.kind, stage, turn.text, tuple(one.name for one in chosen))
 
     def _feedback(self, stage: Stage, output: str, left: int, ended: bool) -> str:
+        room = self._shares.limit - self._room.used(self._turns)
+        output = self._room.shortened(output, int(room * OUTPUT_SHARE))
         if ended:  # a model that writes code and its end in one breath has not seen what it concludes from
             return f"{output}\n\n{prompts.read_first(self.settings.finish_phrase)}"
         if stage.names_questions:
@@ -177,7 +194,7 @@ class Session:
 
     def _speak(self, stage: Stage) -> dict[str, Any] | None:
         number, began = len(self.rows), time.monotonic()
-        room = self._room.for_reply(self._turns)
+        room = self._room.for_reply(self._turns, self._shares.limit)
         if not room:
             return None
         key = f"investigation/{number}"
@@ -217,6 +234,12 @@ def _runnable(reply: Reply, finish: str) -> list[str | None]:
     if reply.cut and finish == "length":
         blocks[-1] = None
     return [*blocks[:MOST_BLOCKS], *([None] if len(blocks) > MOST_BLOCKS else [])]
+
+
+def _texts_of(stage: Stage, later: Sequence[Stage]) -> list[str]:
+    """The texts of the tasks after `stage`; questions that it has yet to name count as long as itself."""
+    named = [stage.text] * MOST_QUESTIONS if stage.names_questions else []
+    return [*named, *(one.text for one in later)]
 
 
 def _output_of(row: dict[str, Any]) -> str:

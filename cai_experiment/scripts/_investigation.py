@@ -30,7 +30,7 @@ from cai_experiment.observe.screen import escaped, shortened
 from cai_experiment.records.files import make_folder, show
 from cai_experiment.records.manifest import FRESH, Manifest, Session, check_same_settings, open_manifest
 from cai_experiment.records.store import RunFolder
-from cai_experiment.scripts._investigation_model import chosen_model, compared_models, load, turns_of
+from cai_experiment.scripts._investigation_model import chosen_model, compared_models, load, named_by, turns_of
 
 ROLE = "investigator"
 Watch = Callable[[dict[str, Any]], None]
@@ -74,11 +74,16 @@ def sandbox_tier(args: argparse.Namespace) -> str:
 
 
 def _is_work_left(args: argparse.Namespace) -> bool:
-    run = args.data_dir / args.run
+    run, hardware = args.data_dir / args.run, detect()
     if args.compare is not None:
-        folders = [model_folder(run, name) for name in compared_models(args, detect())]
+        names = compared_models(args, hardware)
+        folders = [model_folder(run, name) for name in names]
     else:
+        names = [chosen_model(args, hardware)[0]]
         folders = [session_folder(run, *one) for one in asked_sessions(args)]
+    if args.random_weights is None:
+        for name in names:
+            resolve_model(name, hardware, named_by(args))  # a wrong name is told first
     return args.fresh or not all(is_finished(folder) for folder in folders)
 
 
@@ -121,7 +126,7 @@ def investigate(args: argparse.Namespace, folder: RunFolder, documents: Document
     if why:
         print(why)
     if not left:
-        _check_finished(args, path, documents, resolve_model(name, hardware))
+        _check_finished(args, path, documents, resolve_model(name, hardware, named_by(args)))
         print("all sessions asked for are finished")
     else:
         _run_all(args, folder.path, left, documents, tier, name, hardware)
@@ -202,8 +207,6 @@ def compare(args: argparse.Namespace, folder: RunFolder, documents: Documents, t
     """Two models, one after the other in memory, on the architecture task."""
     hardware = detect()
     names = compared_models(args, hardware)
-    for name in names:
-        resolve_model(name, hardware)  # a wrong name is told before the first model has run
     place, began, spent = folder.path / MODELS, time.monotonic(), {"read": 0, "written": 0}
     make_folder(place)
     path = place / "manifest.json"
@@ -268,4 +271,8 @@ def turn_line(label: str, row: dict[str, Any]) -> str:
 def say_end(label: str, summary: dict[str, Any]) -> None:
     """How a session ended."""
     ends = ", ".join(f"{one['task']}: {one['finish']}" for one in summary["tasks"])
-    print(f"{label} ended after {summary['turns']} turns ({ends})", flush=True)
+    arrived = summary["documents_arrive_in_turn"]
+    documents = f"; documents arrived in turn {arrived}" if arrived else ""
+    if summary["condition"] != "none" and not arrived:
+        documents = "; the documents never arrived, no room was left: this is a session without documents"
+    print(f"{label} ended after {summary['turns']} turns ({ends}){documents}", flush=True)
