@@ -269,6 +269,8 @@ def test_the_plan_of_two_models_has_no_line_of_an_engine_that_will_not_run(capsy
     (first,) = [line for line in said.splitlines() if line.startswith("generation")]
     assert "hf in one process, 4bit" in first and "two vLLMs need" in first and "taken by auto" not in said
     assert "times as long as qwen2.5-32b in both roles" in said and "in vllm, bf16: vllm does not serve" in said
+    dual = plan_of(capsys, "--hardware", "t4-16gb", "--roles", "dual")  # phi-2 keeps twelve times as much for a token
+    assert int(dual.split("critic qwen")[1].split(" of weights, ")[1].split()[0]) > 1
     unknown = plan_of(capsys, *card, "nobody/unknown")
     assert "both models in one process: hf, 4bit" in unknown and "vllm, bf16: 65" not in unknown
     with pytest.raises(BadInputError, match=r"--engine vllm: two vLLMs need"):

@@ -298,7 +298,7 @@ def _slots_of(share: float, model: Any, device: str) -> int | None:
     from cai_experiment.engines.load import MAX_LENGTH
 
     core = core_of(model)
-    free = free_now("cuda").gpu * 1e9 * share - WORK_BYTES
+    free = (free_now("cuda").gpu * 1e9 - 2 * WORK_BYTES) * share  # each has its own pass
     return slots_that_fit(free, core.config.get_text_config(), core.dtype.itemsize, MAX_LENGTH, MOST_SLOTS_CUDA)
 
 

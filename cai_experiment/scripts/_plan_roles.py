@@ -11,7 +11,7 @@ from cai_experiment.errors import BadInputError
 from cai_experiment.models.choice import ModelChoice, numbers_of, resolve_model
 from cai_experiment.models.hardware import Hardware
 from cai_experiment.models.memory import GB, weights_gb
-from cai_experiment.models.plan import Part, generation, start_hours, tokens_per_second
+from cai_experiment.models.plan import HF_WORK_GB, Part, generation, start_hours, tokens_per_second
 from cai_experiment.models.roles import generators_share, need_gb, smaller_preset, tokens_by_role, vllm_shares
 from cai_experiment.models.serving import VLLM_SHARE, known_numbers
 from cai_experiment.models.workload import Tokens, Workload
@@ -130,12 +130,13 @@ def _in_one_process(args: argparse.Namespace, hardware: Hardware, made: Part) ->
 def _split(
     hardware: Hardware, generator: ModelChoice, critic: ModelChoice, quantization: str
 ) -> tuple[Hardware, Hardware]:
-    """What each sees of a GPU: its weights, and its share of what both leave, as engines/manager.py gives it."""
+    """What each sees of a GPU: its weights, a pass, and its share of the rest, as engines/manager.py gives it."""
     numbers = numbers_of(generator), numbers_of(critic)
     weights = [weights_gb(known, quantization) for known in numbers]
     left, most = hardware.vram_gb - sum(weights), generators_share(*numbers)
-    first, second = (replace(hardware, vram_gb=w + left * s) for w, s in zip(weights, (most, 1 - most), strict=True))
-    return first, second
+    work = min(HF_WORK_GB, left / 2)  # of each one's pass
+    seen = [w + work + (left - 2 * work) * s for w, s in zip(weights, (most, 1 - most), strict=True)]
+    return replace(hardware, vram_gb=seen[0]), replace(hardware, vram_gb=seen[1])
 
 
 def _offers(
@@ -165,8 +166,9 @@ def _slower(args: argparse.Namespace, generator: ModelChoice, parts: Sequence[Pa
     fits = all(part.fits for part in (*parts, made))
     if made.hours is None or not fits or not all(hours) or sum(hours) <= SLOWER * made.hours:
         return []
+    shared = "share the memory" if made.have_gb > parts[0].have_gb else "are loaded one after the other"
     why = (
-        "the two share the memory, and each reads what the other wrote"
+        f"the two {shared}, and each reads what the other wrote"
         if made.engine == parts[0].engine
         else f"{made.engine} does not serve these two"
     )
