@@ -56,13 +56,13 @@ class Room:
         except PromptTooLong:
             return self.context
 
-    def for_reply(self, turns: Sequence[Turn], most: int) -> int:
-        """New tokens that fit behind `turns` in `most`: at most `reply_tokens`, 0 if fewer than LEAST_REPLY are left.
+    def for_reply(self, turns: Sequence[Turn], most: int, reply: int) -> int:
+        """New tokens that fit behind `turns` in `most`: at most `reply`, 0 if fewer than LEAST_REPLY are left.
 
         A base model's worked example gives way first.
         """
         left = min(most, self.context) - self.used(turns)
-        return min(self.reply_tokens, left) if left >= min(LEAST_REPLY, self.reply_tokens) else 0
+        return min(reply, left) if left >= min(LEAST_REPLY, self.reply_tokens) else 0
 
     def shortened(self, text: str, most: int) -> str:
         """`text` with its middle left out until it has at most `most` tokens."""
@@ -87,6 +87,7 @@ class Shares:
     documents: int = 0
     given: int = 0  # tokens of documents that are in the conversation
     limit: int = 0  # the present task's: tokens of the conversation with its last reply
+    reply: int = 0  # new tokens of one of its replies, at most
 
     def each(self, turns: Sequence[Turn], later: Sequence[str], now: int) -> int:
         """Tokens for each of `now` tasks at work and those with the texts `later`."""
@@ -94,9 +95,13 @@ class Shares:
         used = self.room.used(turns) if turns else 0
         return max(0, (self.room.context - kept - (used - self.given)) // (now + len(later)))
 
-    def begin(self, turns: Sequence[Turn], bare: Turn, whole: Turn, later: Sequence[str]) -> None:
-        """The task that `whole` gives; `bare` is the same turn without documents."""
+    def begin(self, turns: Sequence[Turn], bare: Turn, whole: Turn, later: Sequence[str], replies: int) -> None:
+        """The task that `whole` gives; `bare` is the same turn without documents.
+
+        Of several replies none takes more than half of the share, so that a model reads what its code gave.
+        """
         share = self.each([*turns, bare], later, 1)
         used = self.room.used([*turns, whole])
         self.given += used - self.room.used([*turns, bare])
         self.limit = used + share
+        self.reply = min(self.room.reply_tokens, share if replies == 1 else max(LEAST_REPLY, share // 2))

@@ -139,7 +139,7 @@ class Session:
             if idle == IDLE or not left:
                 return ("idle" if idle == IDLE else "turns"), output
             text = self._feedback(stage, output, left, ends)
-            if not self._room.for_reply([*self._turns, Turn("output", text)], self._shares.limit):
+            if not self._room.for_reply([*self._turns, Turn("output", text)], self._shares.limit, self._shares.reply):
                 return self._room.reason, output
             self._give("output", stage, text)
         raise AssertionError("a task has at least one turn")
@@ -153,7 +153,7 @@ class Session:
         unread = self._room.shortened(unread, int(self._shares.each(self._turns, later, 1) * UNREAD_SHARE))
         bare = prompts.give_task(stage.name, stage.text, phrase, first, "", unread)
         turn = prompts.give_task(stage.name, stage.text, phrase, first, shown, unread)
-        self._shares.begin(self._turns, bare, turn, later)
+        self._shares.begin(self._turns, bare, turn, later, self.settings.task_turns)
         self._give(turn.kind, stage, turn.text, tuple(one.name for one in chosen))
 
     def _feedback(self, stage: Stage, output: str, left: int, ended: bool) -> str:
@@ -194,7 +194,7 @@ class Session:
 
     def _speak(self, stage: Stage) -> dict[str, Any] | None:
         number, began = len(self.rows), time.monotonic()
-        room = self._room.for_reply(self._turns, self._shares.limit)
+        room = self._room.for_reply(self._turns, self._shares.limit, self._shares.reply)
         if not room:
             return None
         key = f"investigation/{number}"

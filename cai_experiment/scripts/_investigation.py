@@ -74,16 +74,16 @@ def sandbox_tier(args: argparse.Namespace) -> str:
 
 
 def _is_work_left(args: argparse.Namespace) -> bool:
+    """False if all that is asked for is finished. Raises BadInputError for a model's wrong name, told first."""
     run, hardware = args.data_dir / args.run, detect()
+    names: list[str | None] = [chosen_model(args, hardware)[0]]
+    folders = [session_folder(run, *one) for one in asked_sessions(args)]
     if args.compare is not None:
-        names = compared_models(args, hardware)
-        folders = [model_folder(run, name) for name in names]
-    else:
-        names = [chosen_model(args, hardware)[0]]
-        folders = [session_folder(run, *one) for one in asked_sessions(args)]
+        compared = compared_models(args, hardware)
+        names, folders = [*compared], [model_folder(run, name) for name in compared]
     if args.random_weights is None:
         for name in names:
-            resolve_model(name, hardware, named_by(args))  # a wrong name is told first
+            resolve_model(name, hardware, named_by(args))
     return args.fresh or not all(is_finished(folder) for folder in folders)
 
 

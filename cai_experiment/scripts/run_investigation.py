@@ -6,9 +6,10 @@ Run: python cai_experiment/scripts/run_investigation.py                     (no 
      python cai_experiment/scripts/run_investigation.py --compare           (Qwen2.5-3B-Instruct against 7B)
 
 Conditions: none; early (documents from the start); late (before the last task); delayed (conclusions first, then
-documents, then a chance to revise); wrong (as early, about another subject). Writes DATA_DIR/NAME/CONDITION/
-conversation.json and .md, notes.json and summary.json, and comparison.json beside them. The same command goes on where
-a killed one was, and shows what is finished.
+documents, then a chance to revise); wrong (as early, about another subject). Under each every task has its share of the
+context, and the documents' room is kept free. The shipped model cannot write code: it shows how an investigation works,
+and finds nothing. Writes DATA_DIR/NAME/CONDITION/conversation.json and .md, notes.json and summary.json, and
+comparison.json beside them. The same command goes on where a killed one was, and shows what is finished.
 """
 
 from __future__ import annotations
