@@ -26,6 +26,7 @@ from cai_experiment.models.recommend import (
     print_model_comparison,
     recommend_model_for_hardware,
 )
+from cai_experiment.models.room import CGROUPS
 
 __all__ = [
     "HARDWARE_ALIASES", "POD_HF_HOME", "POD_WORKSPACE", "PROFILES", "Hardware", "detect", "driver_cuda_version",
@@ -112,9 +113,9 @@ def on_pod() -> bool:
 
 
 def _ram_gb() -> float:
-    """RAM of this machine in GiB, or the container's limit where that is lower."""
+    """RAM of this machine in GiB, or the container's limit (of either version of cgroups) where that is lower."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
-        total = min(total, int(text))
+    for limit, *_ in CGROUPS:
+        if Path(limit).is_file() and (text := Path(limit).read_text().strip()).isdigit():
+            total = min(total, int(text))
     return round(total / 2**30, 1)

@@ -61,7 +61,20 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument("--compare", nargs="*", metavar="MODEL",
                        help="two models on the architecture task (default: Qwen2.5-3B-Instruct and 7B; without a GPU "
                             "the shipped nano and nano-b)")  # fmt: skip
-    group = flags.add_argument_group("limits")
+    _add_limits(flags.add_argument_group("limits"), usual)
+    group = flags.add_argument_group("engine and sandbox")
+    group.add_argument("--engine", choices=("auto", "hf", "generate", "unsloth"), default="auto",
+                       help="one that holds the weights in this process, for introspection (default: hf)")  # fmt: skip
+    group.add_argument(
+        "--unsafe-local",
+        action="store_true",
+        help="run the model's code without a sandbox where none works: it can do what you can",
+    )
+    return flags
+
+
+def _add_limits(group: argparse._ArgumentGroup, usual: SessionSettings) -> None:
+    """Where a task and a session end."""
     group.add_argument(
         "--turns",
         type=positive_int,
@@ -79,14 +92,6 @@ def parser() -> argparse.ArgumentParser:
     )
     group.add_argument("--temperature", type=not_negative, default=usual.temperature, help="(default: %(default)s)")
     group.add_argument("--finish-phrase", default=FINISH, metavar="TEXT", help='ends a task (default: "%(default)s")')
-    group.add_argument("--engine", choices=("auto", "hf", "generate", "unsloth"), default="auto",
-                       help="one that holds the weights in this process, for introspection (default: hf)")  # fmt: skip
-    group.add_argument(
-        "--unsafe-local",
-        action="store_true",
-        help="run the model's code without a sandbox where none works: it can do what you can",
-    )
-    return flags
 
 
 def check(args: argparse.Namespace) -> None:
