@@ -37,7 +37,7 @@ def log_everything(log: ContentLogger) -> None:
 
 def log_example(log: ContentLogger, index: int, count: int, example: str | None = None) -> None:
     """All stages of one example, as the pipeline logs them."""
-    metadata = {"example": example} if example else None
+    metadata = {"place": f"{index}/{count}"} | ({"example": example} if example else {})
     for stage in (f"TRAINING-EXAMPLE {index}/{count}", *BLOCK_STAGES[1:7]):
         log.log_stage(stage, f"text of {index}", metadata)
 

@@ -65,6 +65,25 @@ class LogFile:
             for line in file:
                 yield json.loads(line)
 
+    def read(self, start: int, skip: int = 0) -> tuple[list[dict[str, Any]], int]:
+        """The entries from byte `start` (the beginning of a line) on but for the first `skip`, and the byte after."""
+        with open(self.path, "rb") as file:
+            file.seek(start)
+            lines = file.read().split(b"\n")[:-1]  # a line that another process is writing is not there yet
+        end = start + sum(map(len, lines)) + len(lines)
+        return [json.loads(line) for line in lines[skip:]], end
+
+    def tail(self, count: int, start: int = 0) -> list[dict[str, Any]]:
+        """The last `count` entries of those from byte `start` on, read from the end backwards."""
+        end, data = self.size, b""
+        with open(self.path, "rb") as file:
+            while end > start and data.count(b"\n") <= count:
+                begin = max(start, end - BLOCK)
+                file.seek(begin)
+                data = file.read(end - begin) + data
+                end = begin
+        return [json.loads(line) for line in data.split(b"\n")[:-1][-count:]]
+
     def close(self) -> None:
         """Give the handle back; reading goes on working."""
         if self._file >= 0:

@@ -7,10 +7,13 @@ import re
 from typing import Sequence
 
 SHOWN = 500  # characters of a text on the screen
-# Control codes but newline and tab (they could drive the terminal), marks that reorder text, line separators, and
-# lone surrogates (they cannot be printed).
-_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
-_HEADER_IN_TEXT = re.compile(r"(?m)^(\[[^\]\n]{1,60}\] ={5,})")
+# Control codes but newline and tab (they could drive the terminal), marks that reorder text, line separators, what hides
+# text (zero-width space, tags; the joiners of emoji and scripts stay), and lone surrogates (they cannot be printed).
+_UNSAFE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
+    "\U000e0000-\U000e007f]"
+)
+_HEADER_IN_TEXT = re.compile(r"(?m)^([ \t]*\[[^\n]{1,100}\][ \t]{0,9}={5,})")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 
 
@@ -21,12 +24,23 @@ def escaped(text: str) -> str:
 
 def _code(found: re.Match[str]) -> str:
     number = ord(found[0])
-    return f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}"
+    return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
 
 
 def shortened(text: str, limit: int) -> str:
     """At most `limit` characters, then how many there are."""
     return text if len(text) <= limit else f"{text[:limit]}... ({len(text):,} characters)"
+
+
+def with_texts_shortened(content: str, texts: Sequence[str], limit: int) -> str:
+    """`content` with each of `texts`, which stand in it in this order, at most `limit` characters long."""
+    parts, at = [], 0
+    for text in texts:
+        place = content.find(text, at) if text else -1
+        if place >= 0:
+            parts += [content[at:place], shortened(text, limit)]
+            at = place + len(text)
+    return "".join(parts) + content[at:]
 
 
 # ---------------------------------------------------------------- the lines inside a stage
