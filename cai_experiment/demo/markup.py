@@ -131,6 +131,12 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> Html:
     return Html(f'<div class="cai-scroll">{made}</div>{more}')
 
 
+def facts(rows: Iterable[tuple[str, object]]) -> Html:
+    """Names with their values, as a list. A value of type Html is taken as it is."""
+    parts = [f'<dt>{escaped(name, CELL)}</dt><dd dir="auto">{_value(value)}</dd>' for name, value in rows]
+    return Html(f'<dl class="cai-facts">{"".join(parts)}</dl>')
+
+
 def notice(line: str, kind: Kind = "note") -> Html:
     """A line of our own about what happened; `line` may quote anything."""
     role = "alert" if kind == "bad" else "status"
@@ -200,4 +206,8 @@ def _side(whole: str, pieces: Sequence[Piece]) -> str:
 
 
 def _cell(value: object) -> str:
-    return f'<td dir="auto">{value if isinstance(value, Html) else escaped(str(value), CELL)}</td>'
+    return f'<td dir="auto">{_value(value)}</td>'
+
+
+def _value(value: object) -> str:
+    return value if isinstance(value, Html) else escaped(str(value), CELL)
