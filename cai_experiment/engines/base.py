@@ -34,7 +34,8 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What came back. `finish`: "stop" (ended by itself), "length" (hit max_tokens), "error" (see `error`).
+    """What came back. `finish`: "stop" (ended by itself), "length" (hit max_tokens), "error" (see `error`); while
+    it grows "" (see `Engine`).
 
     `final` says of an error why asking again is of no use: "prompt" (the prompt's own fault, such as a refusal; it says
     nothing of the engine), "attempts" (the engine has tried as often as it should). Empty: another attempt may do.
@@ -60,8 +61,8 @@ class Completion:
 class Engine(Protocol):
     """Anything that speaks.
 
-    An engine may also have `width`, how many prompts it wants at a time, and `elsewhere`, True where it computes in
-    another process, so that a thread may wait for it.
+    An engine may also have `width`, how many prompts it wants at a time, `elsewhere`, True where it computes in
+    another process, so that a thread may wait for it, and `grow`, which gives one completion token by token.
     """
 
     name: str

@@ -23,6 +23,7 @@ from cai_experiment.engines.common import (
     core_of,
     is_out_of_memory,
     keep_freed_memory,
+    request_for,
 )
 from cai_experiment.engines.forward import ROWS, VIEW_STEP, round_up
 from cai_experiment.engines.loop import Loop
@@ -151,6 +152,22 @@ class HFEngine:
                     yield from self._step(loop)
                 elif intake.open and not moved:
                     raise EngineError(DEADLOCK)
+        finally:
+            self._switch_back()
+
+    def grow(self, prompt: Prompt) -> Iterator[Completion]:
+        """One prompt's completion as it grows: after each pass what is said so far (`finish` is ""), then what `stream`
+        would give, token for token. Closing the iterator stops at once.
+        """
+        request = request_for(self.renderer, prompt)
+        if isinstance(request, Completion):
+            yield request
+            return
+        loop = self._loop(self.smallest)
+        loop.take(request)
+        try:
+            while loop.busy:
+                yield from list(self._step(loop)) or loop.so_far()
         finally:
             self._switch_back()
 

@@ -103,6 +103,15 @@ class Loop:
         done, self.done = self.done, []
         return done
 
+    def so_far(self) -> list[Completion]:
+        """What every speaking slot has said that no later token takes back; `finish` is ""."""
+        found = []
+        for slot, request in self.requests.items():
+            size, made = len(request.ids), int(self.made[slot])
+            text = self.stops.settled(self.slots.tokens[slot, size : size + made].tolist())
+            found.append(Completion(request.prompt.id, text, "", size, request.computed, made))
+        return found
+
     def shrink(self, smallest: int) -> bool:
         """Out of memory: halve the slots and start the active prompts anew (keyed sampling makes the same text).
 

@@ -56,3 +56,13 @@ class StopRule:
             return whole[: min(places)], True
         # The last token may hold only a part of a character's bytes.
         return (whole if end is not None else whole.rstrip("\ufffd")), end is not None
+
+    def settled(self, ids: Sequence[int]) -> str:
+        """The text of a completion that is not over, without its last characters if a later token may cut them off or
+        complete them: what may be the start of a stop string, and a part of a character's bytes.
+        """
+        text, ended = self.text(ids)
+        if ended:
+            return text
+        starts = (stop[:size] for stop in self.stop_strings for size in range(len(stop) - 1, 0, -1))
+        return text.removesuffix(max((start for start in starts if text.endswith(start)), key=len, default=""))
