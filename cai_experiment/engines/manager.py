@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from cai_experiment.engines.at_hand import check_files
 from cai_experiment.engines.load import ELSEWHERE, LoadSettings, Plan, engine_over, load_model, make_plan
-from cai_experiment.engines.placing import Free, Placed, free_now, place, tensors_gb
+from cai_experiment.engines.placing import Free, Placed, allocated_gb, free_now, place, slots_of, tensors_gb
 from cai_experiment.errors import BadInputError, EngineError, UserError
 from cai_experiment.models.hardware import Hardware, detect
 from cai_experiment.models.roles import DEFAULT, ROLES, configuration, generators_share
@@ -89,7 +89,7 @@ class MultiModelManager:
         wanted = list(zip(ROLES, (chosen.evaluation, chosen.generation), strict=True))
         try:
             for _, key in wanted:
-                settings = replace(self._base, model=key, said="")
+                settings = self._settings(key)
                 check_files(self._plan(settings), settings)
         except UserError as error:
             return False, str(error)
@@ -104,7 +104,7 @@ class MultiModelManager:
     def _told(self, role: str, key: str) -> tuple[bool, str]:
         held = self._loaded.get(role)
         try:
-            found = self.load(role, replace(self._base, model=key, said=""))
+            found = self.load(role, self._settings(key))
         except (UserError, MemoryError) as error:
             reason = str(error) or f"{key} does not fit into memory"
         else:
@@ -115,7 +115,9 @@ class MultiModelManager:
         return False, reason
 
     def load(self, role: str, settings: LoadSettings) -> _Loaded:
-        """Load for "evaluation" or "generation", or share what the other role holds. Raises UserError, one line.
+        """Load for "evaluation" or "generation", or share what another role holds. Raises UserError, one line.
+
+        A third role (any other name: `engine_of` and `unload` take it) holds a model beside these two.
 
         What the role held is let go of last where the memory holds both, else once the new one's place and files are
         sure.
@@ -124,19 +126,38 @@ class MultiModelManager:
             return self._load(role, settings)
 
     def _load(self, role: str, settings: LoadSettings) -> _Loaded:
-        plan = self._plan(settings)
-        if found := self._held(plan, settings):
-            return self._give(role, found)
-        free = self._free(plan.device)
-        placed = place(settings, plan, self._without(role, free), self._hardware)
-        if placed.plan.device != plan.device and (found := self._held(placed.plan, placed.settings)):
+        free, placed, found = self._placed(role, settings)
+        if found is not None:
             return self._give(role, found)
         check_files(placed.plan, placed.settings)
         if placed.need is None or placed.need > free.at(placed.plan.device):
-            self._unload(role)
+            self.unload(role)
         note = f" | {placed.note}" if placed.note else ""
         self._say(f"{'critic: ' if role == 'evaluation' else ''}{placed.plan.first_line}{note}")
         return self._give(role, _load(placed))
+
+    def _placed(self, role: str, settings: LoadSettings) -> tuple[Free, Placed, _Loaded | None]:
+        """(what is free, where it goes, what is loaded already and is it)."""
+        plan = self._plan(settings)
+        free = self._free(plan.device)
+        if found := self._held(plan, settings):
+            return free, found.placed, found
+        placed = place(settings, plan, self._without(role, free), self._hardware)
+        moved = placed.plan.device != plan.device
+        return free, placed, self._held(placed.plan, placed.settings) if moved else None
+
+    def beforehand(self, role: str, key: str) -> tuple[Placed, bool]:
+        """(where `key` would be loaded for that role, are all its files here); nothing is loaded or fetched.
+
+        Raises UserError for what would keep the load, or the download before it, from beginning.
+        """
+        settings = self._settings(key)
+        with settings.naming():
+            _, placed, found = self._placed(role, settings)
+            return placed, found is not None or check_files(placed.plan, placed.settings)
+
+    def _settings(self, key: str) -> LoadSettings:
+        return replace(self._base, model=key, said="")
 
     def _plan(self, settings: LoadSettings) -> Plan:
         """The plan for one of two models in one process."""
@@ -155,7 +176,7 @@ class MultiModelManager:
     def _give(self, role: str, found: _Loaded) -> _Loaded:
         """Let a role hold `found`, and nothing else."""
         if self._loaded.get(role) is not found:
-            self._unload(role)
+            self.unload(role)
             self._loaded[role] = found
         return found
 
@@ -197,12 +218,26 @@ class MultiModelManager:
         first = generators_share(*(known_numbers(plan.choice) for plan in plans)) if together else 1.0
         return self._engine(found[0], first), self._engine(found[1], 1 - first if together else 1.0)
 
+    def engine_of(self, role: str) -> Engine:
+        """The engine of what one role holds, the same object for roles that share it. EngineError if it holds none."""
+        if role not in self._loaded:
+            raise EngineError(f"no {role} model is loaded", "load one first")
+        if role in ROLES:
+            generator, critic = self.engines()
+            return critic if role == ROLES[0] else generator
+        return self._engine(self._loaded[role], 1.0)
+
+    def role_with(self, place: str) -> str | None:
+        """The role that holds the model of that folder or hub id, in whatever precision; generation before others."""
+        found = [role for role, held in self._loaded.items() if held.placed.plan.choice.path_or_id == place]
+        return max(found, key=lambda role: role == ROLES[1], default=None)
+
     def _engine(self, loaded: _Loaded, share: float) -> Engine:
         if loaded.engine is None:
             placed, (model, tokenizer) = loaded.placed, loaded.pair
             settings = placed.settings
             if share < 1 and settings.batch_size is None and placed.plan.engine == "hf":
-                settings = replace(settings, batch_size=_slots_of(share, model, placed.plan.device))
+                settings = replace(settings, batch_size=slots_of(share, model, placed.plan.device))
             loaded.engine = engine_over(placed.plan, settings, model, tokenizer, loaded.facts)
             loaded.model = loaded.tokenizer = None
         engine: Engine = loaded.engine
@@ -212,18 +247,19 @@ class MultiModelManager:
 
     def unload_evaluation_model(self) -> None:
         """Let go of it; its memory is given back as soon as no role holds it."""
-        self._unload("evaluation")
+        self.unload("evaluation")
 
     def unload_generation_model(self) -> None:
         """As `unload_evaluation_model`."""
-        self._unload("generation")
+        self.unload("generation")
 
     def unload_all(self) -> None:
-        """Let go of both."""
-        for role in ROLES:
-            self._unload(role)
+        """Let go of all."""
+        for role in list(self._loaded):
+            self.unload(role)
 
-    def _unload(self, role: str) -> None:
+    def unload(self, role: str) -> None:
+        """As `unload_evaluation_model`, of any role; nothing if it holds nothing."""
         found = self._loaded.pop(role, None)
         if found is None or found in self._loaded.values():
             return
@@ -242,15 +278,16 @@ class MultiModelManager:
         """
         device = self._base.device or self._hardware.kind
         free = self._free(device)
-        once = {id(found): found for found in self._loaded.values()}
+        once = {id(found): found for found in list(self._loaded.values())}
+        both = [self._loaded.get(role) for role in ROLES]
         info: dict[str, Any] = {f"{role}_model": self._status(role) for role in ROLES}
         return info | {
             "device": device,
-            "shared": len(self._loaded) == 2 and len(once) == 1,
+            "shared": both[0] is both[1] is not None,
             "total_memory_gb": sum(found.gb for found in once.values()),
             "free_gpu_gb": free.gpu,
             "free_ram_gb": free.ram,
-            "allocated_gpu_gb": _allocated_gb(device),
+            "allocated_gpu_gb": allocated_gb(device),
         }
 
     def _status(self, role: str) -> dict[str, Any] | None:
@@ -287,25 +324,6 @@ def _same(held: Placed, settings: LoadSettings, plan: Plan) -> bool:
         held.settings.random_weights,
         held.settings.layout,
     ) == (settings.random_weights, settings.layout)
-
-
-def _slots_of(share: float, model: Any, device: str) -> int | None:
-    """Rows for one of two engines on one GPU; None elsewhere, where the engine's own rule is modest."""
-    if device != "cuda":
-        return None
-    from cai_experiment.engines.common import core_of
-    from cai_experiment.engines.hf import MOST_SLOTS_CUDA, WORK_BYTES, slots_that_fit
-    from cai_experiment.engines.load import MAX_LENGTH
-
-    core = core_of(model)
-    free = (free_now("cuda").gpu * 1e9 - 2 * WORK_BYTES) * share  # each has its own pass
-    return slots_that_fit(free, core.config.get_text_config(), core.dtype.itemsize, MAX_LENGTH, MOST_SLOTS_CUDA)
-
-
-def _allocated_gb(device: str) -> float:
-    import torch
-
-    return torch.cuda.memory_allocated() / 1e9 if device == "cuda" and torch.cuda.is_available() else 0.0
 
 
 def _give_back() -> None:

@@ -135,3 +135,25 @@ def _constants(state: Any) -> list[Any]:
         return []
     own = [getattr(state, name, None) for name in ("absmax", "code", "offset")]
     return [tensor for tensor in own if hasattr(tensor, "untyped_storage")] + _constants(getattr(state, "state2", None))
+
+
+def slots_of(share: float, model: Any, device: str) -> int | None:
+    """Rows for one of two engines on one GPU; None elsewhere, where the engine's own rule is modest."""
+    if device != "cuda":
+        return None
+    from cai_experiment.engines.common import core_of
+    from cai_experiment.engines.hf import MOST_SLOTS_CUDA, WORK_BYTES, slots_that_fit
+    from cai_experiment.engines.load import MAX_LENGTH
+
+    core = core_of(model)
+    free = (free_now("cuda").gpu * 1e9 - 2 * WORK_BYTES) * share  # each has its own pass
+    return slots_that_fit(free, core.config.get_text_config(), core.dtype.itemsize, MAX_LENGTH, MOST_SLOTS_CUDA)
+
+
+def allocated_gb(device: str) -> float:
+    """GB that torch's allocator holds on CUDA; 0 elsewhere."""
+    if device != "cuda":  # without torch, whose import takes seconds
+        return 0.0
+    import torch
+
+    return torch.cuda.memory_allocated() / 1e9 if torch.cuda.is_available() else 0.0
