@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cai_experiment.evaluation.impact import AI, METHODS, Impact
+from cai_experiment.evaluation.impact import METHODS, Impact
+from cai_experiment.evaluation.impact_words import AI
 from cai_experiment.evaluation.suites import SUITES, Suite
 from cai_experiment.milestones import MAX_TOKENS_ANSWER
 from cai_experiment.observe.content_logger import ContentLogger
