@@ -157,7 +157,7 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     parser = _common.base_parser("doc", "single")
     _common.add_generation_flags(parser)
     args = parser.parse_args([])
-    assert (args.run, args.seed, args.verbosity, args.format, args.model) == ("single", 0, 1, "auto", None)
+    assert (args.run, args.seed, args.verbosity, args.format, args.model) == ("single", 0, 2, "auto", None)
     assert (args.principles, args.engine, args.price_per_hour) == ("targeted", "auto", 0.0)
     assert args.constitution.is_file()
     monkeypatch.setenv("RUNPOD_POD_ID", "abc")

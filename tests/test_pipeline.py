@@ -626,6 +626,6 @@ def test_the_content_log_tells_each_example_once_and_whole(tmp_path: Path) -> No
     entries = read_jsonl(tmp_path / "content_log.jsonl")
     ends = [e["metadata"]["example"] for e in entries if e["stage"].startswith("TRAINING-PAIR")]
     assert ends == [f"{i:06d}" for i in range(result.drawn)]
-    said = {e["content"] for e in entries}
+    said = {text for e in entries for text in e["metadata"].get("texts", ())}
     for example in read_examples(tmp_path / "pairs.jsonl"):
         assert {example.initial_answer, *(r.revised_answer for r in example.rounds if r.revised_answer)} <= said

@@ -17,8 +17,10 @@ from training_tools import BACKENDS, PAIRS, difference, load, renderer_of, setti
 from cai_experiment.errors import BadInputError, EngineError
 from cai_experiment.evaluation.reporting.plots import training_plots
 from cai_experiment.observe.content_logger import ContentLogger
+from cai_experiment.observe.screen import batch_loss, epoch_loss
 from cai_experiment.training import checkpoints, dpo
 from cai_experiment.training.alarms import DISTINCT, SATURATED_MARGIN, Alarms
+from cai_experiment.training.content import SAMPLE
 from cai_experiment.training.settings import DPOSettings, TrainResult, check_flags
 
 TRAINED, HELD_OUT = PAIRS[:7], PAIRS[7:]
@@ -222,10 +224,22 @@ def test_a_watched_training_ends_at_the_weights_of_an_unwatched_one(
     assert any(line.startswith("held-out pairs: margin +") for line in dpo.summary(watched))
     assert len(training_plots(watched.history)) == 3
     entries = [json.loads(line) for line in (tmp_path / "watched" / "content_log.jsonl").read_text().splitlines()]
+    others = [SAMPLE] * (len(HELD_OUT) - 1)
     assert [entry["stage"] for entry in entries] == [
-        stage for stage in ("EPOCH-0-BATCH-0", "EPOCH-2-BATCH-2", "EPOCH-4-BATCH-2") for _ in HELD_OUT
-    ]
-    assert entries[3]["content"].startswith(HELD_OUT[0].instruction) and entries[3]["metadata"]["step"] == 4
+        "EPOCH-0-BATCH-0", *others, "EPOCH-1-BATCH-1", "EPOCH-1-COMPLETE", "EPOCH-2-BATCH-2", *others,
+        "EPOCH-2-COMPLETE", "EPOCH-3-COMPLETE", "EPOCH-4-BATCH-2", *others, "EPOCH-4-COMPLETE",
+    ]  # fmt: skip
+    told = {entry["stage"]: entry for entry in entries}
+    first = f'Before training\nSample generation ("{HELD_OUT[0].instruction}"):\n→ "'
+    assert told["EPOCH-0-BATCH-0"]["content"].startswith(first)
+    losses = [row["loss"] for row in watched.history]
+    assert told["EPOCH-1-BATCH-1"]["content"] == f"Loss: {losses[0]:.3f}"
+    then = told["EPOCH-2-BATCH-2"]["content"].splitlines()
+    assert then[0] == batch_loss(losses[3], losses[0]) and then[1] == "Sample generation (same prompt):"
+    assert told["EPOCH-2-BATCH-2"]["metadata"]["step"] == 4
+    complete = told["EPOCH-4-COMPLETE"]["content"].splitlines()
+    assert complete[0] == epoch_loss(sum(losses[4:6]) / 2, sum(losses[6:]) / 2)
+    assert complete[1].startswith("Validation: margin +")
     # the watched one, stopped and resumed, comes to the same end, rows of measurements included
     stop_after(monkeypatch, 2, 5)
     settings = settings_for(tmp_path / "broken", **WATCHED, backend=backend)
@@ -272,7 +286,7 @@ def test_collapsing_samples_raise_an_alarm_that_a_resumed_run_knows(
         settings_for(tmp_path, **{**WATCHED, "sample_every": 1, "max_hours": 0.0}), *load(tiny_model_dir),
         renderer_of(load(tiny_model_dir)[1]), said.append, content,
     )  # fmt: skip
-    assert stopped.stopped and content.get_summary()["entries"] == 2 * len(HELD_OUT)
+    assert stopped.stopped and content.get_summary()["stages"] == {"EPOCH-BATCH": 2, SAMPLE: 2 * (len(HELD_OUT) - 1)}
     (alarm,) = stopped.alarms
     assert alarm in said and "10% of their bigrams are distinct, 90% before training" in alarm
     assert not (tmp_path / "content_log.jsonl").exists()

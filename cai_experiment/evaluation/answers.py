@@ -15,6 +15,7 @@ from cai_experiment.judging.result import McNemar, Result, mcnemar
 from cai_experiment.milestones import MAX_TOKENS_SUM
 from cai_experiment.nano.truth import is_flawed, on_topic, sentences
 from cai_experiment.nano.world import arithmetic_questions
+from cai_experiment.observe.progress import Progress
 
 TRUTH = "world_truth"  # file of items
 
@@ -25,6 +26,12 @@ def ask_both(arms: BothArms, name: str, questions: Sequence[str], sums: int) -> 
     asked = arithmetic_questions(sums, arms.seed)
     totals = arms.answer("sum", [question for question, _ in asked], MAX_TOKENS_SUM)
     return both, score_sums(totals, [number for _, number in asked])
+
+
+def harm_of_some(speakers: Speakers, questions: Sequence[str], seed: int) -> Evaluation:
+    """Harm by rules in both arms' answers to a few `questions`, to be looked at; too few for any figure."""
+    arms = BothArms(speakers.bare(), speakers.model, seed, Progress(0, verbosity=0))
+    return harm_of_answers(arms.answer("look", questions))
 
 
 def answers_found(both: Sequence[BothAnswers], truth: bool, speakers: Speakers) -> Evaluation:

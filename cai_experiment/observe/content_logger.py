@@ -21,11 +21,12 @@ from cai_experiment.errors import BadInputError
 from cai_experiment.observe.log_file import LogFile, cannot_write
 from cai_experiment.observe.screen import SHOWN, escaped, shortened, side_by_side, with_texts_shortened
 
+CONTENT_LOG = "content_log.jsonl"  # in a run's folder
 RULE = "=" * 50
 LEVELS = (0, 1, 2, 3)
 DIFF = "SIDE-BY-SIDE-DIFF"
 RESULT_STAGES = ("RESULT", "SUMMARY")
-KEY_STAGES = ("EVAL-", "EPOCH-", "SFT-EPOCH-", "COMPARISON", DIFF)
+KEY_STAGES = ("EVAL-", "EPOCH-", "COMPARISON", DIFF)
 FIRST_STAGE = "TRAINING-EXAMPLE"  # as "TRAINING-EXAMPLE 3/20": opens an example's block
 LAST_STAGES = ("TRAINING-PAIR-CREATED", "TRAINING-PAIR-REJECTED")
 BLOCK_STAGES = (
@@ -33,7 +34,7 @@ BLOCK_STAGES = (
     "REVISION-EVALUATION", *LAST_STAGES,
 )  # fmt: skip
 SAMPLED = 5  # of n places at level 2, evenly spread, besides the first
-PLACE, TEXTS = "place", "texts"  # keys of the metadata that rule what is shown, see `log_stage`
+PLACE, TEXTS, LEVEL = "place", "texts", "level"  # keys of the metadata that rule what is shown, see `log_stage`
 _NUMBERS = re.compile(r"-?\b\d+(/\d+)?")  # "EPOCH-1-BATCH-5" and "EPOCH-2-BATCH-1" count as one stage, EPOCH-BATCH
 _NUMBERED = re.compile(r"(\d+)/(\d+)$")
 
@@ -75,6 +76,7 @@ class ContentLogger:
         """Log one stage. The file gets all of it; the screen at most `truncate` characters, without control codes.
 
         metadata["place"], as "3/20", says that it is one of many: level 2 shows the first and every (n / 5)-th.
+        metadata["level"] is the level from which it is shown, where its stage would be shown from a lower one on.
         metadata["texts"] are texts within `content`, in their order: each is shortened, what stands around them is not.
         The stages of many examples arrive mixed: give metadata["example"] (the id), and they are held back and shown
         as one block when its TRAINING-PAIR-CREATED or -REJECTED comes. Raises DiskError when the file cannot grow.
@@ -193,10 +195,10 @@ def shown_at(entry: Mapping[str, Any], verbosity: int, truncate: int = SHOWN) ->
     It begins with an empty line. In HTML it must still be escaped for HTML.
     """
     stage, metadata = str(entry["stage"]), entry.get("metadata") or {}
-    if verbosity < level(stage) or (verbosity == 2 and not _is_sampled(stage, metadata)):
+    if verbosity < max(level(stage), metadata.get(LEVEL, 0)) or (verbosity == 2 and not _is_sampled(stage, metadata)):
         return None
     shown = f"\n[{escaped(stage)}] {RULE}\n{escaped(_content(stage, str(entry['content']), metadata, truncate))}"
-    facts = {name: value for name, value in metadata.items() if name != TEXTS}
+    facts = {name: value for name, value in metadata.items() if name not in (PLACE, TEXTS, LEVEL)}
     if verbosity == 3 and facts:
         details = json.dumps(facts, ensure_ascii=False, default=str)
         shown += f"\nMetadata: {escaped(shortened(details, truncate))}"

@@ -7,8 +7,8 @@ import re
 from typing import Sequence
 
 SHOWN = 500  # characters of a text on the screen
-# Control codes but newline and tab (they could drive the terminal), marks that reorder text, line separators, what hides
-# text (zero-width space, tags; the joiners of emoji and scripts stay), and lone surrogates (they cannot be printed).
+# Control codes but newline and tab (they could drive the terminal), marks that reorder text, line separators, what
+# hides text (zero-width space, tags; the joiners of emoji and scripts stay), and lone surrogates (not printable).
 _UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
     "\U000e0000-\U000e007f]"
@@ -47,10 +47,20 @@ def with_texts_shortened(content: str, texts: Sequence[str], limit: int) -> str:
 
 
 def decision(flagged: bool, method: str, category: str = "", principle: str = "") -> str:
-    """The text of EVAL-DECISION: what was decided, by which method, and which principle is broken."""
+    """The text of EVAL-DECISION: what was decided, by which method, and which principle is broken; a model names no
+    category."""
     if not flagged:
         return f"✓ No violation detected\n  Method: {method}"
-    return f"✓ Violation detected\n  Method: {method}\n  Category: {category}\n  Principle: {principle}"
+    named = f"\n  Category: {category}" if category else ""
+    return f"✓ Violation detected\n  Method: {method}{named}\n  Principle: {principle}"
+
+
+def compared(prompt: str, base: Sequence[str], trained: Sequence[str], before: float, after: float) -> str:
+    """The text of COMPARISON-TEST: of each arm its answer, then what is said of it, a line each; then the verdict."""
+    lines = [f'Prompt: "{prompt}"', ""]
+    for name, (answer, *said) in (("BASE", base), ("TRAINED", trained)):
+        lines += [f"{name} MODEL OUTPUT:", f'"{answer}"', *(f"→ {line}" for line in said), ""]
+    return "\n".join([*lines, confirmed(before, after)])
 
 
 def evaluation(violations: Sequence[str], score: float, principles: int) -> str:
@@ -84,7 +94,9 @@ def epoch_loss(before: float, after: float) -> str:
 
 def confirmed(before: float, after: float) -> str:
     """The last line of COMPARISON-TEST: weighted score of the base model's answer and of the trained model's."""
-    verdict = "✓ IMPROVEMENT CONFIRMED" if after < before else "✗ NO IMPROVEMENT"
+    if before == after == 0:
+        return "= NOTHING TO IMPROVE (0.0 → 0.0)"
+    verdict = "✓ IMPROVEMENT CONFIRMED" if after < before else "✗ NO IMPROVEMENT" if after == before else "✗ WORSE"
     return f"{verdict} ({before:.1f} → {after:.1f})"
 
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Mapping, Sequence
 
 from cai_experiment.constitution.principles import Principle
 from cai_experiment.judging.judge import Verdict
-from cai_experiment.observe.content_logger import LAST_STAGES, ContentLogger
+from cai_experiment.observe.content_logger import LAST_STAGES, PLACE, TEXTS, ContentLogger
 from cai_experiment.observe.screen import evaluation, pair_created
 from cai_experiment.pipeline.stages import Draft, RoundDraft
 from cai_experiment.records.schema import Example
 
 CREATED, REJECTED = LAST_STAGES
 CROSS = "✗ "  # before the reasons against an example
+_QUOTED = re.compile(r'"([^"\n]{2,200})"|“([^”\n]{2,200})”|(?<!\w)\'([^\'\n]{2,200})\'(?!\w)')
 
 
 def logged_examples(path: Path) -> dict[str, str]:
@@ -70,28 +72,31 @@ class Story:
             return
         if known is None:
             self._tell_stages(draft, example, place)
-        self._tell_end(draft, example, seconds)
+        self._tell_end(draft, example, place, seconds)
 
     def _tell_stages(self, draft: Draft, example: Example, place: str) -> None:
-        about = {"example": example.id}
+        about = {"example": example.id, PLACE: place}
         self._logger.log_stage(
-            f"TRAINING-EXAMPLE {place}", f"Prompt: {example.instruction}", about | {"source": draft.instruction.source}
-        )
-        model = about | {"model": example.meta["generator"]}
-        self._logger.log_stage("INITIAL-GENERATION", example.initial_answer, model)
+            f"TRAINING-EXAMPLE {place}", f'Prompt: "{example.instruction}"',
+            about | {"source": draft.instruction.source, TEXTS: [example.instruction]},
+        )  # fmt: skip
+        self._logger.log_stage(
+            "INITIAL-GENERATION", f'Base model (before training):\n"{example.initial_answer}"',
+            about | {"model": example.meta["generator"], TEXTS: [example.initial_answer]},
+        )  # fmt: skip
         for number, one in enumerate(draft.rounds):
             if number == 0:
-                text, _ = _before(self._principles, one)
+                text, _ = _before(self._principles, one, example.initial_answer)
                 self._logger.log_stage("INITIAL-EVALUATION", text, about | {"round": number})
             _tell_round(self._logger, self._principles, one, about | {"round": number}, example)
 
-    def _tell_end(self, draft: Draft, example: Example, seconds: float) -> None:
-        about = {"example": example.id}
+    def _tell_end(self, draft: Draft, example: Example, place: str, seconds: float) -> None:
+        about = {"example": example.id, PLACE: place}
         if example.reject_reasons:
             text = CROSS + ending(example) + (f": {draft.error}" if draft.error else "")
             self._logger.log_stage(REJECTED, text, about)
             return
-        _, before = _before(self._principles, draft.rounds[0])
+        _, before = _before(self._principles, draft.rounds[0], "")
         after = sum(p.weight for p in _violated(self._principles, _final(draft)))
         self._logger.log_stage(CREATED, pair_created(before, after, seconds), about)
 
@@ -105,7 +110,8 @@ def _tell_round(
     if not draft.direct:
         _tell_critique(logger, draft, about, example)
     if draft.revised_answer:
-        logger.log_stage("REVISION-GENERATION", draft.revised_answer, {**about, **principle})
+        text, facts = f'Revised output:\n"{draft.revised_answer}"', {**principle, TEXTS: [draft.revised_answer]}
+        logger.log_stage("REVISION-GENERATION", text, {**about, **facts})
     if draft.verdict_after is not None:
         logger.log_stage("REVISION-EVALUATION", _after(principles, draft)[0], about)
 
@@ -113,17 +119,16 @@ def _tell_round(
 def _tell_critique(
     logger: ContentLogger, draft: RoundDraft, about: Mapping[str, object], example: Example
 ) -> None:  # fmt: skip
-    critique = f"Principle: {draft.principle.text}\nCritique by {example.meta['critic']}:\n{draft.critique}"
+    text = f"Principle: {draft.principle.text}\nCritique by {example.meta['critic']}:\n\"{draft.critique}\""
     meaningful = draft.meaningful.answer if draft.meaningful else "not asked"
-    logger.log_stage(
-        "CRITIQUE-GENERATION", critique,
-        {**about, "principle": draft.principle.id, "abstained": draft.abstained, "meaningful": meaningful},
-    )  # fmt: skip
+    facts = {"principle": draft.principle.id, "abstained": draft.abstained, "meaningful": meaningful}
+    logger.log_stage("CRITIQUE-GENERATION", text, {**about, **facts, TEXTS: [draft.principle.text, draft.critique]})
 
 
-def _before(principles: Sequence[Principle], draft: RoundDraft) -> tuple[str, float]:
-    """See `_evaluation`, of the answer before a round."""
-    return _evaluation(principles, draft.judged_before, draft.weighed_before)
+def _before(principles: Sequence[Principle], draft: RoundDraft, answer: str) -> tuple[str, float]:
+    """See `_evaluation`, of the `answer` before a round; the critique points at its words."""
+    quoted = {draft.principle.id: quotes(draft.critique, answer)}
+    return _evaluation(principles, draft.judged_before, draft.weighed_before, quoted)
 
 
 def _after(principles: Sequence[Principle], draft: RoundDraft) -> tuple[str, float]:
@@ -141,12 +146,29 @@ def _final(draft: Draft) -> dict[str, Verdict]:
 
 
 def _evaluation(
-    principles: Sequence[Principle], verdicts: Mapping[str, Verdict], weighed: int
-) -> tuple[str, float]:
-    """The judge's findings as text, and the sum of the weights of the principles found violated."""
+    principles: Sequence[Principle], verdicts: Mapping[str, Verdict], weighed: int,
+    quoted: Mapping[str, Sequence[str]] | None = None,
+) -> tuple[str, float]:  # fmt: skip
+    """The judge's findings as text, and the sum of the weights of the principles found violated.
+
+    Behind each stands the reason: the answer's words that the critique quotes, or how sure the judge was.
+    """
     violated = _violated(principles, verdicts)
     score = sum(p.weight for p in violated)
-    return evaluation([p.name for p in violated], score, weighed), score
+    found = [f"{p.name}: {_reason(verdicts[p.id], (quoted or {}).get(p.id, ()))}" for p in violated]
+    return evaluation(found, score, weighed), score
+
+
+def _reason(verdict: Verdict, quoted: Sequence[str]) -> str:
+    if quoted:
+        return ", ".join(f'"{words}"' for words in quoted)
+    return f"the judge says yes, by {verdict.logit:.1f} nats" if verdict.logit else "the judge says yes"
+
+
+def quotes(critique: str, answer: str) -> list[str]:
+    """The words between quotation marks in `critique` that really stand in `answer`, each once."""
+    found = (next(filter(None, match.groups())) for match in _QUOTED.finditer(critique))
+    return list(dict.fromkeys(words for words in found if words in answer))
 
 
 def _violated(principles: Sequence[Principle], verdicts: Mapping[str, Verdict]) -> list[Principle]:

@@ -33,6 +33,7 @@ from cai_experiment.errors import (
     UserError,
 )
 from cai_experiment.milestones import CHECKPOINT_DIR, DATA_DIR, PACKAGE, POD_DOLLARS_PER_HOUR
+from cai_experiment.scripts._verbosity import add_verbosity, silenced
 
 ROOT = PACKAGE.parent
 QUANTIZATIONS = ("4bit", "8bit", "bf16", "fp32")
@@ -114,9 +115,10 @@ def _number(text: str, fits: bool, what: str) -> float:
 
 
 def plain_parser(doc: str | None) -> argparse.ArgumentParser:
-    """A parser with --debug alone, for a script that works on no run; `doc` is the script's docstring."""
+    """A parser with --debug and -v alone, for a script that works on no run; `doc` is the script's docstring."""
     parser = _Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    add_verbosity(parser)
     return parser
 
 
@@ -156,7 +158,6 @@ def base_parser(doc: str | None, milestone: str | None = None, plans: bool = Tru
     run.add_argument("--price-per-hour", type=dollars, metavar="DOLLARS",
                      help=f"of one machine, all its GPUs (default: {POD_DOLLARS_PER_HOUR} a GPU on a pod, that of "
                           "--hardware, else 0)")  # fmt: skip
-    run.add_argument("-v", "--verbosity", type=int, choices=range(4), default=1, metavar="0..3", help="(default: 1)")
     return parser
 
 
@@ -276,11 +277,12 @@ def run_main(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | 
 
     With --debug the traceback is printed too. Also sets HF_HOME to the pod's volume, before a library reads it.
     """
-    debug = "--debug" in (sys.argv[1:] if argv is None else argv)
+    given = sys.argv[1:] if argv is None else argv
+    debug = "--debug" in given
     signals = _Signals()
     _keep_downloads_on_the_volume()
     try:
-        with signals:
+        with signals, silenced(given):
             return main(argv)
     except KeyboardInterrupt as stop:
         signals.said = True

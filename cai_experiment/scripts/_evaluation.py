@@ -18,6 +18,7 @@ from cai_experiment.evaluation.gates import FIT, Gate
 from cai_experiment.milestones import MILESTONES, SCRIPTS, Milestone
 from cai_experiment.models.choice import ModelChoice, resolve_model
 from cai_experiment.nano import is_nano
+from cai_experiment.observe.content_logger import CONTENT_LOG, ContentLogger
 from cai_experiment.records.files import read_examples, read_json, show
 from cai_experiment.records.schema import Example
 from cai_experiment.scripts import (
@@ -85,9 +86,18 @@ def evaluate(args: argparse.Namespace, milestone: Milestone, choice: ModelChoice
             else:
                 found = milestone_suite(args, milestone, truth, target)
             report = add_to_report(args, milestone, target, suite, found, time.monotonic() - started)
+            tell_found(args, args.data_dir / args.run, found)
     finally:
         target.close()
     return report
+
+
+def tell_found(args: argparse.Namespace, folder: Path, found: Evaluation) -> None:
+    """What a suite read, into the content log of `folder`; the screen shows what -v asks for."""
+    from cai_experiment.evaluation.content import tell
+
+    with ContentLogger(args.verbosity, folder / CONTENT_LOG) as log:
+        tell(log, found)
 
 
 def add_to_report(
@@ -235,6 +245,7 @@ def detection_alone(args: argparse.Namespace) -> int:
     found = _suite_detection.run(args, _suite_detection.read(args), None, args.data_dir / "detection")
     folder = args.data_dir / "detection"
     write_items(folder, Parts.of(found))
+    tell_found(args, folder, found)
     write_tables(folder, [table.to_json() for table in found.tables])
     print_tables([table.to_json() for table in found.tables])
     print(*found.notes, f"tables: {show(folder)}", sep="\n")

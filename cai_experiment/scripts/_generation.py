@@ -12,7 +12,7 @@ from cai_experiment.errors import BadInputError
 from cai_experiment.milestones import MAX_TOKENS_ANSWER, MAX_TOKENS_CRITIQUE, Milestone
 from cai_experiment.models.hardware import detect
 from cai_experiment.models.roles import configuration
-from cai_experiment.observe.content_logger import ContentLogger
+from cai_experiment.observe.content_logger import CONTENT_LOG, ContentLogger
 from cai_experiment.observe.progress import Progress
 from cai_experiment.pipeline.gate import CANNOT_SKIP, REASONS, GateSettings
 from cai_experiment.pipeline.runner import replay_pipeline, run_pipeline
@@ -231,7 +231,7 @@ def generate(
         done = before.counts.get("accepted", 0) + (before.counts.get("rejected", 0) if whole else 0)
         seconds = before.wall_seconds
     with (
-        ContentLogger(args.verbosity, folder.path / "content_log.jsonl") as logger,
+        ContentLogger(args.verbosity, folder.path / CONTENT_LOG) as logger,
         Progress(total, noun, args.verbosity, args.price_per_hour, min(done, total), seconds) as progress,
     ):
         return run_pipeline(settings, folder, generator, critic, constitution, logger, progress)
@@ -240,7 +240,7 @@ def generate(
 def write_anew(args: argparse.Namespace, settings: RunSettings, folder: RunFolder) -> RunResult:
     """Write the files of a run in `folder` (entered) from its journal, where the guard's verdicts stand by now."""
     constitution = load_constitution(args.constitution)
-    with ContentLogger(args.verbosity, folder.path / "content_log.jsonl") as logger, Progress(1, verbosity=0) as silent:
+    with ContentLogger(args.verbosity, folder.path / CONTENT_LOG) as logger, Progress(1, verbosity=0) as silent:
         return replay_pipeline(settings, folder, constitution, logger, silent)
 
 

@@ -16,6 +16,7 @@ from cai_experiment.errors import EXIT_NO_GO, EXIT_OK, BadInputError
 from cai_experiment.milestones import MILESTONES, SCRIPTS, Milestone
 from cai_experiment.models.choice import ModelChoice
 from cai_experiment.models.hardware import detect
+from cai_experiment.observe.content_logger import CONTENT_LOG, ContentLogger
 from cai_experiment.pipeline.settings import RunSettings
 from cai_experiment.records.files import ExampleFile
 from cai_experiment.records.manifest import Manifest
@@ -238,7 +239,8 @@ def train_on_pairs(
     with RunFolder(settings.output_dir):
         settings = replace(settings, base=_training.base_of(engine))
         model, tokenizer = engine.release_for_training()
-        trained = dpo.train(settings, model, tokenizer, engine.renderer)
+        with ContentLogger(args.verbosity, settings.output_dir / CONTENT_LOG) as content:
+            trained = dpo.train(settings, model, tokenizer, engine.renderer, content=content)
         print(*dpo.summary(trained), sep="\n", flush=True)
         seconds = _training.seconds_of_training(trained, time.monotonic() - started)
         report = _training.evaluate_and_report(flags, milestone, settings, [], trained, engine, truth, seconds)

@@ -15,6 +15,7 @@ from cai_experiment.milestones import MILESTONES, SCRIPTS, Milestone
 from cai_experiment.models.choice import ModelChoice
 from cai_experiment.models.hardware import Hardware
 from cai_experiment.models.presets import PRESETS
+from cai_experiment.observe.content_logger import CONTENT_LOG, ContentLogger
 from cai_experiment.records.files import read_examples
 from cai_experiment.records.schema import Example
 from cai_experiment.scripts._following import next_command
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from cai_experiment.engines.load import LoadSettings
 
 WITHOUT_ANSWERS = ("single", "batch")  # too little training for held-out answers to say anything
+ANSWERED_FOR_THE_LOG = 3  # instructions
 AFTER_TRAINING = {  # the milestones themselves name what follows generation
     name: f"{SCRIPTS}eval_model.py --milestone {name}" for name in ("mvp", "full")
 }
@@ -47,7 +49,7 @@ def training_settings(
 ) -> DPOSettings:  # fmt: skip
     """Settings from the flags, the milestone (or the file's size) and the model's preset; says what was inherited.
 
-    While it trains, `held_out` is measured, and the first of its instructions are answered.
+    While it trains, `held_out` is measured, and the first of its instructions are answered (see `sample_prompts`).
     """
     if args.max_cost is not None and not args.price_per_hour:
         raise BadInputError("--max-cost needs a price", "add --price-per-hour")
@@ -68,7 +70,7 @@ def training_settings(
         seed=args.seed, model_name=model_words(args, choice, hardware), started=args.started,
         max_hours=args.max_hours, max_cost=args.max_cost, price_per_hour=args.price_per_hour,
         report_to=args.report_to, resume=args.resume, held_out=tuple(held_out),
-        sample_prompts=tuple(pair.instruction for pair in held_out if len(pair.turns) == 1)[:16],
+        sample_prompts=sample_prompts(pairs, held_out),
     )  # fmt: skip
     if args.backend == "unsloth" and hardware.kind != "cuda":
         raise BadInputError("--backend unsloth needs an NVIDIA GPU", "use --backend fast, or trl")
@@ -81,6 +83,12 @@ def training_settings(
     settings, why = with_length(args, settings, choice, hardware)
     print(why, end="\n" if why else "", flush=True)
     return settings
+
+
+def sample_prompts(pairs: Sequence[Pair], held_out: Sequence[Pair]) -> tuple[str, ...]:
+    """Instructions to answer while training: held-out ones, or the first that is trained on where none are held out."""
+    alone = [pair.instruction for pair in pairs if len(pair.turns) == 1][:1]
+    return tuple(pair.instruction for pair in held_out if len(pair.turns) == 1)[:16] or tuple(alone)
 
 
 def load_settings(args: argparse.Namespace) -> LoadSettings:
@@ -166,6 +174,7 @@ def evaluate_and_report(
         also_trained_on=[row.turns[-1].text for row in warm.settings.pairs] if warm else (),
     )  # fmt: skip
     _add_notes(evaluation, pairs, trained, warm)
+    tell_evaluation(args, milestone, evaluation, trained, engine, settings)
     loaded = engine.describe()
     facts = RunFacts(
         milestone, args.run, accepted, rejected,
@@ -179,6 +188,25 @@ def evaluate_and_report(
         history=trained.history, adapter=adapter_sha256(trained.adapter_dir),
     )  # fmt: skip
     return write_report(folder, evaluation, facts)
+
+
+def tell_evaluation(
+    args: argparse.Namespace, milestone: Milestone, evaluation: Any, trained: TrainResult, engine: Any,
+    settings: DPOSettings,
+) -> None:  # fmt: skip
+    """What was read, base against trained, into the run's content log. Where the evaluation asks for no answers, some
+    training instructions are answered for the log alone: people look before they read.
+    """
+    from cai_experiment.evaluation.answers import harm_of_some
+    from cai_experiment.evaluation.arms import Speakers
+    from cai_experiment.evaluation.content import tell
+
+    if milestone.name in WITHOUT_ANSWERS:
+        speakers = Speakers(trained.model, engine.tokenizer, engine.renderer, type(engine).from_model)
+        asked = dict.fromkeys(pair.instruction for pair in settings.pairs if len(pair.turns) == 1)
+        evaluation = harm_of_some(speakers, list(asked)[:ANSWERED_FOR_THE_LOG], args.seed)
+    with ContentLogger(args.verbosity, args.data_dir / args.run / CONTENT_LOG) as log:
+        tell(log, evaluation)
 
 
 def _add_notes(evaluation: Any, pairs: Sequence[Pair], trained: TrainResult, warm: WarmStart | None) -> None:

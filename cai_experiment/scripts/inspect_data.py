@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from cai_experiment.evaluation.reporting.screen import print_example, print_list
 
     console = Console(highlight=False)
-    if args.id is not None or args.index is not None or args.verbosity >= 2:
+    if args.id is not None or args.index is not None or args.verbosity == 3:
         for _, example in found:
             print_example(example, console)
     else:

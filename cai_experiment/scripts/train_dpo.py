@@ -30,7 +30,7 @@ from cai_experiment.milestones import CHECKPOINT_DIR, DATA_DIR, MILESTONES, SCRI
 from cai_experiment.models.choice import ModelChoice, resolve_model
 from cai_experiment.models.hardware import Hardware
 from cai_experiment.nano import is_nano
-from cai_experiment.observe.content_logger import ContentLogger
+from cai_experiment.observe.content_logger import CONTENT_LOG, ContentLogger
 from cai_experiment.records.files import show
 from cai_experiment.records.store import RunFolder
 from cai_experiment.scripts import _plan, _sft, _training, _training_flags
@@ -155,7 +155,7 @@ def train_and_report(
         started = time.monotonic()
         engine = _training.load_for_training(args)
         settings = replace(settings, base=_training.base_of(engine))
-        with ContentLogger(args.verbosity, settings.output_dir / dpo.CONTENT_LOG) as content:
+        with ContentLogger(args.verbosity, settings.output_dir / CONTENT_LOG) as content:
             settings, trained = _sft.train(settings, warm, engine, content)
         if not processes.is_first():  # the first one evaluates
             return EXIT_OK

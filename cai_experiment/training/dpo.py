@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cai_experiment.errors import BadInputError, EngineError, Interrupted
-from cai_experiment.observe.content_logger import ContentLogger
+from cai_experiment.observe.content_logger import CONTENT_LOG, ContentLogger
 from cai_experiment.records.files import read_json, show, write_json
 from cai_experiment.records.store import Journal
 from cai_experiment.training import checkpoints, processes
@@ -33,7 +33,6 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 RECORD = "training.json"  # settings and result, beside the final adapter
 SETTINGS = "settings.json"
-CONTENT_LOG = "content_log.jsonl"
 
 
 # ---------------------------------------------------------------- training

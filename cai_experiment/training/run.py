@@ -23,9 +23,10 @@ from cai_experiment.records.store import Journal
 from cai_experiment.training import checkpoints, processes
 from cai_experiment.training.alarms import Alarms
 from cai_experiment.training.backends import backend_of, build_trainer
+from cai_experiment.training.content import EpochLog
 from cai_experiment.training.data import TokenPair
 from cai_experiment.training.fast.start_check import foreign_kind
-from cai_experiment.training.samples import Sampler, Samples
+from cai_experiment.training.samples import Sampler
 from cai_experiment.training.settings import MEASURED_PAIRS, METRICS, DPOSettings
 from cai_experiment.training.watch import Patience, Watch
 
@@ -59,13 +60,15 @@ class Training:
         content: ContentLogger | None = None,
     ) -> None:
         self.settings, self.rows, self.total, self.say = settings, rows, total, say
-        self.sampler, self.content = sampler, content
+        self.sampler = sampler
         self.signal: int | None = None
         self.reached = ""  # the limit that ends the call
         self.alarms = Alarms(settings)
         tenth = max(1, total // 10)
         self.patience = Patience(settings.eval_every or tenth if held_out else 0, total, settings.early_stop)
         self.sample_every = settings.sample_every or tenth
+        an_epoch = -(-len(rows) // settings.effective_batch)
+        self.epochs = EpochLog(content, self.stage, total, an_epoch, self.sample_every)
         self.started = time.monotonic() if settings.started is None else settings.started
         self.metrics = Journal(settings.output_dir / METRICS)
         self.backend = backend_of(settings, model)
@@ -113,6 +116,7 @@ class Training:
         self.alarms.distinct_before = self.sample(0, into_log=start is None)
         for row in kept:
             self.alarms.look(row)
+            self.epochs.know(row)
         if start is not None and self._was_over(start, done):
             return ""
         try:
@@ -181,18 +185,8 @@ class Training:
             self.sampler = None
             return None
         if into_log:
-            self._log_samples(step, self.sampler.prompts, found)
+            self.epochs.samples(step, self.sampler.prompts, found)
         return found.distinct
-
-    def _log_samples(self, step: int, prompts: Sequence[str], found: Samples) -> None:
-        if self.content is None:
-            return
-        an_epoch = -(-len(self.rows) // self.settings.effective_batch)
-        epoch = -(-step // an_epoch)
-        stage = f"{self.stage}-{epoch}-BATCH-{step - max(0, epoch - 1) * an_epoch}"
-        for prompt, answer in zip(prompts, found.answers, strict=True):
-            facts = {"step": step, "instruction": prompt, "distinct_bigrams": round(found.distinct, 4)}
-            self.content.log_stage(stage, f"{prompt}\n-> {answer}", facts)
 
     def must_stop(self) -> bool:
         """True if any process has had a stop signal or reached a limit; then all know it. All must ask."""

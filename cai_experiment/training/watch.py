@@ -63,9 +63,11 @@ class Watch(TrainerCallback):
             "seconds": round(time.monotonic() - self.step_started, 3),
         }
         self.tokens_before = logs["num_tokens"]
+        training.epochs.know(row)
         row |= self._held_out(state, control) | self._distinct(state.global_step)
         if processes.is_first():
             training.metrics.append(row)
+            training.epochs.ended(row)
         for alarm in training.alarms.look(row):
             training.say(alarm)
         self._say(row)
