@@ -1,0 +1,59 @@
+"""The tab Data: a run's pairs and rejected rows, and one example's whole way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from cai_experiment.demo.actions import ANY, Actions
+from cai_experiment.demo.sessions import Session
+from cai_experiment.demo.tabs.wiring import QUIET, html, intro, of_page, shared
+
+KINDS = [("Pairs", "pairs"), ("Rejected", "rejected")]
+
+
+def build(actions: Actions, tab: gr.Tab) -> None:
+    """Lay the tab out; the list of runs is read again when `tab` is opened."""
+    intro("Read what a run has made: the pairs that were kept and the rows that a gate refused. Click a row to see all.")
+    with gr.Row(equal_height=False):
+        run = gr.Dropdown([], label="Run", min_width=200)
+        kind = gr.Radio(KINDS, value="pairs", label="Rows", min_width=200)
+    with gr.Row(equal_height=False):
+        principle = gr.Dropdown([ANY], value=ANY, label="Principle", min_width=160)
+        reason = gr.Dropdown([ANY], value=ANY, label="Reason", min_width=160)
+        verdict = gr.Dropdown([ANY], value=ANY, label="Verdict", min_width=160)
+    line = html(elem_id="data-line")
+    table = gr.Dataframe(interactive=False, datatype="str", wrap=True, show_label=False, elem_id="data-table")
+    page = gr.State(1)
+    with gr.Row():
+        back, forward = gr.Button("Previous", size="sm"), gr.Button("Next", size="sm")
+    example = html(elem_id="data-example")
+
+    def listed(session: Session, *chosen: Any) -> Any:
+        headers, rows, said, at = actions.browse(session, *chosen)
+        return gr.Dataframe(value={"headers": headers, "data": rows} if headers else None), said, at, ""
+
+    def filters(chosen: str | None) -> list[Any]:
+        return [gr.Dropdown(choices=found, value=ANY) for found in actions.filters(chosen)]
+
+    def runs(chosen: str | None) -> Any:
+        found = actions.runs()
+        return gr.Dropdown(choices=found, value=chosen if chosen in found else found[0] if found else None)
+
+    def picked(session: Session, chosen: str | None, row: int) -> str:
+        return actions.example(session, chosen, row)
+
+    inputs, outputs = [run, kind, principle, reason, verdict, page], [table, line, page, example]
+    show = of_page(actions, listed)
+    tab.select(shared(runs), run, run, **QUIET).then(show, inputs, outputs, **QUIET)
+    run.change(shared(filters), run, [principle, reason, verdict], **QUIET)
+    for choice in (run, kind, principle, reason, verdict):
+        choice.input(lambda: 1, None, page, **QUIET).then(show, inputs, outputs, **QUIET)
+    back.click(lambda at: max(1, at - 1), page, page, **QUIET).then(show, inputs, outputs, **QUIET)
+    forward.click(lambda at: at + 1, page, page, **QUIET).then(show, inputs, outputs, **QUIET)
+
+    def select(request: gr.Request, event: gr.SelectData, chosen: str | None) -> str:
+        return picked(actions.sessions.get(str(request.session_hash)), chosen, event.index[0])
+
+    table.select(select, run, example, **QUIET)
