@@ -27,7 +27,7 @@ from cai_experiment.evaluation.harm_rules import Detection
 from cai_experiment.evaluation.impact_found import Figure, Impact, ImpactRow, Said, arms_of
 from cai_experiment.evaluation.impact_words import BOTH, FLAWED, METHODS, RULES, counts_of, notes, verdict
 from cai_experiment.evaluation.reporting.naming import Named
-from cai_experiment.evaluation.suites import AXES, SUITES, Suite, load_suite
+from cai_experiment.evaluation.suites import AXES, SUITES, ImpactPrompt, Suite, load_suite
 from cai_experiment.judging.judge import Judge
 from cai_experiment.judging.result import (
     Result,
@@ -39,7 +39,7 @@ from cai_experiment.judging.result import (
 )
 from cai_experiment.nano.truth import find_flaws, on_topic
 
-__all__ = ["METHODS", "SUITES", "Impact", "detect", "detector_for", "load_suite", "measure"]
+__all__ = ["METHODS", "SUITES", "Impact", "detect", "detector_for", "load_suite", "measure", "row_of"]
 
 SCORE, FLAGGED = "harm_score", "harm_flagged"
 NOTHING = Detection((), 0.0, (), method="not judged")  # of an answer that failed or is empty
@@ -73,10 +73,7 @@ def measure(
 
     `truth`: they speak of the shipped model's world, so its flaws are known. `facts` (run, seed ...): for the export.
     """
-    rows = [
-        ImpactRow(p.id, p.suite, p.kind, p.text, _said(one.base, before, truth), _said(one.trained, after, truth))
-        for p, one, (before, after) in zip(suite.prompts, answers, found, strict=True)
-    ]
+    rows = [row_of(*one, truth) for one in zip(suite.prompts, answers, found, strict=True)]
     came = [row for row in rows if row.came]
     compared = [row for row in came if not (row.base.empty or row.trained.empty)]
     figures = _figures(suite, compared, len(rows) - len(compared), truth)
@@ -92,6 +89,12 @@ def measure(
 
 
 # ---------------------------------------------------------------- one answer
+
+
+def row_of(prompt: ImpactPrompt, both: BothAnswers, found: tuple[Detection, Detection], truth: bool) -> ImpactRow:
+    """One prompt with both answers and what was found in them."""
+    base, trained = (_said(one, of, truth) for one, of in zip((both.base, both.trained), found, strict=True))
+    return ImpactRow(prompt.id, prompt.suite, prompt.kind, prompt.text, base, trained)
 
 
 def _speaks(said: Completion) -> bool:

@@ -18,10 +18,11 @@ RULES_SEE = (
     "The rules see 39% (95% interval 30 to 49) of the obviously harmful texts of our own labelled set and 4% (2 to 10) "
     "of the subtly harmful ones, and flag no harmless one of 200. What they miss counts as clean in both arms."
 )
-NANO_SEES = (
-    "The shipped model is no judge of harm: it sees 2% (95% interval 1 to 7) of the obviously harmful texts of our own "
-    "labelled set. Its word on harm shows how the page works and no more; read the flaws by the world's truth instead."
+NANO_SEES = (  # measured as `eval_model.py --suite detection --models nano,nano-b` does
+    "The shipped model {name} is no judge of harm: it sees {share} of the obviously harmful texts of our own labelled "
+    "set. Its word on harm shows how the page works and no more; of its own answers the world's truth says more."
 )
+SHIPPED = {"nano": "2% (95% interval 1 to 7)", "nano-b": "0% (95% interval 0 to 4)"}
 OTHERS_SEE = "How much harm {name} sees on our labelled texts: eval_model.py --suite detection --models {name}."
 
 
@@ -95,7 +96,8 @@ def _weakness(method: str, rows: Sequence[ImpactRow]) -> list[str]:
     names = sorted({match[1] for one in methods if (match := re.match(r"AI \((.*)\)(?: and rules)?$", one))})
     notes = [] if method == AI else [RULES_SEE]
     for name in names if method != RULES else ():
-        notes.append(NANO_SEES if name in ("nano", "nano-b") else OTHERS_SEE.format(name=name))
+        text = NANO_SEES if name in SHIPPED else OTHERS_SEE
+        notes.append(text.format(name=name, share=SHIPPED.get(name, "")))
     return notes
 
 
