@@ -146,15 +146,17 @@ class MultiModelManager:
         moved = placed.plan.device != plan.device
         return free, placed, self._held(placed.plan, placed.settings) if moved else None
 
-    def beforehand(self, role: str, key: str) -> tuple[Placed, bool]:
-        """(where `key` would be loaded for that role, are all its files here); nothing is loaded or fetched.
+    def beforehand(self, role: str, key: str) -> tuple[Placed, str]:
+        """(where `key` would be loaded for that role, "loaded" | "here" | "lacking"): is it, are its files at hand.
 
-        Raises UserError for what would keep the load, or the download before it, from beginning.
+        Nothing is loaded or fetched. Raises UserError for what would keep a load, or its download, from beginning.
         """
         settings = self._settings(key)
         with settings.naming():
             _, placed, found = self._placed(role, settings)
-            return placed, found is not None or check_files(placed.plan, placed.settings)
+            if found is not None:
+                return placed, "loaded"
+            return placed, "here" if check_files(placed.plan, placed.settings) else "lacking"
 
     def _settings(self, key: str) -> LoadSettings:
         return replace(self._base, model=key, said="")
@@ -227,9 +229,13 @@ class MultiModelManager:
             return critic if role == ROLES[0] else generator
         return self._engine(self._loaded[role], 1.0)
 
+    def names(self) -> dict[str, str]:
+        """{role: the name of what it holds}; unlike `get_status_info` it measures nothing."""
+        return {role: held.name for role, held in list(self._loaded.items())}
+
     def role_with(self, place: str) -> str | None:
         """The role that holds the model of that folder or hub id, in whatever precision; generation before others."""
-        found = [role for role, held in self._loaded.items() if held.placed.plan.choice.path_or_id == place]
+        found = [role for role, held in list(self._loaded.items()) if held.placed.plan.choice.path_or_id == place]
         return max(found, key=lambda role: role == ROLES[1], default=None)
 
     def _engine(self, loaded: _Loaded, share: float) -> Engine:
