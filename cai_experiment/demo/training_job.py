@@ -14,6 +14,7 @@ import os
 import shlex
 import subprocess
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -131,11 +132,16 @@ def take_lock(data_dir: Path) -> int | None:
     Raises DiskError or BadInputError where the file cannot be made.
     """
     handle = _open(data_dir)
-    for attempt in range(LOCK_TRIES):
-        if _locked(handle, fcntl.LOCK_EX):
-            return handle
-        if attempt < LOCK_TRIES - 1:
-            time.sleep(LOCK_PAUSE)
+    try:
+        for attempt in range(LOCK_TRIES):
+            if _locked(handle, fcntl.LOCK_EX):
+                return handle
+            if attempt < LOCK_TRIES - 1:
+                time.sleep(LOCK_PAUSE)
+    except OSError as error:  # some network file systems know no locks
+        os.close(handle)
+        message = f"cannot lock {show(data_dir / LOCK)}: {error.strerror}"
+        raise BadInputError(message, "choose a folder on another file system with --data-dir") from None
     os.close(handle)
     return None
 
@@ -156,7 +162,9 @@ def last_holder(data_dir: Path) -> tuple[Holder | None, bool]:
     except OSError:
         return None, False
     try:
-        held = not _locked(handle, fcntl.LOCK_SH)
+        held = False
+        with suppress(OSError):  # no locks there, so nobody holds one
+            held = not _locked(handle, fcntl.LOCK_SH)
         return _note(os.pread(handle, 1000, 0)), held
     finally:
         os.close(handle)
@@ -173,7 +181,7 @@ def _open(data_dir: Path) -> int:
 def _locked(handle: int, kind: int) -> bool:
     try:
         fcntl.flock(handle, kind | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return False
     return True
 

@@ -77,6 +77,8 @@ def _words(job: Job, view: TrainingView, stage: Stage, fraction: float, done: in
         return f"{job.run} {stage}: {line}; Resume goes on from here, or in a terminal: {job.command()}"
     if job.stopping:
         return f"{job.run} is stopping: what is finished is kept"
+    if stage == "generating" and view.pairs >= job.examples:
+        return f"{job.run}: {view.pairs}/{job.examples} pairs are made, their report is being written"
     if stage == "generating":
         return _line(job, f"making pairs, {done}/{total}" if view.tokens else f"loading {_name(job)}", view, fraction)
     if not view.step:

@@ -39,6 +39,7 @@ class Growing:
         """`last`: a look passes over all but so many bytes of the end."""
         self.path, self.last = path, last
         self.place = 0
+        self.is_behind = False  # the last look left something
 
     def look(self) -> tuple[list[bytes], bool]:
         """(new lines, at most CHUNK bytes of them; True if the file was written anew, so that these are the first)."""
@@ -56,6 +57,7 @@ class Growing:
         except OSError:
             return [], False
         whole = data.rfind(b"\n") + 1
+        self.is_behind = len(data) == CHUNK
         self.place = begin + whole
         return data[:whole].splitlines(), anew
 
@@ -144,6 +146,8 @@ class TrainingView:
         self._newest.extend(lines)
 
     def _note_rate(self, now: float) -> None:
+        if not self.tokens or self._journal.is_behind:  # the model is being loaded, or the past is being read
+            self._rates.clear()
         self._rates.append((now, self.tokens))
         while len(self._rates) > 2 and now - self._rates[1][0] > RATE_SECONDS:
             self._rates.popleft()

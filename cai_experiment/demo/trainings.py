@@ -28,7 +28,7 @@ from cai_experiment.demo.training_job import (
     sign_lock,
     take_lock,
 )
-from cai_experiment.demo.training_state import TrainingState, state_of
+from cai_experiment.demo.training_state import AT_WORK, TrainingState, state_of
 from cai_experiment.demo.training_time import Estimate, estimate, jobs, machine
 from cai_experiment.demo.training_view import TrainingView
 from cai_experiment.errors import BadInputError, UserError
@@ -124,8 +124,9 @@ class Trainings:
     def runs_to_resume(self) -> list[str]:
         """Runs of the demo that were stopped or failed, newest first."""
         holder, held = last_holder(self._data)
-        running = holder.run if held and holder else ""
-        return [job.run for job in jobs(self._data) if job.stage != "finished" and job.run != running]
+        running = holder.run if held and holder else ""  # or it has just written how it ended, and can be resumed
+        return [job.run for job in jobs(self._data)
+                if job.stage != "finished" and not (job.run == running and job.stage in AT_WORK)]  # fmt: skip
 
     def state(self, verbosity: int | None = None) -> TrainingState:
         """The running training, else the last one; cheap enough for every page to ask each second.
