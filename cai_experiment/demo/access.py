@@ -1,4 +1,4 @@
-"""What the demo's server lets in, before Gradio sees it: this machine's own pages, the addresses that they need, no more.
+"""What the demo's server lets in, before Gradio sees it: its own page, and the addresses that this needs.
 
 - A request must name this machine as its host (against DNS rebinding: a foreign name that leads to 127.0.0.1), and one
   that a page sends must come from the demo's own page (against foreign pages that post to it).

@@ -19,19 +19,21 @@ from cai_experiment.demo.models import Models
 from cai_experiment.demo.sessions import Session, Sessions
 from cai_experiment.demo.trainings import PLANS, Trainings, TrainingState
 from cai_experiment.errors import BadInputError, UserError
+from cai_experiment.models.hardware import detect
 
 if TYPE_CHECKING:
+    from cai_experiment.demo.browsing import Browsed
     from cai_experiment.demo.checkpoints import Checkpoint
     from cai_experiment.demo.settings import DemoSettings
 
 NO_CHECKPOINT = "No checkpoint yet: start a Quick training on the Training tab."
 NO_RUN = "No run yet: start a Quick training on the Training tab; its pairs appear here as they come."
 NO_TRAINING = "No training yet. Choose a plan and press Start Training."
-BASE_ALONE = "(no checkpoint: the base model alone)"
+BASE_ALONE = "base model alone"
 CUSTOM, OWN_FILE = "custom", "own file"
 ANY = "any"
 REDRAW_SECONDS = 0.1  # a page gets a stream's text so often at most
-STAGES = {"none": "note", "generating": "note", "training": "note", "finished": "ok", "stopped": "note", "failed": "bad"}
+ENDS: dict[str, Kind] = {"finished": "ok", "failed": "bad"}
 Role = Literal["evaluation", "generation"]
 
 
@@ -65,6 +67,8 @@ class Actions:
     def __init__(self, settings: DemoSettings, say: Callable[[str], None] = print) -> None:
         """`say` prints a line on the server's terminal. Nothing is loaded before `start`."""
         self.settings = settings
+        machine = detect()
+        self._machine = machine.gpu_name or f"CPU, {machine.cores} cores"
         self.sessions = Sessions(settings)
         self.models = Models(settings, say)
         self.trainings = Trainings(settings, self.models)
@@ -82,7 +86,8 @@ class Actions:
     def header(self) -> str:
         """Which model is loaded, on what."""
         line = self.models.state_line
-        return notice(line, "bad" if line.startswith("cannot") else "ok" if self.models.ready else "note")
+        kind: Kind = "bad" if line.startswith("cannot") else "ok" if line.endswith("ready") else "note"
+        return notice(f"{line} (this machine: {self._machine})", kind)
 
     # ---------------------------------------------------------------- Evaluation, Generation
 
@@ -152,7 +157,7 @@ class Actions:
             return TrainingState(), notice(said(error), "bad")
         if state.stage == "none":
             return state, notice(NO_TRAINING, "note")
-        return state, progress(state.fraction, state.line, STAGES[state.stage])  # type: ignore[arg-type]
+        return state, progress(state.fraction, state.line, ENDS.get(state.stage, "note"))
 
     # ---------------------------------------------------------------- Impact
 
@@ -220,20 +225,20 @@ class Actions:
 
     def browse(
         self, session: Session, run: str | None, kind: str, principle: str, reason: str, verdict: str, page: int
-    ) -> tuple[list[str], list[list[str]], str, int]:
-        """(headers, rows, line, page) of one page of a run's examples; pages count from 1."""
+    ) -> tuple[Browsed | None, str]:
+        """One page of a run's examples, pages counted from 1, and a line; None where there is nothing to list."""
         from cai_experiment.demo import browsing
 
         session.ids = []
         if not run:
-            return [], [], notice(NO_RUN, "note"), 1
+            return None, notice(NO_RUN, "note")
         chosen = [value or ANY for value in (principle, reason, verdict)]
         try:
             found = browsing.browse(self.settings, run, kind, *chosen, page)
         except Exception as error:
-            return [], [], notice(said(error), "bad"), 1
+            return None, notice(said(error), "bad")
         session.ids = list(found.ids)
-        return list(found.headers), [list(row) for row in found.rows], notice(found.line, "note"), found.page
+        return found, notice(found.line, "note")
 
     def example(self, session: Session, run: str | None, row: int) -> str:
         """The whole way of the example in that row of what `browse` gave."""

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
-
-for _name, _value in {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}.items():
-    os.environ.setdefault(_name, _value)  # before gradio is imported, which reads them
 
 import gradio as gr
 from gradio.utils import get_upload_folder
@@ -32,7 +28,7 @@ def build(actions: Actions) -> gr.Blocks:
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 86400)) as blocks:
         html(f'<h1 class="cai-title">{TITLE}</h1>')
         header = html(elem_id="model-line")
-        with gr.Tabs(elem_id="tabs"):
+        with gr.Tabs(elem_id="tabs", overflow_behavior="wrap"):
             with gr.Tab("Evaluation", id="evaluation"):
                 evaluation.build(actions)
             with gr.Tab("Generation", id="generation") as tab:
@@ -71,11 +67,14 @@ def _follow(actions: Actions, blocks: gr.Blocks, header: Any, panel: training.Pa
 
 def launch(blocks: gr.Blocks, port: int, share: bool = False) -> str:
     """Serve the page in a thread on 127.0.0.1:`port`; gives its address (the public one with `share`)."""
-    theme = gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=FONTS, font_mono=FIXED)
+    theme = gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=FONTS, font_mono=FIXED).set(
+        button_large_text_size="*text_md", button_large_text_weight="500", button_large_padding="*spacing_md",
+    )  # fmt: skip
+    doors = Middleware(Doors, files=get_upload_folder(), local=not share)
     _, local, public = blocks.launch(
         server_name=LOCAL, server_port=port, share=share, prevent_thread_lock=True, quiet=True, inbrowser=False,
         show_error=False, footer_links=[], run_history=False, allowed_paths=[], max_file_size=MOST_UPLOADED,
         enable_monitoring=False, ssr_mode=False, pwa=False, mcp_server=False, theme=theme, css_paths=STYLE,
-        state_session_capacity=200, app_kwargs={"middleware": [Middleware(Doors, files=get_upload_folder(), local=not share)], "docs_url": None},
+        state_session_capacity=200, app_kwargs={"middleware": [doors], "docs_url": None},
     )  # fmt: skip
     return str(public or local)

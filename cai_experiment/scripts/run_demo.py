@@ -53,7 +53,8 @@ def check_port(port: int) -> None:
             probe.bind((HOST, port))
         except (OSError, OverflowError) as error:
             why = getattr(error, "strerror", None) or str(error)
-            raise EngineError(f"port {port} of {HOST}: {why}", f"try --port {port + 1 if port < 65535 else PORT}") from error
+            other = port + 1 if port < 65535 else PORT + 1
+            raise EngineError(f"port {port} of {HOST}: {why}", f"try --port {other}") from error
 
 
 def where(port: int) -> str:
@@ -102,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.share:
         print("--share opens a public link: anyone who has it can use this demo; it needs the internet", flush=True)
     offered = tempfile.mkdtemp(prefix="cai-demo-")  # copies of exports, and uploads until they are read
-    os.environ["GRADIO_TEMP_DIR"] = offered
+    os.environ |= {"GRADIO_TEMP_DIR": offered, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
     try:
         return serve(args)
     finally:

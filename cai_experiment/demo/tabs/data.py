@@ -15,7 +15,7 @@ KINDS = [("Pairs", "pairs"), ("Rejected", "rejected")]
 
 def build(actions: Actions, tab: gr.Tab) -> None:
     """Lay the tab out; the list of runs is read again when `tab` is opened."""
-    intro("Read what a run has made: the pairs that were kept and the rows that a gate refused. Click a row to see all.")
+    intro("What a run has made: pairs that were kept, rows that were refused. Click a row to see its whole way.")
     with gr.Row(equal_height=False):
         run = gr.Dropdown([], label="Run", min_width=200)
         kind = gr.Radio(KINDS, value="pairs", label="Rows", min_width=200)
@@ -24,15 +24,18 @@ def build(actions: Actions, tab: gr.Tab) -> None:
         reason = gr.Dropdown([ANY], value=ANY, label="Reason", min_width=160)
         verdict = gr.Dropdown([ANY], value=ANY, label="Verdict", min_width=160)
     line = html(elem_id="data-line")
-    table = gr.Dataframe(interactive=False, datatype="str", wrap=True, show_label=False, elem_id="data-table")
+    table = gr.Dataframe(interactive=False, datatype="str", wrap=True, show_label=False, elem_id="data-table", visible=False)
     page = gr.State(1)
-    with gr.Row():
+    with gr.Row(visible=False) as turn:
         back, forward = gr.Button("Previous", size="sm"), gr.Button("Next", size="sm")
     example = html(elem_id="data-example")
 
     def listed(session: Session, *chosen: Any) -> Any:
-        headers, rows, said, at = actions.browse(session, *chosen)
-        return gr.Dataframe(value={"headers": headers, "data": rows} if headers else None), said, at, ""
+        found, said = actions.browse(session, *chosen)
+        if found is None or not found.rows:
+            return gr.Dataframe(visible=False), gr.Row(visible=False), said, 1, ""
+        rows = {"headers": list(found.headers), "data": found.rows}
+        return gr.Dataframe(value=rows, visible=True), gr.Row(visible=found.pages > 1), said, found.page, ""
 
     def filters(chosen: str | None) -> list[Any]:
         return [gr.Dropdown(choices=found, value=ANY) for found in actions.filters(chosen)]
@@ -44,7 +47,7 @@ def build(actions: Actions, tab: gr.Tab) -> None:
     def picked(session: Session, chosen: str | None, row: int) -> str:
         return actions.example(session, chosen, row)
 
-    inputs, outputs = [run, kind, principle, reason, verdict, page], [table, line, page, example]
+    inputs, outputs = [run, kind, principle, reason, verdict, page], [table, turn, line, page, example]
     show = of_page(actions, listed)
     tab.select(shared(runs), run, run, **QUIET).then(show, inputs, outputs, **QUIET)
     run.change(shared(filters), run, [principle, reason, verdict], **QUIET)

@@ -30,7 +30,6 @@ def build(actions: Actions) -> gr.HTML:
                         unload = gr.Button(f"Unload {name} Model", min_width=140)
                     line = html(elem_id=f"{role}-model-line")
                     lines.append((role, key, load, unload, line))
-        gr.HTML('<h3 class="cai-label">Dual Model System Status</h3>', apply_default_css=False)
         status = html(elem_id="dual-status")
     for role, key, load, unload, line in lines:
         _wire(actions, role, key, load, unload, line, status)

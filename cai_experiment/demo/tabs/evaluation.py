@@ -17,9 +17,9 @@ def build(actions: Actions) -> None:
             text = gr.Textbox(label="Text to evaluate", lines=4, max_lines=12, placeholder="Write or paste a text")
             method = gr.Radio(list(METHODS), value=METHODS[0], label="Method")
             evaluate = gr.Button("Evaluate", variant="primary")
-            gr.Examples([[example] for example in EXAMPLES], text, label="Examples", api_visibility="private")
         with gr.Column(scale=3, min_width=300):
             result = html('<p class="cai-note">The verdict appears here: press Evaluate.</p>', elem_id="evaluation")
+    gr.Examples([[example] for example in EXAMPLES], text, label="Examples", api_visibility="private")
     handler = of_page(actions, actions.evaluate)
     evaluate.click(handler, [text, method], result, concurrency_limit=4, show_progress_on=result, **PRIVATE)
     text.submit(handler, [text, method], result, concurrency_limit=4, **QUIET)

@@ -31,10 +31,10 @@ def build(actions: Actions, tab: gr.Tab) -> None:
     line = html(elem_id="generation-line")
     with gr.Row(equal_height=False):
         with gr.Column(min_width=300):
-            gr.HTML('<h3 class="cai-label">Base model</h3>', apply_default_css=False)
+            html('<h3 class="cai-label">Base model</h3>')
             base = html(elem_id="generation-base")
         with gr.Column(min_width=300):
-            gr.HTML('<h3 class="cai-label">Trained model</h3>', apply_default_css=False)
+            html('<h3 class="cai-label">Trained model</h3>')
             trained = html(elem_id="generation-trained")
     inputs = [prompt, checkpoint, temperature, length, seed]
     running = generate.click(

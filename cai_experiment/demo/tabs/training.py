@@ -8,7 +8,7 @@ import gradio as gr
 
 from cai_experiment.demo.actions import CUSTOM, Actions
 from cai_experiment.demo.sessions import Session
-from cai_experiment.demo.tabs.wiring import PRIVATE, QUIET, html, intro, of_page, shared
+from cai_experiment.demo.tabs.wiring import PRIVATE, QUIET, html, intro, shared
 from cai_experiment.demo.trainings import MOST_EPOCHS, MOST_EXAMPLES, PLANS
 
 
