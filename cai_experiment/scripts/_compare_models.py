@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cai_experiment.errors import BadInputError, UserError
+from cai_experiment.observe.content_logger import CONTENT_LOG, ContentLogger
 from cai_experiment.pipeline.stages import StageSettings
 from cai_experiment.records.files import read_json, show, write_jsonl
 from cai_experiment.records.manifest import FRESH, Manifest, Session, open_manifest
@@ -172,9 +173,11 @@ class _Run:
 
     def _write(self, rows: list[dict[str, Any]], work: Any, fit: bool, notes: list[str]) -> None:
         """items/, tables/, figures/, the page, and comparison.json last."""
+        from cai_experiment.comparison.content import tell_cells
         from cai_experiment.comparison.page import write_comparison
         from cai_experiment.comparison.result import Found, result_of
         from cai_experiment.comparison.usage import usage_of
+        from cai_experiment.evaluation.content import tell
         from cai_experiment.evaluation.detection import compare, measure
         from cai_experiment.evaluation.harm_model import RulesDetector
         from cai_experiment.records.files import make_folder
@@ -184,8 +187,12 @@ class _Run:
             measured[RULES] = measure(RulesDetector(), self.sets)
         make_folder(self.path / "items")
         write_jsonl(self.path / "items" / "cells.jsonl", rows)
-        for name, items in compare(list(measured.values()), self.sets).items.items():
+        seen = compare(list(measured.values()), self.sets)
+        for name, items in seen.items.items():
             write_jsonl(self.path / "items" / f"{name}.jsonl", items)
+        with ContentLogger(self.args.verbosity, self.path / CONTENT_LOG) as log:
+            tell_cells(log, rows)
+            tell(log, seen)
         usage = {
             label: usage_of(self.usage, label, self.args.price_per_hour, self.manifest.models[label],
                             self.wanted.weights_gb(label, self.manifest.models[label]))

@@ -12,7 +12,7 @@ from cai_experiment.errors import BadInputError
 from cai_experiment.milestones import MAX_TOKENS_ANSWER, MAX_TOKENS_CRITIQUE, Milestone
 from cai_experiment.models.hardware import detect
 from cai_experiment.models.roles import configuration
-from cai_experiment.observe.content_logger import CONTENT_LOG, ContentLogger
+from cai_experiment.observe.content_logger import CONTENT_LOG, SUMMARY, ContentLogger
 from cai_experiment.observe.progress import Progress
 from cai_experiment.pipeline.gate import CANNOT_SKIP, REASONS, GateSettings
 from cai_experiment.pipeline.runner import replay_pipeline, run_pipeline
@@ -235,6 +235,12 @@ def generate(
         Progress(total, noun, args.verbosity, args.price_per_hour, min(done, total), seconds) as progress,
     ):
         return run_pipeline(settings, folder, generator, critic, constitution, logger, progress)
+
+
+def tell_summary(args: argparse.Namespace, settings: RunSettings, folder: RunFolder, result: RunResult) -> None:
+    """What came of a run, into its content log and onto the screen."""
+    with ContentLogger(args.verbosity, folder.path / CONTENT_LOG) as logger:
+        logger.log_stage(SUMMARY, "\n".join(summary(result, settings)))
 
 
 def write_anew(args: argparse.Namespace, settings: RunSettings, folder: RunFolder) -> RunResult:

@@ -37,7 +37,7 @@ from cai_experiment.records.schema import Example
 from cai_experiment.records.store import RunFolder
 from cai_experiment.scripts._common import QUANTIZATIONS, positive_int
 from cai_experiment.scripts._following import RANDOM
-from cai_experiment.scripts._generation import close_all, generate, generation_parser, load_engines, summary
+from cai_experiment.scripts._generation import close_all, generate, generation_parser, load_engines, tell_summary
 from cai_experiment.scripts._inputs import earlier, rows_of
 from cai_experiment.scripts._plan_parts import Need, download_gb_of, generation_lines, in_line
 from cai_experiment.scripts._plumbing import plumbing_examples
@@ -225,7 +225,7 @@ def _make(
         if engine is None:
             close_all(*engines)
     refused = {NEAR_TRAINING if why == IN_EVALUATION_SET else why: count for why, count in result.refused.items()}
-    print(*summary(replace(result, refused=refused), settings), sep="\n", flush=True)
+    tell_summary(flags, settings, folder, replace(result, refused=refused))
 
 
 def _check_same_model(role: str, then: dict[str, Any], now: dict[str, Any]) -> None:

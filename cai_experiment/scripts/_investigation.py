@@ -26,7 +26,8 @@ from cai_experiment.investigations.run import Investigation, is_finished, sessio
 from cai_experiment.investigations.session import SessionSettings
 from cai_experiment.models.choice import ModelChoice, resolve_model
 from cai_experiment.models.hardware import Hardware, detect
-from cai_experiment.observe.screen import escaped, shortened
+from cai_experiment.observe.content_logger import CONTENT_LOG, TEXTS, ContentLogger
+from cai_experiment.observe.screen import SHOWN, escaped, shortened
 from cai_experiment.records.files import make_folder, show
 from cai_experiment.records.manifest import FRESH, Manifest, Session, check_same_settings, open_manifest
 from cai_experiment.records.store import RunFolder
@@ -179,7 +180,8 @@ def _one_session(
         print(f"{label}: goes on after turn {done}{other}", flush=True)
     counts = dict(manifest.counts)
     try:
-        summary = shared.run(folder, condition, repeat, watch=counting(spent, watching(label, args.verbosity)))
+        with ContentLogger(args.verbosity, run / CONTENT_LOG) as log:
+            summary = shared.run(folder, condition, repeat, watch=counting(spent, watching(label, log)))
         counts["sessions"] = counts.get("sessions", 0) + 1
         say_end(label, summary)
     finally:
@@ -219,11 +221,13 @@ def compare(args: argparse.Namespace, folder: RunFolder, documents: Documents, t
         return investigation(args, name, engine, documents, tier)
 
     def watch(name: str) -> Watch:
-        return counting(spent, watching(name, args.verbosity))
+        return counting(spent, watching(name, log))
 
     from rich.console import Console
 
-    print_models(compare_models(folder.path, names, one, watch), Console(highlight=False))
+    with ContentLogger(args.verbosity, folder.path / CONTENT_LOG) as log:
+        compared = compare_models(folder.path, names, one, watch)
+    print_models(compared, Console(highlight=False))
     counts = {"models": len(names)}
     manifest = manifest.after(Session(counts, spent, time.monotonic() - began, args.price_per_hour))
     replace(manifest, models=models, finished=True).write(path)
@@ -233,15 +237,15 @@ def compare(args: argparse.Namespace, folder: RunFolder, documents: Documents, t
 # ---------------------------------------------------------------- the terminal
 
 
-def watching(label: str, verbosity: int) -> Watch:
-    """A watcher that prints a line for each turn, and from verbosity 2 on what was said."""
+def watching(label: str, log: ContentLogger) -> Watch:
+    """A watcher that prints a line for each turn, and tells the content log what was said."""
 
     def watch(row: dict[str, Any]) -> None:
-        if not verbosity:
-            return
-        print(turn_line(label, row), flush=True)
-        if verbosity > 1:
-            print(escaped(shortened(row["text"], 500 if verbosity == 2 else 100_000)), flush=True)
+        if log.verbosity:
+            print(turn_line(label, row), flush=True)
+        facts = {"session": label, "turn": row["turn"] + 1, "task": row["task"], TEXTS: [row["text"]]}
+        shown = SHOWN if log.verbosity < 3 else 100_000  # a turn is long, and level 3 is asked for to read it
+        log.log_stage(f"INVESTIGATION-TURN {row['turn'] + 1}", f'{label}:\n"{row["text"]}"', facts, truncate=shown)
 
     return watch
 

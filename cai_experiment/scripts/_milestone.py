@@ -16,7 +16,7 @@ from cai_experiment.errors import EXIT_NO_GO, EXIT_OK, BadInputError
 from cai_experiment.milestones import MILESTONES, SCRIPTS, Milestone
 from cai_experiment.models.choice import ModelChoice
 from cai_experiment.models.hardware import detect
-from cai_experiment.observe.content_logger import CONTENT_LOG, ContentLogger
+from cai_experiment.observe.content_logger import CONTENT_LOG, SUMMARY, ContentLogger
 from cai_experiment.pipeline.settings import RunSettings
 from cai_experiment.records.files import ExampleFile
 from cai_experiment.records.manifest import Manifest
@@ -33,12 +33,13 @@ from cai_experiment.scripts._generation import (
     generation_parser,
     load_engines,
     run_settings,
-    summary,
+    tell_summary,
 )
 from cai_experiment.scripts._guarding import choose_guard, shares
 from cai_experiment.scripts._inputs import chosen_model, extension_line, speaks_of_world
 from cai_experiment.scripts._judge import THE_CRITIC, check_judge, is_url, load_judge, shown
 from cai_experiment.scripts._turns import make_guarded
+from cai_experiment.scripts._verbosity import last_word
 
 if TYPE_CHECKING:
     from cai_experiment.engines.guard import GuardChoice
@@ -82,6 +83,7 @@ def run_milestone(doc: str | None, name: str, argv: Sequence[str] | None) -> int
 
     print_report(report)
     print(f"report: {path / 'report.html'}")
+    last_word(args.verbosity, f"{report['verdict']}; report: {path / 'report.html'}")
     return EXIT_OK if report["verdict"] == "go" else EXIT_NO_GO
 
 
@@ -198,7 +200,7 @@ class _Models:
         finally:
             if not isinstance(sys.exception(), BadInputError):  # which leaves the folder as it was
                 note_loading(self.folder.path / "manifest.json", loading, self.args.price_per_hour)
-        print(*summary(result, settings), sep="\n", flush=True)
+        tell_summary(self.args, settings, self.folder, result)
 
     def leave(self, guard: GuardChoice) -> Any | None:
         """Close the engines, but for the shipped model's where it is the guard; gives that."""
@@ -241,7 +243,7 @@ def train_on_pairs(
         model, tokenizer = engine.release_for_training()
         with ContentLogger(args.verbosity, settings.output_dir / CONTENT_LOG) as content:
             trained = dpo.train(settings, model, tokenizer, engine.renderer, content=content)
-        print(*dpo.summary(trained), sep="\n", flush=True)
+            content.log_stage(SUMMARY, "\n".join(dpo.summary(trained)))
         seconds = _training.seconds_of_training(trained, time.monotonic() - started)
         report = _training.evaluate_and_report(flags, milestone, settings, [], trained, engine, truth, seconds)
         (settings.output_dir / train_dpo.EVALUATED).touch()

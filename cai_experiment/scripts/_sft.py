@@ -12,6 +12,7 @@ from cai_experiment.errors import BadInputError
 from cai_experiment.judging.result import Result
 from cai_experiment.models.choice import ModelChoice
 from cai_experiment.models.presets import PRESETS
+from cai_experiment.observe.content_logger import SUMMARY
 from cai_experiment.records.files import show
 from cai_experiment.scripts._common import positive
 from cai_experiment.training import dpo, processes, sft
@@ -216,7 +217,7 @@ def train(
     if warm is not None:
         warm.settings = replace(warm.settings, base=settings.base)  # known since the model is loaded
         warm.result = first = sft.train(warm.settings, model, tokenizer, engine.renderer, content=content)
-        print(warm.note, flush=True)
+        content.log_stage(SUMMARY, warm.note)
         if first.stopped or warm.alone:
             if first.model is None:
                 first.model = dpo.load_adapter(model, first.adapter_dir)
@@ -224,5 +225,6 @@ def train(
         model, first.model = sft.plain(first.model or model), None
         settings = from_adapter(settings, warm)
     trained = dpo.train(settings, model, tokenizer, engine.renderer, content=content)
-    print(*dpo.summary(trained), sep="\n", flush=True)
+    if processes.is_first():
+        content.log_stage(SUMMARY, "\n".join(dpo.summary(trained)))
     return settings, trained

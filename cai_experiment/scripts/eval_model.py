@@ -29,6 +29,7 @@ from cai_experiment.records.store import RunFolder
 from cai_experiment.scripts import _evaluation, _evaluation_flags, _held_out, _plan
 from cai_experiment.scripts._common import run_main
 from cai_experiment.scripts._following import take_generator
+from cai_experiment.scripts._verbosity import last_word
 
 
 def parser() -> argparse.ArgumentParser:
@@ -65,7 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from cai_experiment.evaluation.report import print_report
 
     print_report(report)
-    print(f"report: {shlex.quote(str(args.data_dir / args.run / 'report.html'))}")
+    place = shlex.quote(str(args.data_dir / args.run / "report.html"))
+    print(f"report: {place}")
+    last_word(args.verbosity, f"{report['verdict']}; report: {place}")
     return EXIT_OK if report["verdict"] == "go" else EXIT_NO_GO
 
 

@@ -2,7 +2,7 @@
 
 python cai_experiment/scripts/inspect_data.py --run batch
 python cai_experiment/scripts/inspect_data.py --run batch --index 0
-python cai_experiment/scripts/inspect_data.py --run mvp --rejected --reason near_identical --grep balcony -v 2
+python cai_experiment/scripts/inspect_data.py --run mvp --rejected --reason near_identical --grep balcony -v 3
 """
 
 from __future__ import annotations

@@ -36,6 +36,7 @@ from cai_experiment.records.store import RunFolder
 from cai_experiment.scripts import _plan, _sft, _training, _training_flags
 from cai_experiment.scripts._common import run_main
 from cai_experiment.scripts._following import take_generator
+from cai_experiment.scripts._verbosity import last_word
 from cai_experiment.training import dpo, processes, sft
 from cai_experiment.training.data import HELD_OUT_SHARE, Pair, read_pairs, split_by_instruction
 from cai_experiment.training.settings import DPOSettings, total_steps
@@ -160,7 +161,9 @@ def train_and_report(
         if not processes.is_first():  # the first one evaluates
             return EXIT_OK
         if trained.stopped:
-            print(f"stopped by {trained.stopped}, its checkpoint is written; resume with: {command}")
+            stopped = f"stopped by {trained.stopped}, its checkpoint is written; resume with: {command}"
+            print(stopped)
+            last_word(args.verbosity, stopped)
             return EXIT_OK
         if args.no_eval:
             print(f"not evaluated; do it with: {command.replace(' --no-eval', '')}")
@@ -173,6 +176,7 @@ def train_and_report(
         )
         marker.touch()
     print_report(report)
+    last_word(args.verbosity, f"{report['verdict']}; report: {show(args.data_dir / args.run / 'report.html')}")
     if report["verdict"] == "go":
         folders = [] if args.checkpoint_dir == CHECKPOINT_DIR else ["--checkpoint-dir", str(args.checkpoint_dir)]
         folders += [] if args.data_dir == DATA_DIR else ["--data-dir", str(args.data_dir)]

@@ -66,7 +66,7 @@ class EpochLog:
         epoch, batch = self._place(step)
         loss = None if step == 0 else self.loss
         first = "Before training" if loss is None else batch_loss(loss, None if step == 1 else self.first_loss)
-        about = facts if loss is None else {**facts, "loss": loss}
+        about = {**facts, PLACE: f"{step}/{self.steps}"} | ({} if loss is None else {"loss": loss})
         self.content.log_stage(f"{self.stage}-{epoch}-BATCH-{batch}", "\n".join([first, *lines]), about)
         self.told = step
 
