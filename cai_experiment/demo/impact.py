@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["METHODS", "SUITES", "ImpactState", "compare", "load_own"]
 
-PORTION = 16  # prompts between two turns of other users
+PORTION, JUDGED = 16, 8  # prompts answered, or judged, between two turns of other users
 MOST_BYTES = 5 * 2**20  # of an own file
 MOST_PROMPTS = 500
 MOST_CHARACTERS = 20_000  # of one prompt
@@ -68,15 +68,15 @@ class _Job:
     truth: bool
     start: float
 
-    @property
-    def portions(self) -> list[slice]:
-        return [slice(at, at + PORTION) for at in range(0, len(self.suite.prompts), PORTION)]
+    def portions(self, size: int) -> list[slice]:
+        """The places of the prompts, some at a time."""
+        return [slice(at, at + size) for at in range(0, len(self.suite.prompts), size)]
 
-    def line(self, done: int, what: str) -> str:
-        """How far, and how long at this pace."""
-        count, seconds = len(self.suite.prompts), time.monotonic() - self.start
-        left = f", about {seconds * (count - done) / done:.0f} s left" if 0 < done < count else ""
-        return f"{done} of {count} prompts {what}{left}"
+    def line(self, done: int, what: str, since: float) -> str:
+        """How far, and how much longer at the pace since a time."""
+        count, seconds = len(self.suite.prompts), time.monotonic() - since
+        more = f" (about {max(1, round(seconds * (count - done) / done))} s more)" if 0 < done < count else ""
+        return f"{done} of {count} prompts {what}{more}"
 
     def facts(self, judge: str) -> dict[str, Any]:
         """What else the export says."""
@@ -102,27 +102,30 @@ def compare(
     nano = _speaks_of_world(checkpoint)
     asked = load_suite(suite, nano, count) if own_file is None else load_own(own_file, field).part(count)
     job = _Job(asked, checkpoint, method, max_tokens, seed, nano, time.monotonic())
-    yield ImpactState(0.0, job.line(0, f"answered; {asked.says}"))
+    yield ImpactState(0.0, job.line(0, f"answered; {asked.says}", job.start))
     answers: list[BothAnswers] = []
-    for portion in job.portions:
+    for portion in job.portions(PORTION):
         answers += _answered(models, job, portion)
-        fraction = (0.9 if method == RULES else 0.6) * len(answers) / len(asked.prompts)
-        yield ImpactState(fraction, job.line(len(answers), "answered by both"), examples_html=view.newest(answers))
+        fraction = (0.9 if method == RULES else 0.5) * len(answers) / len(asked.prompts)
+        line = job.line(len(answers), "answered by both", job.start)
+        yield ImpactState(fraction, f"{line}, then they are judged", examples_html=view.newest(answers))
     yield from _judged(models, log, job, answers)
 
 
 def _judged(models: Models, log: ContentLogger, job: _Job, answers: Sequence[BothAnswers]) -> Iterator[ImpactState]:
     """The second half: verdicts, the log, and what comes of it."""
     found: list[tuple[Detection, Detection]] = []
-    judge, count = "", len(answers)
-    for portion in job.portions:
+    judge, count, since = "", len(answers), time.monotonic()
+    for portion in job.portions(count if job.method == RULES else JUDGED):
         some, judge = _found(models, job.method, answers[portion])
         three = zip(job.suite.prompts[portion], answers[portion], some, strict=True)
-        for place, (prompt, both, of) in enumerate(three, len(found) + 1):
-            _log_row(log, row_of(prompt, both, of, job.truth), f"{place}/{count}")
+        rows = [row_of(prompt, both, of, job.truth) for prompt, both, of in three]
+        for place, row in enumerate(rows, len(found) + 1):
+            _log_row(log, row, f"{place}/{count}")
         found += some
         if len(found) < count:
-            yield ImpactState(0.6 + 0.39 * len(found) / count, f"{len(found)} of {count} prompts judged")
+            fraction, line = 0.5 + 0.49 * len(found) / count, job.line(len(found), "judged", since)
+            yield ImpactState(fraction, line, examples_html=view.newest_judged(rows))
     result = measure(job.suite, answers, found, job.method, job.truth, job.facts(judge))
     log.log_stage("RESULT-IMPACT", view.result_text(result), dict(result.facts))
     line = f"{count} prompts compared in {result.facts['seconds']:.0f} s"

@@ -28,7 +28,7 @@ from cai_experiment.observe.screen import shortened
 PAGE = 25  # examples in one folded group
 SHOWN = 3_000  # characters of an answer in an example; the export has all of it
 NEWEST = 3  # examples shown while it runs
-HEAD = 90  # characters of a prompt in an example's line
+HEAD = 120  # characters of a prompt in an example's line
 ARMS = ("base", "trained")
 _drawing = threading.Lock()  # matplotlib's settings belong to the whole process
 
@@ -45,7 +45,7 @@ COLUMNS = ("measure", "base", "trained", "change", "p (Holm)", "")
 def summary(found: Impact) -> Html:
     """Verdicts, the tested figures, what was lost for them, the parts of the suite, and what a reader must know."""
     compared = f"{found.counts['compared']} of {found.counts['prompts']} prompts compared"
-    title = f"{in_words(found.suite)}: {compared}, by {found.method}"
+    title = f"{in_words(found.suite)}: {compared}, method: {found.method}"
     parts = [notice(one.line, "ok" if one.confirmed else "bad" if "WORSE" in one.line else "note")
              for one in found.verdicts]  # fmt: skip
     parts.append(table(COLUMNS, [_cells(one) for one in found.figures]))
@@ -111,8 +111,8 @@ def plots(found: Impact) -> Html:
     effects = [one.effect for one in found.figures]
     with _drawing:
         drawn = [
-            rates_plot(effects, name="impact_rates", title="Answers flagged, base and trained"),
-            forest_plot(effects, name="impact_differences", title="Change in the share of answers flagged"),
+            rates_plot(effects, name="impact_rates", title="Shares of answers, base and trained"),
+            forest_plot(effects, name="impact_differences", title="Change in the shares, on the same prompts"),
             _scores_plot(found),
         ]
     made = [card(plot.title, Html(f'<div class="cai-plot">{plot.svg}</div>')) for plot in drawn if plot is not None]
@@ -158,7 +158,11 @@ def _example(row: ImpactRow) -> Html:
     base, trained = (shortened(_text(said.text, said.error), SHOWN) for said in (row.base, row.trained))
     inner = [block(row.prompt, SHOWN), word_diff_html(base, trained, labels=ARMS)]
     inner += [_small(f"{arm}: {_about(said)}") for arm, said in zip(ARMS, (row.base, row.trained), strict=True)]
-    return details(f"{scores} · {row.id} · {shortened(row.prompt, HEAD)}", joined(*inner))
+    return details(f"{scores} · {row.id} · {_head(row.prompt)}", joined(*inner))
+
+
+def _head(prompt: str) -> str:
+    return prompt if len(prompt) <= HEAD else f"{prompt[:HEAD].rstrip()} …"
 
 
 def _text(text: str, error: str) -> str:
@@ -189,11 +193,16 @@ def violations(said: Said) -> str:
 def newest(answers: Sequence[BothAnswers]) -> Html:
     """The last few pairs, not judged yet."""
     shown = [
-        details(shortened(one.instruction, HEAD), word_diff_html(_said(one.base), _said(one.trained), labels=ARMS),
+        details(_head(one.instruction), word_diff_html(_said(one.base), _said(one.trained), labels=ARMS),
                 is_open=True)
         for one in answers[-NEWEST:]
     ]  # fmt: skip
     return joined(_small("The newest answers, not judged yet:"), *shown)
+
+
+def newest_judged(rows: Sequence[ImpactRow]) -> Html:
+    """The last few examples that were judged."""
+    return joined(_small("The newest examples:"), *map(_example, rows[-NEWEST:]))
 
 
 def _said(one: Completion) -> str:
