@@ -22,7 +22,15 @@ from pathlib import Path
 from types import FrameType
 
 from cai_experiment.demo.training_job import ERRORS, OUTPUT, Job, Stage, sign_lock, start_time, take_lock
-from cai_experiment.errors import EXIT_CTRL_C, EXIT_HANGUP, EXIT_NO_GO, EXIT_OK, EXIT_TERMINATED, BadInputError, UserError
+from cai_experiment.errors import (
+    EXIT_CTRL_C,
+    EXIT_HANGUP,
+    EXIT_NO_GO,
+    EXIT_OK,
+    EXIT_TERMINATED,
+    BadInputError,
+    UserError,
+)
 from cai_experiment.milestones import PACKAGE
 from cai_experiment.records.files import read_json, show
 

@@ -185,6 +185,7 @@ class Trainings:
     def _launch(self, job: Job, lock: int) -> None:
         """Write the job and start the child, which takes the lock over; then whoever asks finds it."""
         job.stage, job.stopping, job.line = "training" if job.generated else "generating", False, ""
+        job.script = None
         job.begun = job.begun or time.time()
         try:
             job.write()
