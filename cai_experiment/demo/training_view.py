@@ -62,6 +62,20 @@ class Growing:
         return data[:whole].splitlines(), anew
 
 
+def logs_of(data: Path, checkpoints: Path, from_now_on: bool = False) -> list[Growing]:
+    """The content logs of both scripts."""
+    logs = [Growing(folder / CONTENT_LOG, LOG_BYTES) for folder in (data, checkpoints)]
+    for log in logs:
+        log.place = log.path.stat().st_size if from_now_on and log.path.exists() else 0
+    return logs
+
+
+def new_entries(logs: Sequence[Growing]) -> list[dict[str, Any]]:
+    """What the content logs have grown by."""
+    rows = [row for log in logs for row in map(_row, log.look()[0])]
+    return [row for row in rows if "stage" in row and "content" in row]
+
+
 class TrainingView:
     """Follows the files of one run. Not safe for threads: Trainings holds a lock around it."""
 
@@ -69,7 +83,7 @@ class TrainingView:
         """`data` is DATA_DIR/RUN, `checkpoints` CHECKPOINT_DIR/RUN; neither need be there yet."""
         self._pairs, self._journal = Growing(data / "pairs.jsonl"), Growing(data / "journal.jsonl")
         self._metrics, self._output = Growing(checkpoints / METRICS), Growing(data / OUTPUT)
-        self._logs = [Growing(folder / CONTENT_LOG, LOG_BYTES) for folder in (data, checkpoints)]
+        self._logs = logs_of(data, checkpoints)
         self._entries: dict[int, deque[str]] = {level: deque(maxlen=ENTRIES_SHOWN) for level in (1, 2, 3)}
         self._newest: deque[bytes] = deque(maxlen=PAIRS_SHOWN)
         self._rates: deque[tuple[float, int]] = deque()
@@ -93,8 +107,10 @@ class TrainingView:
         for line in self._output.look()[0]:
             for found in _STEPS.finditer(line.decode(errors="replace")):
                 self.total_steps = int(found[1] or found[2])
-        for log in self._logs:
-            self._take_entries(log.look()[0])
+        for entry in new_entries(self._logs):
+            for level, shown in self._entries.items():
+                if (text := shown_at(entry, level)) is not None:
+                    shown.append(text)
 
     @property
     def step(self) -> int:
@@ -151,14 +167,6 @@ class TrainingView:
         self._rates.append((now, self.tokens))
         while len(self._rates) > 2 and now - self._rates[1][0] > RATE_SECONDS:
             self._rates.popleft()
-
-    def _take_entries(self, lines: Sequence[bytes]) -> None:
-        for entry in map(_row, lines):
-            if "stage" not in entry or "content" not in entry:
-                continue
-            for level, shown in self._entries.items():
-                if (text := shown_at(entry, level)) is not None:
-                    shown.append(text)
 
     def _once(self, name: str, of: object, make: Any) -> Html:
         if name not in self._made or self._made[name][0] != of:

@@ -13,6 +13,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -30,16 +32,18 @@ from cai_experiment.demo.training_job import (
 )
 from cai_experiment.demo.training_state import AT_WORK, TrainingState, state_of
 from cai_experiment.demo.training_time import Estimate, estimate, jobs, machine
-from cai_experiment.demo.training_view import TrainingView
+from cai_experiment.demo.training_view import TrainingView, logs_of, new_entries
 from cai_experiment.errors import BadInputError, UserError
 from cai_experiment.milestones import PACKAGE
-from cai_experiment.models.roles import SHIPPED
+from cai_experiment.models.roles import ROLES, SHIPPED
+from cai_experiment.observe.content_logger import shown_at
 from cai_experiment.observe.progress import duration
 from cai_experiment.records.files import writing_error
 
 PLANS: dict[str, tuple[int, int]] = {"quick": (20, 2), "standard": (50, 5)}  # examples, epochs
 TITLES = {"quick": "Quick Demo", "standard": "Standard"}
 MOST_EXAMPLES, MOST_EPOCHS = 5000, 20
+FOLLOW_SECONDS = 1.0
 __all__ = ["PLANS", "TrainingState", "Trainings", "label"]
 
 
@@ -54,8 +58,15 @@ class HasModels(Protocol):
 class Trainings:
     """The trainings below one data folder, one at a time, whoever started it. Safe for threads."""
 
-    def __init__(self, settings: DemoSettings, models: HasModels) -> None:
+    def __init__(
+        self, settings: DemoSettings, models: HasModels, say: Callable[[str], None] | None = None
+    ) -> None:
+        """`say` is given what `verbosity` shows of the content log of a training that is started here (default: it is
+        printed)."""
         self.settings, self.models = settings, models
+        self.verbosity = settings.verbosity
+        self._say = say or _print
+        self._made_room: dict[str, str] = {}  # role -> the model that made room for the last training
         self._data = settings.data_dir.expanduser().absolute()
         self._checkpoints = settings.checkpoint_dir.expanduser().absolute()
         self._lock = threading.Lock()  # of the view
@@ -131,7 +142,7 @@ class Trainings:
     def state(self, verbosity: int | None = None) -> TrainingState:
         """The running training, else the last one; cheap enough for every page to ask each second.
 
-        `verbosity` rules `log_html` (default: the settings').
+        `verbosity` rules `log_html` (default: that of this server).
         """
         with self._lock:
             holder, held = last_holder(self._data)
@@ -143,16 +154,20 @@ class Trainings:
                 return TrainingState()
             view = self._view_of(job)
             view.refresh()
-            return state_of(job, view, held, self.settings.verbosity if verbosity is None else verbosity)
+            return state_of(job, view, held, self.verbosity if verbosity is None else verbosity)
 
     # ------------------------------------------------------------ parts of the above
 
     def _models(self, generator: str | None, critic: str | None) -> tuple[str, str]:
         """(generator, critic): as named, else what is loaded in the demo, else the model that it was started with."""
-        loaded = getattr(self.models, "loaded", lambda role: None)
-        speaks = generator or loaded("generation") or self.settings.model or SHIPPED
-        judges = critic or generator or loaded("evaluation") or speaks
+        loaded = self._loaded() or self._made_room
+        speaks = generator or loaded.get("generation") or self.settings.model or SHIPPED
+        judges = critic or generator or loaded.get("evaluation") or speaks
         return _absolute(speaks), _absolute(judges)
+
+    def _loaded(self) -> dict[str, str]:
+        ask = getattr(self.models, "loaded", lambda role: None)
+        return {role: name for role in ROLES if (name := ask(role))}
 
     def _estimate(self, generator: str, critic: str, examples: int, epochs: int) -> Estimate | None:
         return estimate(self._data, generator, critic, examples, epochs)
@@ -190,6 +205,7 @@ class Trainings:
         try:
             job.write()
             sign_lock(lock, job.run, 0)
+            self._made_room = self._loaded() or self._made_room
             self.models.make_room()
             child = _spawn(job, lock)
         except BaseException as error:
@@ -197,7 +213,19 @@ class Trainings:
             job.write()
             raise
         sign_lock(lock, job.run, child.pid)
-        threading.Thread(target=child.wait, daemon=True).start()  # reaps it
+        threading.Thread(target=self._follow, args=(job, child), daemon=True, name=job.run).start()
+
+    def _follow(self, job: Job, child: subprocess.Popen[bytes]) -> None:
+        """Print the content log as it grows, until the child has ended; it is reaped then."""
+        logs = logs_of(job.folder, job.checkpoints, from_now_on=True)
+        ended = False
+        while not ended:
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(FOLLOW_SECONDS)
+                ended = True
+            for entry in new_entries(logs):
+                if (text := shown_at(entry, self.verbosity)) is not None:
+                    self._say(text)
 
     def _view_of(self, job: Job) -> TrainingView:
         if self._view is None or self._view[0] != job.run:
@@ -242,3 +270,9 @@ def _spawn(job: Job, lock: int) -> subprocess.Popen[bytes]:
     with open(job.folder / OUTPUT, "ab") as output, open(job.folder / ERRORS, "ab") as errors:
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, pass_fds=[lock],
                                 cwd=PACKAGE.parent, start_new_session=True)  # fmt: skip
+
+
+def _print(text: str) -> None:
+    """Print what the terminal's encoding knows, and the rest as escapes."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
