@@ -57,12 +57,12 @@ def constitution_html(path: Path) -> Html:
         return markup.notice(str(error), "bad")
     known = constitution.principles
     weights = ", ".join(f"{in_words(axis)} {weight}" for axis, weight in AXIS_WEIGHTS.items())
-    rows = [(one.name, one.text, one.category, in_words(one.axis), one.weight) for one in known]
+    rows = [(one.name, one.text, f"{in_words(one.axis)} {one.weight} ({one.category})") for one in known]
     asked = [(one.name, one.critique_request, one.revision_request) for one in known]
     requests = markup.table(("Principle", "The critic is asked", "The reviser is asked"), asked)
     return markup.joined(
         markup.notice(f"{len(known)} principles of {Path(path).name}; weights of the axes: {weights}", "note"),
-        markup.table(("Principle", "What a good answer does", "Category", "Axis", "Weight"), rows),
+        markup.table(("Principle", "What is asked", "Axis, weight"), rows),
         markup.details("What is asked for each principle", requests),
     )
 
@@ -96,8 +96,15 @@ def rendered(text: str) -> Html:
         "link_close": _nothing,
         "table_open": lambda *_: '<div class="cai-scroll"><table class="cai-table">',
         "table_close": lambda *_: "</table></div>",
+        "code_block": _code,
+        "fence": _code,
     }
     return Html(f'<div class="cai-doc">{reader.render(markup.visible(text))}</div>')
+
+
+def _code(tokens: Any, place: int, *_: object) -> str:
+    """Lines of code, or a drawing of characters, which scroll by themselves on a narrow page."""
+    return f'<div class="cai-scroll"><pre><code>{markup.escaped(tokens[place].content)}</code></pre></div>'
 
 
 def _nothing(*_: object) -> str:
