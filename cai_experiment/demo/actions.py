@@ -86,7 +86,7 @@ class Actions:
     def header(self) -> str:
         """Which model is loaded, on what."""
         line = self.models.state_line
-        kind: Kind = "bad" if line.startswith("cannot") else "ok" if line.endswith("ready") else "note"
+        kind: Kind = "bad" if line.startswith("cannot") else "ok" if "ready" in line else "note"
         return notice(f"{line} (this machine: {self._machine})", kind)
 
     # ---------------------------------------------------------------- Evaluation, Generation
@@ -232,9 +232,8 @@ class Actions:
         session.ids = []
         if not run:
             return None, notice(NO_RUN, "note")
-        chosen = [value or ANY for value in (principle, reason, verdict)]
         try:
-            found = browsing.browse(self.settings, run, kind, *chosen, page)
+            found = browsing.browse(self.settings, run, kind, principle or ANY, reason or ANY, verdict or ANY, page)
         except Exception as error:
             return None, notice(said(error), "bad")
         session.ids = list(found.ids)

@@ -41,7 +41,7 @@ def build(actions: Actions) -> gr.Blocks:
                 data.build(actions, tab)
             with gr.Tab("Architecture", id="architecture") as tab:
                 architecture.build(actions, tab)
-        status = dual.build(actions)
+        status = dual.build(actions, blocks)
         view = log.build(actions)
         _follow(actions, blocks, header, panel, status, view)
         blocks.queue(api_open=False, max_size=64, default_concurrency_limit=8)

@@ -22,12 +22,13 @@ from typing import Sequence
 if not __package__:  # run as a file: import from this checkout, whatever the current folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from cai_experiment.errors import EXIT_CTRL_C, EngineError
+from cai_experiment.errors import EXIT_CTRL_C, EXIT_OK, EngineError
 from cai_experiment.milestones import CHECKPOINT_DIR, DATA_DIR
 from cai_experiment.scripts._common import ROOT, plain_parser, positive_int, run_main
 
 HOST = "127.0.0.1"
 PORT = 7860
+SECONDS_TO_CLOSE = 3.0  # a model that is being loaded or speaks is not waited for
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -69,8 +70,8 @@ def where(port: int) -> str:
     return f"{line}; from your own machine first: {ssh}"
 
 
-def serve(args: argparse.Namespace) -> int:
-    """Serve until a signal ends it."""
+def serve(args: argparse.Namespace) -> None:
+    """Serve until a signal raises KeyboardInterrupt."""
     from cai_experiment.demo import app
     from cai_experiment.demo.actions import Actions
     from cai_experiment.demo.settings import DemoSettings
@@ -79,21 +80,17 @@ def serve(args: argparse.Namespace) -> int:
         args.data_dir, args.checkpoint_dir, args.constitution, args.model, args.seed, args.verbosity
     )
     actions = Actions(settings, say=lambda line: print(line, flush=True))
-    blocks = app.build(actions)
     try:
-        address = app.launch(blocks, args.port, args.share)
+        address = app.launch(app.build(actions), args.port, args.share)
         print(where(args.port), flush=True)
         if args.share:
             print(f"public link, open to anyone who has it: {address}", flush=True)
         actions.start()  # after the page, which comes first
         threading.Event().wait()
-    except KeyboardInterrupt as stop:
-        print("demo ended; a running training goes on: start the demo again to see it", flush=True)
-        return int(getattr(stop, "exit_code", EXIT_CTRL_C))
     finally:
-        actions.close()
-        blocks.close(verbose=False)
-    return 0
+        closing = threading.Thread(target=actions.close, daemon=True)
+        closing.start()
+        closing.join(SECONDS_TO_CLOSE)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -104,10 +101,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("--share opens a public link: anyone who has it can use this demo; it needs the internet", flush=True)
     offered = tempfile.mkdtemp(prefix="cai-demo-")  # copies of exports, and uploads until they are read
     os.environ |= {"GRADIO_TEMP_DIR": offered, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    code = EXIT_OK
     try:
-        return serve(args)
+        serve(args)
+    except KeyboardInterrupt as stop:
+        print("demo ended; a running training goes on: start the demo again to see it", flush=True)
+        code = int(getattr(stop, "exit_code", EXIT_CTRL_C))
     finally:
         shutil.rmtree(offered, ignore_errors=True)
+    os._exit(code)  # a thread that loads or speaks would be waited for; all logs are whole at any instant
 
 
 if __name__ == "__main__":

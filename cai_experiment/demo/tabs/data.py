@@ -24,7 +24,9 @@ def build(actions: Actions, tab: gr.Tab) -> None:
         reason = gr.Dropdown([ANY], value=ANY, label="Reason", min_width=160)
         verdict = gr.Dropdown([ANY], value=ANY, label="Verdict", min_width=160)
     line = html(elem_id="data-line")
-    table = gr.Dataframe(interactive=False, datatype="str", wrap=True, show_label=False, elem_id="data-table", visible=False)
+    table = gr.Dataframe(
+        interactive=False, datatype="str", wrap=True, show_label=False, elem_id="data-table", visible=False
+    )
     page = gr.State(1)
     with gr.Row(visible=False) as turn:
         back, forward = gr.Button("Previous", size="sm"), gr.Button("Next", size="sm")

@@ -13,8 +13,8 @@ from cai_experiment.demo.tabs.wiring import QUIET, html, intro, shared
 ROLES: tuple[tuple[Role, str], ...] = (("evaluation", "Evaluation"), ("generation", "Generation"))
 
 
-def build(actions: Actions) -> gr.HTML:
-    """Lay the accordion out; gives the status box, which the page fills."""
+def build(actions: Actions, blocks: gr.Blocks) -> gr.HTML:
+    """Lay the accordion out; gives the status box, which the page fills. The models are listed when the page loads."""
     with gr.Accordion("Advanced: Dual Model Architecture", open=False):
         intro("Let one model evaluate and another generate. What is loaded here serves every tab and every page.")
         lines = []
@@ -22,9 +22,11 @@ def build(actions: Actions) -> gr.HTML:
             for role, name in ROLES:
                 with gr.Column(min_width=300):
                     key = gr.Dropdown(
-                        actions.models.choices(role), value=actions.models.default(role), label=f"{name} model",
-                        allow_custom_value=True, info="A preset, a Hugging Face id or a folder",
-                    )  # fmt: skip
+                        [],
+                        label=f"{name} model",
+                        allow_custom_value=True,
+                        info="A preset, a Hugging Face id or a folder",
+                    )
                     with gr.Row():
                         load = gr.Button(f"Load {name} Model", variant="primary", min_width=140)
                         unload = gr.Button(f"Unload {name} Model", min_width=140)
@@ -33,7 +35,12 @@ def build(actions: Actions) -> gr.HTML:
         status = html(elem_id="dual-status")
     for role, key, load, unload, line in lines:
         _wire(actions, role, key, load, unload, line, status)
+        blocks.load(partial(_offered, actions, role), None, key, **QUIET)
     return status
+
+
+def _offered(actions: Actions, role: Role) -> Any:
+    return gr.Dropdown(choices=actions.models.choices(role), value=actions.models.default(role))
 
 
 def _wire(actions: Actions, role: Role, key: Any, load: Any, unload: Any, line: Any, status: Any) -> None:
