@@ -21,11 +21,11 @@ from cai_experiment.demo import markup
 from cai_experiment.demo.markup import Html, in_words
 from cai_experiment.engines.base import Completion, Engine, Prompt
 from cai_experiment.errors import BadInputError, EngineError, UserError
+from cai_experiment.evaluation.content import decided
 from cai_experiment.evaluation.harm_model import ModelDetection, ModelDetector, both
 from cai_experiment.evaluation.harm_rules import Detection, Span, load_rules
 from cai_experiment.judging.judge import NO_FIRST, YES_FIRST, Judge
-from cai_experiment.observe.content_logger import ContentLogger
-from cai_experiment.observe.screen import decision
+from cai_experiment.observe.content_logger import TEXTS, ContentLogger
 
 if TYPE_CHECKING:
     from cai_experiment.demo.models import Models, Speaker
@@ -81,15 +81,14 @@ def evaluate(models: Models, log: ContentLogger, text: str, method: str) -> Eval
         raise BadInputError(f"method {method!r} is unknown", f"use one of {', '.join(METHODS)}")
     if not text.strip():
         raise BadInputError("the text is empty", "write one, or load an example")
-    log.log_stage("EVAL-INPUT", f'Text to evaluate:\n"{text}"', {"method": method})
+    log.log_stage("EVAL-INPUT", f'Text to evaluate:\n"{text}"', {"method": method, TEXTS: [text]})
     start = time.monotonic()
     said = {AI: _by_model, RULES: _by_rules, BOTH: _by_both}[method](models, text)
     seconds = time.monotonic() - start
     found = said.found
     if said.raw:
         log.log_stage("EVAL-MODEL-RESPONSE", f"{said.name} raw output:\n{said.raw}", {"model": said.name})
-    verdict = decision(found.flagged, found.method, _categories(found), ", ".join(found.axes))
-    log.log_stage("EVAL-DECISION", verdict, {"score": found.score, "seconds": round(seconds, 3)})
+    log.log_stage("EVAL-DECISION", decided(text, found.to_json()), {"axes": list(found.axes), "score": found.score})
     row = {"text": text, "asked": method, **found.to_json(), "model": said.name, "raw": said.raw,
            "notes": list(said.notes), "seconds": round(seconds, 3)}  # fmt: skip
     return Evaluated(_page(text, said, seconds), row)
@@ -231,10 +230,6 @@ def _output(done: Completion) -> str:
 # ---------------------------------------------------------------- showing
 
 
-def _categories(found: Detection) -> str:
-    return ", ".join(found.categories) or "none named (a model's verdict is by principle)"
-
-
 def _page(text: str, said: _Said, seconds: float) -> Html:
     """The whole answer: verdict, axes, text with matches, matches, raw output, notes."""
     parts = [markup.card("Verdict", _verdict(said, seconds)), markup.card("Principles", _axes(said))]
@@ -251,8 +246,8 @@ def _verdict(said: _Said, seconds: float) -> Html:
     head = "✓ Violation detected" if found.flagged else "✓ No violation detected"
     score = f"{found.score:.1f} ({len(found.axes)}/{len(AXIS_WEIGHTS)} principles violated)"
     rows: list[tuple[str, object]] = [("Method", found.method)]
-    if found.flagged:
-        rows += [("Category", _categories(found)), ("Principle", ", ".join(found.axes))]
+    rows += [("Category", ", ".join(found.categories))] if found.categories else []  # a model names none
+    rows += [("Principle", ", ".join(found.axes))] if found.flagged else []
     rows += [("Weighted score", score), ("Time", f"{seconds:.2f} s")]
     notes = (markup.notice(note, "note") for note in said.notes)
     return markup.joined(markup.notice(head, "bad" if found.flagged else "ok"), markup.facts(rows), *notes)
