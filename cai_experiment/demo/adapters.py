@@ -6,6 +6,7 @@ the last bit; so it stays off at rest, and whoever uses the same weights sees th
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -50,10 +51,8 @@ class Adapters:
     def bare(self) -> Any:
         """An engine over the same weights without worked examples: the prompt that training used."""
         if self._bare is None:
-            model, tokenizer = self.engine.release_for_training()  # its own attention, before another engine looks
-            renderer = BareRenderer(self.engine.renderer)
-            self._bare = type(self.engine)(model, tokenizer, renderer, facts=self.engine.facts)
-            self._bare.first_line = self.engine.first_line
+            self._bare = copy.copy(self.engine)  # which was probed when it was loaded
+            self._bare.renderer = BareRenderer(self.engine.renderer)
         return self._bare
 
     def arms(self, checkpoint: Checkpoint) -> Arms:
