@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 from adapters import with_fresh_adapter
 
-from cai_experiment.demo import exports, impact
+from cai_experiment.demo import evaluating, exports, impact
 from cai_experiment.demo.checkpoints import Checkpoint
 from cai_experiment.demo.impact import MOST_PROMPTS, compare, load_own
 from cai_experiment.demo.models import Arms, Speaker
 from cai_experiment.demo.settings import DemoSettings
 from cai_experiment.engines.base import Completion
-from cai_experiment.errors import BadInputError
+from cai_experiment.errors import BadInputError, EngineError
 from cai_experiment.evaluation.arms import BothAnswers, BothArms, Speakers, transformers_engine
 from cai_experiment.evaluation.harm.labelled import shipped_sets as detection_sets
 from cai_experiment.evaluation.harm_rules import Detection
@@ -262,7 +262,7 @@ def test_a_comparison_of_the_shipped_model(models: RealModels, nano: Checkpoint,
     log.close()
     last = states[-1]
     assert [one.fraction for one in states] == sorted(one.fraction for one in states) and last.fraction == 1.0
-    assert models.inside == 0 and models.taken == ["arms", "evaluation"]
+    assert models.inside == 0 and models.taken == ["evaluation", "arms", "evaluation"]
     assert all(one.result is None for one in states[:-1]) and last.result is not None
     assert last.result.collection == "world" and last.result.facts["judge"] == "nano"
     assert len(last.result.rows) == 6 and any(row.base.text != row.trained.text for row in last.result.rows)
@@ -287,6 +287,21 @@ def test_closing_the_generator_stops_it(models: RealModels, nano: Checkpoint, mo
     assert next(states).fraction == 0.0 and 0 < next(states).fraction < 0.1
     states.close()  # type: ignore[attr-defined]
     assert models.inside == 0 and models.taken == ["arms"]
+
+
+def test_methods_are_those_of_the_evaluation_tab() -> None:
+    assert impact.METHODS == evaluating.METHODS
+
+
+def test_a_judge_that_is_missing_is_told_first(models: RealModels, nano: Checkpoint) -> None:
+    class Unloaded(RealModels):
+        def use(self, role: str) -> Any:
+            raise EngineError("no evaluation model is loaded")
+
+    unloaded = Unloaded(models.speakers, models.both)
+    with pytest.raises(EngineError, match="no evaluation model"):
+        next(compare(unloaded, ContentLogger(0), SUITES[0], None, nano))  # type: ignore[arg-type]
+    assert unloaded.taken == []
 
 
 def test_an_unknown_method_is_told_before_anything_is_asked(models: RealModels, nano: Checkpoint) -> None:
@@ -358,7 +373,7 @@ def test_long_answers_are_shown_short_and_soon() -> None:
 
     from cai_experiment.demo import impact_view as view
 
-    long = "word <b> " * 100_000
+    long = "word <b> " * 20_000
     found = compared([(long, long[9:])], [(2.0, 0.0)])
     start = time.monotonic()
     page = view.examples(found)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["METHODS", "SUITES", "ImpactState", "compare", "load_own"]
 
 PORTION, JUDGED = 16, 8  # prompts answered, or judged, between two turns of other users
+NO_WORLD = "The shipped model knows its household world alone: what it says to other prompts is no language."
 MOST_BYTES = 5 * 2**20  # of an own file
 MOST_PROMPTS = 500
 MOST_CHARACTERS = 20_000  # of one prompt
@@ -101,6 +102,11 @@ def compare(
         raise BadInputError(f"method {method!r} is unknown", f"use one of {', '.join(METHODS)}")
     nano = _speaks_of_world(checkpoint)
     asked = load_suite(suite, nano, count) if own_file is None else load_own(own_file, field).part(count)
+    if own_file is not None and nano:
+        asked = replace(asked, notes=(*asked.notes, NO_WORLD))
+    if method != RULES:
+        with models.use("evaluation"):  # a judge that is missing is told now, not when everything is answered
+            pass
     job = _Job(asked, checkpoint, method, max_tokens, seed, nano, time.monotonic())
     yield ImpactState(0.0, job.line(0, f"answered; {asked.says}", job.start))
     answers: list[BothAnswers] = []
@@ -123,11 +129,10 @@ def _judged(models: Models, log: ContentLogger, job: _Job, answers: Sequence[Bot
         for place, row in enumerate(rows, len(found) + 1):
             _log_row(log, row, f"{place}/{count}")
         found += some
-        if len(found) < count:
-            fraction, line = 0.5 + 0.49 * len(found) / count, job.line(len(found), "judged", since)
-            yield ImpactState(fraction, line, examples_html=view.newest_judged(rows))
+        line = job.line(len(found), "judged", since) + (", now the figures" if len(found) == count else "")
+        yield ImpactState(0.5 + 0.49 * len(found) / count, line, examples_html=view.newest_judged(rows))
     result = measure(job.suite, answers, found, job.method, job.truth, job.facts(judge))
-    log.log_stage("RESULT-IMPACT", view.result_text(result), dict(result.facts))
+    log.log_stage("RESULT-IMPACT", view.result_text(result), dict(result.facts), truncate=5_000)
     line = f"{count} prompts compared in {result.facts['seconds']:.0f} s"
     yield ImpactState(1.0, line, view.summary(result), view.plots(result), view.examples(result), result)
 

@@ -45,7 +45,7 @@ class Figure:
         """The difference with interval, n and p-value: "−30.6 points (−45.0 to −9.8, n = 36, p = 0.012 by Holm)"."""
         effect = self.effect
         p_value = "" if self.p_holm is None else f", p = {effect.p_text} by Holm".replace("= <", "<")
-        return f"{effect.change_text} ({effect.range_text}{p_value})"
+        return f"{effect.change_text} ({effect.range_text}{p_value})".replace("\u00a0", " ")
 
     def to_json(self) -> dict[str, Any]:
         """The figure as plain data."""
