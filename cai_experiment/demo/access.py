@@ -4,7 +4,7 @@
   that a page sends must come from the demo's own page (against foreign pages that post to it).
 - Of Gradio's addresses only those that the page uses answer. Its proxy, its programming interfaces, its monitoring and
   its links to remote files do not.
-- A file is given out only from the folder of files that the page was offered.
+- A file is given out only if it is an export, from the folder of those that a page was offered.
 - The browser is told to load nothing from anywhere else.
 """
 
@@ -20,6 +20,7 @@ LOCAL = "127.0.0.1"
 HOSTS = frozenset({LOCAL, "localhost", "[::1]"})
 _API = "/gradio_api"
 _FILE = f"{_API}/file="
+OFFERED = re.compile(r"(content_logs|impact)_[\w.-]+\.(json|csv)")  # what exports.py writes; uploads are not given out
 ALLOWED = {
     "GET": re.compile(
         r"/|/config/?|/theme\.css|/favicon\.ico|/manifest\.json|/robots\.txt|/(assets|static)/.+"
@@ -75,11 +76,11 @@ class Doors:
         return None
 
     def _is_offered(self, name: str) -> bool:
-        """True for a file below the folder, links followed; however often its name is quoted."""
+        """True for an export's copy below the folder, links followed, as the name stands and as it reads unquoted."""
         try:
-            return all(
-                one.is_absolute() and self.files in one.resolve().parents for one in (Path(name), Path(unquote(name)))
-            )
+            ways = (Path(name), Path(unquote(name)))
+            return all(one.is_absolute() and self.files in one.resolve().parents and OFFERED.fullmatch(one.name)
+                       for one in ways)  # fmt: skip
         except (OSError, ValueError, RuntimeError):
             return False
 

@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_port(args.port)
     if args.share:
         print("--share opens a public link: anyone who has it can use this demo; it needs the internet", flush=True)
-    offered = tempfile.mkdtemp(prefix="cai-demo-")  # copies of exports, and uploads until they are read
+    offered = tempfile.mkdtemp(prefix=f"cai-demo-{os.getpid()}-")  # copies of exports, and uploads until they are read
     os.environ |= {"GRADIO_TEMP_DIR": offered, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
     code = EXIT_OK
     try:

@@ -19,7 +19,7 @@ def build(actions: Actions) -> gr.HTML:
                 export = gr.Button("Export Logs")
                 download = gr.DownloadButton("Download", visible=False, elem_id="log-download")
                 said = html(elem_id="log-export")
-        view = html(elem_id="log-view", max_height=480, autoscroll=True)
+        view = html(elem_id="log-view")
     level.release(of_page(actions, actions.set_verbosity), level, view, **LIGHT)
 
     def exported(session: Session) -> object:

@@ -23,7 +23,7 @@ class Panel:
             with gr.Column(scale=1, min_width=300):
                 self.pairs = html(elem_id="training-pairs")
         with gr.Accordion("What the run says", open=False):
-            self.log = html(elem_id="training-log", max_height=400, autoscroll=True)
+            self.log = html(elem_id="training-log")
 
     @property
     def outputs(self) -> list[Any]:
