@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,18 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores, and these models are too small for two threads
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("MKL_NUM_THREADS", "1")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background: Ctrl-C's tests would hang
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
 NANO_DIR = ROOT / "cai_experiment" / "nano" / "weights" / "nano"
 SHARED_DATA = ROOT.parent / "shared" / "data"
+
+MAX_WORKERS = 8  # a file is never split, and the longest takes about an eighth of the whole
+WORKER_GB = 3.0  # peak of one worker with the processes that its tests start
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 CHAT_TEMPLATE = (
@@ -30,6 +39,22 @@ SENTENCES = (
     "No issue found. Reply with A or B. Does the last answer break this principle? A: Yes B: No",
     "### Human: ### Assistant: ### Critique request: ### Revision:",
 )
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Worker processes for `-n auto` (pyproject's addopts): for the whole suite on a CPU, else 0, this process alone.
+
+    A file, `-k`, `-m`, `-s` or `--lf` mean that somebody looks at single tests; a card's memory is not to be shared.
+    """
+    option = config.option
+    whole = all(Path(argument).is_dir() for argument in config.args) and option.markexpr == "not slow and not gpu"
+    if not whole or option.keyword or option.lf or option.collectonly or option.capture == "no":
+        return 0
+    from cai_experiment.models import hardware
+
+    machine = hardware.detect()
+    workers = min(machine.cores, MAX_WORKERS, int(machine.ram_gb // WORKER_GB))
+    return workers if machine.kind == "cpu" and workers > 1 else 0
 
 
 def build_tiny_tokenizer(folder: Path, vocab_size: int = 600) -> None:

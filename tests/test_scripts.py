@@ -121,6 +121,7 @@ def test_a_signal_stops_within_seconds_and_the_same_command_resumes(
 
         monkeypatch.setattr(_milestone, "load_engines", lambda args: (ScriptedEngine(speak=hanging),) * 2)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored
         os._exit(call(generate_mvp, tmp_path, "--count", "9", "--model", "nano"))
     os.read(ready, 1)
     os.kill(child, number)

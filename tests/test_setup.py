@@ -12,11 +12,14 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from cai_experiment.models import hardware
 from cai_experiment.scripts import doctor
+from tests.conftest import pytest_xdist_auto_num_workers
 
 ROOT = Path(__file__).resolve().parents[1]
 GPU_TABLE = "| NVIDIA-SMI 999.1   Driver Version: 999.1   CUDA Version: {cuda} |"
@@ -182,6 +185,25 @@ def test_ci_runs_the_readme_command() -> None:
     command = "bash setup_runpod.sh && .venv/bin/python -m pytest"
     assert command in (ROOT / ".ci/run").read_text(encoding="utf-8")
     assert os.access(ROOT / ".ci/run", os.X_OK)
+
+
+@pytest.mark.parametrize(
+    ("change", "workers"),
+    [
+        ({}, 2), ({"cores": 64}, 8), ({"cores": 64, "ram_gb": 13.0}, 4), ({"cores": 1}, 0), ({"kind": "cuda"}, 0),
+        ({"args": ["tests/test_setup.py::test_x"]}, 0), ({"keyword": "x"}, 0), ({"markexpr": "gpu"}, 0),
+        ({"lf": True}, 0), ({"capture": "no"}, 0),
+    ],
+)  # fmt: skip
+def test_the_whole_suite_takes_the_cores_and_single_tests_this_process(
+    monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], workers: int
+) -> None:
+    given = {"args": ["tests"], "keyword": "", "markexpr": "not slow and not gpu", "lf": False, "collectonly": False,
+             "capture": "fd", "kind": "cpu", "cores": 2, "ram_gb": 64.0} | change  # fmt: skip
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(hardware, "detect", lambda: SimpleNamespace(**given))
+    config: Any = SimpleNamespace(option=SimpleNamespace(**given), args=given["args"])
+    assert pytest_xdist_auto_num_workers(config) == workers
 
 
 def test_doctor_names_another_version_and_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
