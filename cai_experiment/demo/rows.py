@@ -24,6 +24,7 @@ from cai_experiment.records.schema import Example, check_line, from_row
 KEPT = 16  # indexes in memory, of the files that were looked at last: some 200 bytes a row
 LABEL = 80  # characters of a name to filter by
 NOT_REVISED = "not revised"
+NAMELESS = "(blank)"
 
 
 class Row(NamedTuple):
@@ -141,8 +142,8 @@ def change(before: str, after: str) -> str:
 
 
 def label(name: str) -> str:
-    """A name from a file, as a page lists it; kept once however often it comes."""
-    return sys.intern(visible(shortened(name, LABEL)))
+    """A name from a file in one line, as a page lists it; kept once however often it comes."""
+    return sys.intern(visible(shortened(" ".join(name.split()), LABEL)) or NAMELESS)
 
 
 _FILES: OrderedDict[Path, RowFile] = OrderedDict()
