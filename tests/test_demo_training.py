@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from cai_experiment.demo import chain as chain_module
+from cai_experiment.demo.chain import Chain
 from cai_experiment.demo.settings import DemoSettings
 from cai_experiment.demo.training_job import JOB, Job, is_alive, last_holder, start_time, take_lock
 from cai_experiment.demo.training_view import Growing, TrainingView
@@ -100,6 +103,7 @@ def test_a_training_survives_its_server_is_stopped_and_resumes_to_the_same_pairs
     assert start_and_vanish(settings).startswith(f"demo-custom has begun: {EXAMPLES} examples, 1 epoch, about")
     state = trainings.state()  # another server over the same folder: adopts it
     assert (state.run, state.stage, state.can_stop, state.can_resume) == ("demo-custom", "generating", True, False)
+    assert trainings.running() == "demo-custom"
     with pytest.raises(BadInputError, match=r"a training is running on this machine: demo-custom, since \d{4}-"):
         trainings.start(1, 1)
     with pytest.raises(BadInputError, match="demo-custom, since"):
@@ -110,7 +114,8 @@ def test_a_training_survives_its_server_is_stopped_and_resumes_to_the_same_pairs
     holder, script = last_holder(settings.data_dir)[0], script_of(settings, "demo-custom")
     assert holder is not None and trainings.stop().startswith("demo-custom is stopping")
     state = until(lambda state: state.stage == "stopped", trainings)
-    assert not is_alive(*script) and not is_alive(holder.pid, holder.started)
+    assert not is_alive(*script)
+    until(lambda state: not is_alive(holder.pid, holder.started), trainings)
     assert state.can_resume and not state.can_stop and 0 < state.fraction < 1
     command = f"python cai_experiment/scripts/generate_mvp.py --run demo-custom --count {EXAMPLES} --model nano"
     assert command in state.line and trainings.runs_to_resume() == ["demo-custom"]
@@ -153,6 +158,7 @@ def test_a_killed_child_takes_its_script_along_and_is_seen(settings: DemoSetting
     os.kill(holder.pid, signal.SIGKILL)
     state = until(lambda state: state.stage == "stopped", trainings)
     assert "its process is gone" in state.line and state.can_resume and not is_alive(*script)
+    assert trainings.running() == ""
     with pytest.raises(BadInputError, match="no training is running"):
         trainings.stop()
 
@@ -205,6 +211,54 @@ def test_names_lead_nowhere_else(trainings: Trainings) -> None:
 
 
 # ---------------------------------------------------------------- the parts
+
+
+def chain_over(tmp_path: Path, body: str) -> tuple[Chain, str]:
+    """A chain, and a stand-in for a script: what `body` does."""
+    job = Job("demo-x", "custom", 1, 1, "nano", "nano", str(tmp_path), str(tmp_path), "constitution.yaml")
+    job.folder.mkdir()
+    lock = take_lock(tmp_path)
+    assert lock is not None
+    script = tmp_path / "script.py"
+    script.write_text(f"import os, signal, subprocess, sys, time\nfolder = {str(tmp_path)!r}\n{body}\n")
+    return Chain(job, lock), str(script)
+
+
+def test_what_a_killed_script_leaves_behind_is_ended(tmp_path: Path) -> None:
+    body = (
+        "left = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(1000)'])\n"
+        "open(folder + '/left', 'w').write(str(left.pid)); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    chain, script = chain_over(tmp_path, body)
+    assert chain._run([script]) == -signal.SIGKILL
+    left = int((tmp_path / "left").read_text())
+    end = time.monotonic() + SLOWEST
+    while start_time(left):
+        assert time.monotonic() < end
+
+
+def test_a_script_that_hears_no_signal_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chain_module, "STOP_SECONDS", 0.3)
+    chain, script = chain_over(
+        tmp_path, "signal.signal(signal.SIGTERM, signal.SIG_IGN); open(folder + '/deaf', 'w'); time.sleep(1000)"
+    )
+
+    def stop_when_deaf() -> None:
+        while not (tmp_path / "deaf").exists():
+            time.sleep(0.01)
+        chain.note(signal.SIGTERM, None)
+
+    threading.Thread(target=stop_when_deaf).start()
+    assert chain._run([script]) == -signal.SIGKILL
+    assert chain.job.stopping and chain.sent == 1
+
+
+def test_a_stop_between_the_parts_starts_nothing_more(tmp_path: Path) -> None:
+    chain, _ = chain_over(tmp_path, "")
+    chain.note(signal.SIGTERM, None)
+    chain.job.generated = True
+    assert chain.work() == 143
+    assert (chain.job.stage, chain.job.calls) == ("stopped", {})
 
 
 def test_the_lock_is_one_and_goes_with_its_process(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ class Chain:
                 return code
             job.generated = True
         if self.signals:
-            self.end("stopped", "stopped after the pairs were made")
+            self.end("stopped", "all pairs are made")
             return EXIT_TERMINATED
         code = self._part("training", "training", job.train())
         if code == EXIT_OK:
@@ -83,7 +83,7 @@ class Chain:
         if code in (EXIT_OK, EXIT_NO_GO):
             job.write()
         elif self.signals or code in INTERRUPTED:
-            self.end("stopped", "stopped; everything finished so far is kept")
+            self.end("stopped", "everything finished so far is kept")
         else:
             last = KILLED if code == -signal.SIGKILL else last_line(job.folder / ERRORS, said)
             self.end("failed", f"{words[0]}: {last or f'ended with exit code {code}'}")
@@ -195,6 +195,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         chain.end("failed", " ".join(str(error).split())[:500])
         raise
+    finally:
+        os.close(lock)  # now, not when the interpreter has ended: a resume may come at once
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def state_of(job: Job, view: TrainingView, held: bool, verbosity: int) -> Traini
     fraction = 1.0 if stage == "finished" else _fraction(job, view, trains)
     can_resume = not at_work and stage != "finished"
     return TrainingState(
-        job.run, stage, done, total, fraction, _words(job, view, stage, fraction, done, total),
+        job.run, stage, done, total, fraction, _words(job, view, stage, fraction, done, total, trains),
         view.pairs_html(), view.plot_html(wait=not at_work), view.log_html(verbosity),
         can_stop=at_work and not job.stopping, can_resume=can_resume,
     )  # fmt: skip
@@ -69,12 +69,15 @@ def _fraction(job: Job, view: TrainingView, trains: bool) -> float:
     return share * min(NEARLY, max(view.pairs / job.examples, written))
 
 
-def _words(job: Job, view: TrainingView, stage: Stage, fraction: float, done: int, total: int) -> str:
+def _words(
+    job: Job, view: TrainingView, stage: Stage, fraction: float, done: int, total: int, trains: bool
+) -> str:
     if stage == "finished":
-        return f"{job.run} {job.line}"
+        return f"{job.run} {job.line}; compare it on the Impact tab"
     if stage in ("stopped", "failed"):
         line = GONE if job.stage in AT_WORK else job.line
-        return f"{job.run} {stage}: {line}; Resume goes on from here, or in a terminal: {job.command()}"
+        at = f" at {done}/{total} {'steps' if trains else 'pairs'}" if done and total else ""
+        return f"{job.run} {stage}{at}: {line}; Resume goes on from here, or in a terminal: {job.command()}"
     if job.stopping:
         return f"{job.run} is stopping: what is finished is kept"
     if stage == "generating" and view.pairs >= job.examples:

@@ -87,6 +87,7 @@ class TrainingView:
         self._entries: dict[int, deque[str]] = {level: deque(maxlen=ENTRIES_SHOWN) for level in (1, 2, 3)}
         self._newest: deque[bytes] = deque(maxlen=PAIRS_SHOWN)
         self._rates: deque[tuple[float, int]] = deque()
+        self._was_behind = True
         self._made: dict[str, tuple[object, Html]] = {}  # markup, and of what it was made
         self._plot = Html("")
         self._plotted = -1
@@ -162,7 +163,8 @@ class TrainingView:
         self._newest.extend(lines)
 
     def _note_rate(self, now: float) -> None:
-        if not self.tokens or self._journal.is_behind:  # the model is being loaded, or the past is being read
+        was_behind, self._was_behind = self._was_behind, self._journal.is_behind
+        if not self.tokens or was_behind:  # the model is being loaded, or the past was read
             self._rates.clear()
         self._rates.append((now, self.tokens))
         while len(self._rates) > 2 and now - self._rates[1][0] > RATE_SECONDS:

@@ -132,10 +132,14 @@ class Trainings:
             os.close(lock)
         return f"{run} goes on: {'training' if job.generated else 'making pairs'}"
 
+    def running(self) -> str:
+        """The run that is at work now, whoever started it, or ""; a GPU is its own until it has ended."""
+        holder, held = last_holder(self._data)
+        return (holder.run if holder else "one that has just begun") if held else ""
+
     def runs_to_resume(self) -> list[str]:
         """Runs of the demo that were stopped or failed, newest first."""
-        holder, held = last_holder(self._data)
-        running = holder.run if held and holder else ""  # or it has just written how it ended, and can be resumed
+        running = self.running()  # or it has just written how it ended, and can be resumed
         return [job.run for job in jobs(self._data)
                 if job.stage != "finished" and not (job.run == running and job.stage in AT_WORK)]  # fmt: skip
 
