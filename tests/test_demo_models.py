@@ -27,6 +27,7 @@ from cai_experiment.demo.settings import DemoSettings
 from cai_experiment.demo.status import title
 from cai_experiment.demo.turns import Turns
 from cai_experiment.engines.base import Prompt, Sampling
+from cai_experiment.engines.hf import HFEngine
 from cai_experiment.engines.render import Renderer
 from cai_experiment.engines.weights import weights_hash
 from cai_experiment.errors import BadInputError, EngineError
@@ -56,7 +57,7 @@ def trained_dir(nano_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     (folder / "demo-quick" / "settings.json").write_text(json.dumps(recorded))
     for name in ("checkpoint-3", "final"):
         aside = folder / "demo-quick" / f"{name}.tmp"
-        model.save_pretrained(aside)
+        model.save_pretrained(str(aside))
         if name == "final":
             (aside / "training.json").write_text(json.dumps({"settings": recorded, "result": {}}))
         stored.publish(aside, folder / "demo-quick" / name)
@@ -147,10 +148,25 @@ def test_both_answers_grow_token_by_token_into_what_both_arms_say(models: Models
     assert said(models, final, seed=1) != said(models, final)
 
 
+def test_an_engine_that_does_not_grow_answers_at_once(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = said(models, None)
+    monkeypatch.delattr(HFEngine, "grow")
+    assert len(list(generate(models, log(), QUESTION, None, 0.7, 25, 0))) == 2 and said(models, None) == whole
+
+
+def test_an_answer_on_its_way_goes_on_where_adapters_were_taken_off(models: Models, final: Checkpoint) -> None:
+    answers = generate(models, log(), QUESTION, final, 0.7, 25, 0)
+    for _ in range(5):
+        before = next(answers)
+    with models.turn():
+        models._clear()
+    assert next(answers).trained.startswith(before.trained)
+    *_, last = answers
+    assert (last.base, last.trained) == said(models, final)
+
+
 @pytest.mark.parametrize("layout", ["chat", "base"])
 def test_a_growing_text_never_takes_back_what_it_said(tiny_model_dir: Path, layout: str) -> None:
-    from cai_experiment.engines.hf import HFEngine
-
     model, tokenizer = (kind.from_pretrained(tiny_model_dir) for kind in (AutoModelForCausalLM, AutoTokenizer))
     engine = HFEngine.from_model(model, tokenizer, Renderer(tokenizer, layout, 2048), 8)
     for seed in range(3):
@@ -196,6 +212,8 @@ def test_hostile_prompts_are_answered_as_text(models: Models, final: Checkpoint)
     for prompt in hostile:
         *_, last = generate(models, log(), prompt, final, 0.7, 5, 0)
         assert "<script" not in last.base_html + last.trained_html
+    with pytest.raises(EngineError, match="no answer came"):  # half of a surrogate pair is no text
+        list(generate(models, log(), "\ud800", final, 0.7, 5, 0))
     with pytest.raises(BadInputError, match="temperature nan"):
         next(generate(models, log(), QUESTION, final, float("nan"), 5, 0))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -39,7 +39,7 @@ class Generated:
 def generate(
     models: Models, log: ContentLogger, prompt: str, checkpoint: Checkpoint | None, temperature: float,
     max_tokens: int, seed: int,
-) -> Iterator[Generated]:  # fmt: skip
+) -> Generator[Generated, None, None]:  # fmt: skip
     """Speak with the base and, with a checkpoint, with the trained model; one item a token. Closing it stops at once.
 
     Raises BadInputError (an empty or overlong prompt, a temperature or length that cannot be used) and EngineError.
@@ -47,6 +47,7 @@ def generate(
     began = time.monotonic()
     asked = Prompt(KEY, ask_for_answer(_checked(prompt)), "answer", _sampling(temperature, max_tokens, seed))
     answers = {"base": _Answer(asked)} | ({} if checkpoint is None else {"trained": _Answer(asked)})
+    models.growing.update(answers.values())
     try:
         while not all(answer.ended for answer in answers.values()):
             with _speaker(models, checkpoint) as speaker:
@@ -122,8 +123,9 @@ class _Answer:
             raise EngineError(f"no answer came: {self.said.error}", step)
 
     def close(self) -> None:
-        """Stop it; its engine forgets the row."""
+        """Stop it; its engine forgets the row. A further step would begin anew."""
         close = getattr(self._growing, "close", None)
+        self._growing, self._engine = iter(()), None
         if close is not None:
             close()
 

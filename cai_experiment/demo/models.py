@@ -6,7 +6,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from cai_experiment.demo import fetching
 from cai_experiment.demo.adapters import Adapters, Arms
@@ -50,6 +51,7 @@ class Models:
         self._manager = MultiModelManager(settings=LoadSettings(trains_after=False, seed=settings.seed), say=say)
         self._turns, self._one_load = Turns(), {role: Turns() for role in ROLES}
         self._adapters: dict[int, Adapters] = {}  # by id of the engine, which they hold
+        self.growing: WeakSet[Any] = WeakSet()  # answers on their way, to be closed where weights have to go
         self._state, self._gone = "no model is loaded", ""
         self._fetches = {role: fetching.Fetch() for role in ROLES}
         self._closed = False
@@ -147,7 +149,9 @@ class Models:
         self._state = line
 
     def _clear(self) -> None:
-        """Take off all adapters, and let go of a third model."""
+        """Close what is on its way, since it holds the weights; take off all adapters, and let go of a third model."""
+        for answer in list(self.growing):
+            answer.close()
         for adapters in self._adapters.values():
             adapters.take_off()
         self._adapters.clear()
@@ -279,10 +283,12 @@ class Models:
             self._state = self._gone
 
     def close(self) -> None:
-        """Unload all, and end a download."""
+        """Unload all, and end a download. A load that is still going on is not waited for: it ends with the process."""
         self._closed = True
         for fetch in self._fetches.values():
             fetch.stop()
+        if self._state.startswith("loading"):
+            return
         with self._turns.turn():
             self._clear()
             self._manager.unload_all()

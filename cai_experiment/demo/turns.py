@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-_mine: ContextVar[object] = ContextVar("the turn that this context has taken", default=None)
+_mine: ContextVar[tuple[object, ...]] = ContextVar("the turns that this context has", default=())
 
 
 class Turns:
@@ -25,20 +25,18 @@ class Turns:
     def turn(self) -> Iterator[None]:
         """Wait for the turn, and end it with the block."""
         with self._changed:
-            if self._queue and self._queue[0] is _mine.get():
-                nested, ticket = True, self._queue[0]
-            else:
-                nested, ticket = False, object()
+            nested = bool(self._queue) and self._queue[0] in _mine.get()
+            ticket = object()
+            if not nested:
                 self._wait(ticket)
         if nested:
             yield
             return
-        before = _mine.get()
-        _mine.set(ticket)
+        _mine.set((*_mine.get(), ticket))
         try:
             yield
         finally:
-            _mine.set(before)
+            _mine.set(tuple(one for one in _mine.get() if one is not ticket))
             with self._changed:
                 self._queue.popleft()
                 self._changed.notify_all()
