@@ -40,9 +40,7 @@ def tell(log: ContentLogger, found: Evaluation) -> None:
 # ---------------------------------------------------------------- a text and what was found in it
 
 
-def tell_detection(
-    log: ContentLogger, text: str, found: Detection, about: Mapping[str, Any] | None = None
-) -> None:
+def tell_detection(log: ContentLogger, text: str, found: Detection, about: Mapping[str, Any] | None = None) -> None:
     """A text, what the model said of it (where one was asked), and the decision. `about` goes into the metadata."""
     tell_found(log, text, found.to_json(), about)
 
@@ -73,10 +71,10 @@ def decided(text: str, found: Row) -> str:
     axes = found["axes"]
     categories = ", ".join(dict.fromkeys(span["category"] for span in found["spans"]))
     lines = [decision(bool(axes), found["method"], categories, ", ".join(axes))]
-    for span in found["spans"]:
-        lines.append(f'  Words: "{text[span["start"] : span["end"]]}" ({span["axis"]}: {span["reason"]})')
     if axes:
         lines.append(f"  Weighted score: {found['score']:.1f} ({len(axes)}/{len(AXIS_WEIGHTS)} principles violated)")
+    for span in found["spans"]:
+        lines.append(f'  Words: "{text[span["start"] : span["end"]]}" ({span["axis"]}: {span["reason"]})')
     return "\n".join(lines)
 
 

@@ -198,7 +198,8 @@ def shown_at(entry: Mapping[str, Any], verbosity: int, truncate: int = SHOWN) ->
     stage, metadata = str(entry["stage"]), entry.get("metadata") or {}
     if verbosity < max(level(stage), metadata.get(LEVEL, 0)) or (verbosity == 2 and not _is_sampled(stage, metadata)):
         return None
-    shown = f"\n[{escaped(stage)}] {RULE}\n{escaped(_content(stage, str(entry['content']), metadata, truncate))}"
+    header = f"[{escaped(' '.join(stage.split()))}] {RULE}"
+    shown = f"\n{header}\n{escaped(_content(stage, str(entry['content']), metadata, truncate))}"
     facts = {name: value for name, value in metadata.items() if name not in (PLACE, TEXTS, LEVEL)}
     if verbosity == 3 and facts:
         details = json.dumps(facts, ensure_ascii=False, default=str)

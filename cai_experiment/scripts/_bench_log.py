@@ -38,9 +38,7 @@ LEVELS = (2, 3)
 class NoLog(ContentLogger):
     """Says and writes nothing: the other arm."""
 
-    def log_stage(
-        self, stage: str, content: str, metadata: Mapping[str, Any] | None = None, truncate: int = 0
-    ) -> None:
+    def log_stage(self, stage: str, content: str, metadata: Mapping[str, Any] | None = None, truncate: int = 0) -> None:
         """Nothing."""
 
 

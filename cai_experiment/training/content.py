@@ -19,9 +19,7 @@ SAMPLE = "SAMPLE-GENERATION"  # the answers beside the first one, which stands w
 class EpochLog:
     """Takes every step's row of metrics.jsonl, those before a resume too; tells of some steps and of every epoch."""
 
-    def __init__(
-        self, content: ContentLogger | None, stage: str, steps: int, epoch_steps: int, every: int
-    ) -> None:
+    def __init__(self, content: ContentLogger | None, stage: str, steps: int, epoch_steps: int, every: int) -> None:
         """`stage` is "EPOCH"; a training of `steps` steps, `epoch_steps` an epoch, is told of every `every` steps."""
         self.content, self.stage, self.steps, self.epoch_steps, self.every = content, stage, steps, epoch_steps, every
         self.first_loss: float | None = None
