@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cai_experiment.demo import checkpoints, evaluating, exports, generating, impact
-from cai_experiment.demo.markup import Kind, joined, notice
+from cai_experiment.demo.markup import Html, Kind, escaped, joined, notice, table
 from cai_experiment.demo.models import Models
 from cai_experiment.demo.sessions import Session, Sessions
 from cai_experiment.demo.trainings import PLANS, Trainings, TrainingState
@@ -22,7 +22,6 @@ from cai_experiment.errors import BadInputError, UserError
 from cai_experiment.models.hardware import detect
 
 if TYPE_CHECKING:
-    from cai_experiment.demo.browsing import Browsed
     from cai_experiment.demo.checkpoints import Checkpoint
     from cai_experiment.demo.settings import DemoSettings
 
@@ -225,19 +224,21 @@ class Actions:
 
     def browse(
         self, session: Session, run: str | None, kind: str, principle: str, reason: str, verdict: str, page: int
-    ) -> tuple[Browsed | None, str]:
-        """One page of a run's examples, pages counted from 1, and a line; None where there is nothing to list."""
+    ) -> tuple[str, str, int, int]:
+        """(table, line, page, pages) of a run's examples; pages count from 1."""
         from cai_experiment.demo import browsing
 
         session.ids = []
         if not run:
-            return None, notice(NO_RUN, "note")
+            return "", notice(NO_RUN, "note"), 1, 1
         try:
             found = browsing.browse(self.settings, run, kind, principle or ANY, reason or ANY, verdict or ANY, page)
         except Exception as error:
-            return None, notice(said(error), "bad")
+            return "", notice(said(error), "bad"), 1, 1
         session.ids = list(found.ids)
-        return found, notice(found.line, "note")
+        rows = [[_opened_by(row[0]), *row[1:]] for row in found.rows]
+        shown = table(found.headers, rows) if rows else ""
+        return shown, notice(found.line, "note"), found.page, found.pages
 
     def example(self, session: Session, run: str | None, row: int) -> str:
         """The whole way of the example in that row of what `browse` gave."""
@@ -289,6 +290,11 @@ class Actions:
         except Exception as error:
             return None, notice(said(error), "bad")
         return path, notice(f"✓ {path.name} is ready: everything in full, whatever the verbosity shows", "ok")
+
+
+def _opened_by(name: str) -> Html:
+    """The cell that opens its row; a button, so that a keyboard reaches it."""
+    return Html(f'<button type="button" class="cai-open">{escaped(name)}</button>')
 
 
 def _thinned(stream: Iterator[generating.Generated]) -> Iterator[generating.Generated]:

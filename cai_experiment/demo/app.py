@@ -33,8 +33,8 @@ def build(actions: Actions) -> gr.Blocks:
                 evaluation.build(actions)
             with gr.Tab("Generation", id="generation") as tab:
                 generation.build(actions, tab)
-            with gr.Tab("Training", id="training") as tab:
-                panel = training.build(actions, tab)
+            with gr.Tab("Training", id="training"):
+                panel = training.build(actions)
             with gr.Tab("Impact", id="impact") as tab:
                 impact.build(actions, tab)
             with gr.Tab("Data", id="data") as tab:

@@ -10,6 +10,10 @@ from cai_experiment.demo.actions import ANY, Actions
 from cai_experiment.demo.sessions import Session
 from cai_experiment.demo.tabs.wiring import QUIET, html, intro, of_page, shared
 
+WHICH_ROW = """element.addEventListener("click", event => {
+  const row = event.target.closest("tbody tr");
+  if (row) trigger("click", {row: [...row.parentElement.children].indexOf(row)});
+})"""
 KINDS = [("Pairs", "pairs"), ("Rejected", "rejected")]
 
 
@@ -24,20 +28,15 @@ def build(actions: Actions, tab: gr.Tab) -> None:
         reason = gr.Dropdown([ANY], value=ANY, label="Reason", min_width=160)
         verdict = gr.Dropdown([ANY], value=ANY, label="Verdict", min_width=160)
     line = html(elem_id="data-line")
-    table = gr.Dataframe(
-        interactive=False, datatype="str", wrap=True, show_label=False, elem_id="data-table", visible=False
-    )
+    table = gr.HTML(apply_default_css=False, js_on_load=WHICH_ROW, elem_id="data-table")
     page = gr.State(1)
     with gr.Row(visible=False) as turn:
         back, forward = gr.Button("Previous", size="sm"), gr.Button("Next", size="sm")
     example = html(elem_id="data-example")
 
     def listed(session: Session, *chosen: Any) -> Any:
-        found, said = actions.browse(session, *chosen)
-        if found is None or not found.rows:
-            return gr.Dataframe(visible=False), gr.Row(visible=False), said, 1, ""
-        rows = {"headers": list(found.headers), "data": found.rows}
-        return gr.Dataframe(value=rows, visible=True), gr.Row(visible=found.pages > 1), said, found.page, ""
+        shown, said, at, pages = actions.browse(session, *chosen)
+        return shown, gr.Row(visible=pages > 1), said, at, ""
 
     def filters(chosen: str | None) -> list[Any]:
         return [gr.Dropdown(choices=found, value=ANY) for found in actions.filters(chosen)]
@@ -45,9 +44,6 @@ def build(actions: Actions, tab: gr.Tab) -> None:
     def runs(chosen: str | None) -> Any:
         found = actions.runs()
         return gr.Dropdown(choices=found, value=chosen if chosen in found else found[0] if found else None)
-
-    def picked(session: Session, chosen: str | None, row: int) -> str:
-        return actions.example(session, chosen, row)
 
     inputs, outputs = [run, kind, principle, reason, verdict, page], [table, turn, line, page, example]
     show = of_page(actions, listed)
@@ -58,7 +54,7 @@ def build(actions: Actions, tab: gr.Tab) -> None:
     back.click(lambda at: max(1, at - 1), page, page, **QUIET).then(show, inputs, outputs, **QUIET)
     forward.click(lambda at: at + 1, page, page, **QUIET).then(show, inputs, outputs, **QUIET)
 
-    def select(request: gr.Request, event: gr.SelectData, chosen: str | None) -> str:
-        return picked(actions.sessions.get(str(request.session_hash)), chosen, event.index[0])
+    def clicked(request: gr.Request, event: gr.EventData, chosen: str | None) -> str:
+        return actions.example(actions.sessions.get(str(request.session_hash)), chosen, int(event.row))
 
-    table.select(select, run, example, **QUIET)
+    table.click(clicked, run, example, **QUIET)

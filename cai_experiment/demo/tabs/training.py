@@ -8,7 +8,7 @@ import gradio as gr
 
 from cai_experiment.demo.actions import CUSTOM, Actions
 from cai_experiment.demo.sessions import Session
-from cai_experiment.demo.tabs.wiring import PRIVATE, QUIET, html, intro, shared
+from cai_experiment.demo.tabs.wiring import QUIET, html, intro, shared
 from cai_experiment.demo.trainings import MOST_EPOCHS, MOST_EXAMPLES, PLANS
 
 
@@ -16,7 +16,14 @@ class Panel:
     """The places that show how the training stands, and what to put there."""
 
     def __init__(self) -> None:
+        with gr.Row():
+            self.start = gr.Button("Start Training", variant="primary")
+            self.stop = gr.Button("Stop", variant="stop", interactive=False)
+        self.said = html(elem_id="training-said")
         self.bar = html(elem_id="training-state")
+        with gr.Row(equal_height=False, visible=False) as self.stopped:
+            self.run = gr.Dropdown([], label="Run to resume", info="It was stopped, or it failed", min_width=240)
+            self.resume = gr.Button("Resume", min_width=120)
         with gr.Row(equal_height=False):
             with gr.Column(scale=1, min_width=300):
                 self.plot = html(elem_id="training-plot")
@@ -28,16 +35,21 @@ class Panel:
     @property
     def outputs(self) -> list[Any]:
         """In the order of `news`."""
-        return [self.bar, self.plot, self.pairs, self.log]
+        return [self.bar, self.plot, self.pairs, self.log, self.said, self.stop, self.stopped, self.run]
 
     def news(self, actions: Actions, session: Session) -> list[Any]:
         """What has changed since this page was told last; the rest is skipped."""
         state, bar = actions.training(session)
         parts = {"bar": bar, "plot": state.plot_html, "pairs": state.pairs_html, "run log": state.log_html}
-        return [value if session.news(part, value) else gr.skip() for part, value in parts.items()]
+        told = [value if session.news(part, value) else gr.skip() for part, value in parts.items()]
+        if not session.news("stage", (state.run, state.stage)):
+            return [*told, *[gr.skip()] * 4]
+        runs = actions.trainings.runs_to_resume()
+        listed = gr.Dropdown(choices=runs, value=runs[0] if runs else None)
+        return [*told, "", gr.Button(interactive=state.can_stop), gr.Row(visible=bool(runs)), listed]
 
 
-def build(actions: Actions, tab: gr.Tab) -> Panel:
+def build(actions: Actions) -> Panel:
     """Lay the tab out; the page's timer fills the panel."""
     intro("Train the generation model on preference pairs that it makes itself: answer, critique, revision, then DPO.")
     plans = actions.plans()
@@ -46,29 +58,12 @@ def build(actions: Actions, tab: gr.Tab) -> Panel:
     with gr.Row(visible=False) as own:
         examples = gr.Number(PLANS[first][0], label="Examples", precision=0, minimum=1, maximum=MOST_EXAMPLES)
         epochs = gr.Number(PLANS[first][1], label="Epochs", precision=0, minimum=1, maximum=MOST_EPOCHS)
-    with gr.Row():
-        start = gr.Button("Start Training", variant="primary")
-        stop = gr.Button("Stop", variant="stop")
-    said = html(elem_id="training-said")
     panel = Panel()
-    with gr.Row(equal_height=False):
-        run = gr.Dropdown([], label="Run to resume", info="A training that was stopped or failed", min_width=240)
-        resume = gr.Button("Resume", min_width=120)
     plan.change(lambda chosen: gr.Row(visible=chosen == CUSTOM), plan, own, **QUIET)
-    listed = shared(lambda chosen: _runs(actions, chosen))
     for button, work, inputs in (
-        (start, actions.start_training, [plan, examples, epochs]),
-        (stop, actions.stop_training, []),
-        (resume, actions.resume_training, [run]),
+        (panel.start, actions.start_training, [plan, examples, epochs]),
+        (panel.stop, actions.stop_training, []),
+        (panel.resume, actions.resume_training, [panel.run]),
     ):
-        button.click(shared(work), inputs, said, concurrency_limit=1, concurrency_id="training", **PRIVATE).then(
-            listed, run, run, **QUIET
-        )
-    tab.select(listed, run, run, **QUIET)
-    run.focus(listed, run, run, **QUIET)
+        button.click(shared(work), inputs, panel.said, concurrency_limit=1, concurrency_id="training", **QUIET)
     return panel
-
-
-def _runs(actions: Actions, chosen: str | None) -> Any:
-    found = actions.trainings.runs_to_resume()
-    return gr.Dropdown(choices=found, value=chosen if chosen in found else found[0] if found else None)
