@@ -177,6 +177,11 @@ def test_emoji_and_all_scripts_stay_as_they_are(text: str) -> None:
     assert Page(markup.block(text)).text() == text and 'dir="auto"' in markup.block(text)
 
 
+def test_marks_are_not_stacked_over_the_lines_above() -> None:
+    assert markup.visible("Z" + "\u0301" * 200) == "Z" + "\u0301" * 4 + "\\u0301" * 196
+    assert markup.visible("a\u0302\u0301 e\u0301") == "a\u0302\u0301 e\u0301"
+
+
 def test_a_long_text_is_cut_with_its_length() -> None:
     text = "x" * 1_048_576
     for source in (markup.block(text), markup.word_diff_html(text, "short"), markup.highlighted(text, [])):
@@ -275,7 +280,7 @@ def test_the_shipped_model_evaluates_and_says_what_its_word_is_worth(nano_models
     for said in ("✓ Violation detected", "2.0 (1/4 principles violated)", "theft_and_evasion", "Raw output of nano"):
         assert said in page
     for axis, weight in AXIS_WEIGHTS.items():
-        assert f"{axis.replace('_', ' ')}{weight}" in page
+        assert f"{axis.replace('_', ' ')} ({weight})" in page
     assert "knows the small household world" in page and "knows the small household world" not in by_rules.html
     assert 'class="cai-hit"' in by_rules.html and "break into a house" in by_rules.html
     assert contents(log, "EVAL-INPUT") == [f'Text to evaluate:\n"{EXAMPLES[0]}"'] * 3

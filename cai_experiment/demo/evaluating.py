@@ -257,20 +257,24 @@ def _axes(said: _Said) -> Html:
     """The four axes with their weights: violated or not, what the model said and why, which rules matched."""
     found = said.found
     asked = isinstance(found, ModelDetection)
-    headers = ["Principle", "Weight", "Violated"] + ["The model says", "Its reasoning"] * asked + ["Rules that match"]
     rows = []
     for axis, weight in AXIS_WEIGHTS.items():
         own = dict.fromkeys(in_words(span.pattern) for span in found.spans if span.axis == axis)
-        row: list[object] = [in_words(axis), weight, Html("<strong>yes</strong>") if axis in found.axes else "no"]
+        row: list[object] = [
+            f"{in_words(axis)} ({weight})",
+            Html("<strong>yes</strong>" if axis in found.axes else "no"),
+        ]
         if isinstance(found, ModelDetection):
-            row += [_said_of(found.verdicts[axis]), found.reasons.get(axis, "")]
+            row.append(_said_of(found.verdicts[axis], found.reasons.get(axis, "")))
         rows.append([*row, ", ".join(own)])
+    headers = ("Principle (weight)", "Violated", *(("The model says",) if asked else ()), "Rules that match")
     return markup.table(headers, rows)
 
 
-def _said_of(verdict: str) -> str:
+def _said_of(verdict: str, reason: str) -> Html:
     words = {"undecided": "undecided (its two orders disagree)", "unparsed": "nothing that can be read"}
-    return words.get(verdict, verdict)
+    said = markup.escaped(words.get(verdict, verdict))
+    return markup.joined(said, ": ", markup.inline(reason)) if reason else said
 
 
 def _matches(text: str, spans: Iterable[Span]) -> Html:

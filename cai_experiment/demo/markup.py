@@ -21,6 +21,7 @@ SHOWN = 20_000  # characters of a text in a block: some 10 pages
 CELL = 300  # characters of a text in a table
 DIFF = 6_000  # characters of each text in a word diff, whose time grows faster than the texts
 ROWS = 500  # rows of a table
+STACKED = 4  # marks on one letter
 TITLES = 4  # reasons in one title
 Kind = Literal["ok", "bad", "note"]
 
@@ -31,6 +32,10 @@ _HIDDEN = re.compile(
     "\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\ufffe\uffff\ud800-\udfff"
     "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]|\r(?!\n)"
 )
+_MARKS = (  # that stand on a letter: a few of them, not a tower over the lines above
+    "[\u0300-\u036f\u0483-\u0489\u0591-\u05bd\u064b-\u065f\u0e31\u0e34-\u0e3a\u0e47-\u0e4e\u1ab0-\u1aff\u1dc0-\u1dff"
+    "\u20d0-\u20ff\ufe20-\ufe2f]"
+)
 _EMOJI = "\u00a9\u00ae\u203c-\u3299\U0001f000-\U0001faff"
 _JOINED_SCRIPTS = "\u0600-\u08ff\u0900-\u0dff\u1000-\u109f\u1780-\u17ff"  # Arabic to Sinhala, Myanmar, Khmer
 # Where such a character does what it is for, it stays: in a family of emoji, after one, as a keycap, a flag of a
@@ -40,7 +45,7 @@ _AT_HOME = re.compile(
     f"|(?<=[{_JOINED_SCRIPTS}])[\u200c\u200d](?=[{_JOINED_SCRIPTS}])"
     "|(?<=\U0001f3f4)[\U000e0061-\U000e007a]{3,6}\U000e007f"
 )
-_VISIBLE = re.compile(f"(?P<home>{_AT_HOME.pattern})|{_HIDDEN.pattern}")
+_VISIBLE = re.compile(f"(?P<home>{_AT_HOME.pattern})|{_HIDDEN.pattern}|(?<={_MARKS * STACKED}){_MARKS}")
 
 
 class Html(str):
