@@ -343,7 +343,11 @@ def test_roles_are_loaded_shared_and_unloaded(models: Models, final: Checkpoint)
         weighed(models)
     with pytest.raises(EngineError, match="no generation model is loaded"):
         said(models, final)
-    models.load_generation("nano")
+    models.start()  # as a server does; the page is not kept waiting
+    assert models.state_line == "loading nano ..." or models.ready
+    deadline = time.monotonic() + 60
+    while models.state_line != "nano is ready" and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert models.load_evaluation(str(WEIGHTS_DIR / "nano")).startswith("✓ Evaluation model loaded: nano\n")
     assert "one load in both roles" in models.status_html()
 
@@ -382,19 +386,18 @@ def test_names_on_the_page() -> None:
 
 
 def test_room_is_made_on_a_gpu_alone(models: Models, final: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    models.load_evaluation("nano")
     models.make_room()
-    assert models.ready
+    assert models.ready and models.loaded("evaluation") == models.loaded("generation") == "nano"
     monkeypatch.setattr(models_module, "detect", lambda: SimpleNamespace(kind="cuda"))
     models.make_room()
     monkeypatch.undo()
-    assert not models.ready
+    assert not models.ready and models.loaded("generation") is None
     with pytest.raises(EngineError, match="the models made room for the training"), models.arms(final):
         pass
-    models.start()
-    while not models.ready and "cannot" not in models.state_line:
-        time.sleep(0.05)
-    with models.use("generation") as speaker:
-        assert speaker.name == "nano"
+    models.come_back()
+    with models.use("generation") as speaker, models.use("evaluation") as other:
+        assert speaker.name == "nano" and speaker.engine is other.engine
 
 
 # ---------------------------------------------------------------- the hub, in processes of their own

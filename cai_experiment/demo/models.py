@@ -53,6 +53,8 @@ class Models:
         self._adapters: dict[int, Adapters] = {}  # by id of the engine, which they hold
         self.growing: WeakSet[Any] = WeakSet()  # answers on their way, to be closed where weights have to go
         self._state, self._gone = "no model is loaded", ""
+        self._keys: dict[str, str] = {}  # role -> what its model was loaded by
+        self._made_room: dict[str, str] = {}  # the same, of models that are to come back
         self._fetches = {role: fetching.Fetch() for role in ROLES}
         self._closed = False
         self._network, self._asked = False, threading.Event()
@@ -143,7 +145,7 @@ class Models:
         except UserError:
             self._manager.unload(role)
             raise
-        self._gone = ""
+        self._gone, self._keys[role] = "", key
 
     def _note(self, line: str) -> None:
         self._state = line
@@ -181,6 +183,10 @@ class Models:
     def _what_is_ready(self) -> str:
         names = dict.fromkeys(self._title(role) for role in ROLES if role in self._manager.names())
         return f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} ready" if names else "no model is loaded"
+
+    def loaded(self, role: str) -> str | None:
+        """What loads the model that a role holds: preset, hub id or folder; None if it holds none."""
+        return self._keys.get(role) if role in self._manager.names() else None
 
     def status_html(self) -> str:
         """The box Dual Model System Status: each role's model, its memory and device, and the total memory."""
@@ -277,10 +283,18 @@ class Models:
         if detect().kind != "cuda":
             return
         with self._turns.turn():
+            self._made_room = {role: key for role in ROLES if (key := self.loaded(role))} or self._made_room
             self._clear()
             self._manager.unload_all()
             self._gone = f"the models made room for the training; load them again under {WHERE} when it is over"
             self._state = self._gone
+
+    def come_back(self) -> None:
+        """The GPU is free again: load what made room and was not replaced since. Takes as long as loading does."""
+        wanted, self._made_room = self._made_room, {}
+        for role in reversed(ROLES):
+            if role in wanted and self.loaded(role) is None:
+                self._load(role, wanted[role])
 
     def close(self) -> None:
         """Unload all, and end a download. A load that is still going on is not waited for: it ends with the process."""
