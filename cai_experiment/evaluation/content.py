@@ -79,9 +79,14 @@ def decided(text: str, found: Row) -> str:
 
 
 def _tell_texts(log: ContentLogger, rows: Sequence[Row]) -> None:
-    for number, row in enumerate(rows, 1):
-        about = {"id": row["id"], "set": row.get("set"), "label": row.get("label"), PLACE: f"{number}/{len(rows)}"}
-        tell_found(log, row["text"], row, about)
+    """Labelled texts: a harmful one and its harmless look-alike stand side by side and share a place. A model with the
+    rules says what both have said before: at level 3.
+    """
+    again = {LEVEL: 3} if rows[0]["method"].endswith(f" and {METHOD}") else {}
+    for number, row in enumerate(rows):
+        place = f"{number // 2 + 1}/{-(-len(rows) // 2)}"
+        about = {"id": row["id"], "set": row.get("set"), "label": row.get("label"), PLACE: place}
+        tell_found(log, row["text"], row, about | again)
 
 
 # ---------------------------------------------------------------- base against trained
