@@ -22,7 +22,7 @@ from cai_experiment.demo.checkpoints import Checkpoint
 from cai_experiment.demo.impact import MOST_PROMPTS, compare, load_own
 from cai_experiment.demo.models import Arms, Speaker
 from cai_experiment.demo.settings import DemoSettings
-from cai_experiment.engines.base import Completion
+from cai_experiment.engines.base import Completion, Engine
 from cai_experiment.errors import BadInputError, EngineError
 from cai_experiment.evaluation.arms import BothAnswers, BothArms, Speakers, transformers_engine
 from cai_experiment.evaluation.harm.labelled import shipped_sets as detection_sets
@@ -208,7 +208,7 @@ def test_the_worlds_truth_has_its_own_verdict() -> None:
 class RealModels:
     """The shipped model with an adapter, as demo.models.Models lends it; counts who is within."""
 
-    speakers: Speakers
+    judge: Engine
     both: BothArms
     taken: list[str] = field(default_factory=list)
     inside: int = 0
@@ -216,12 +216,12 @@ class RealModels:
     @contextmanager
     def arms(self, checkpoint: Checkpoint) -> Iterator[Arms]:
         with self._turn("arms"):
-            yield Arms(self.speakers.base(), self.speakers.bare(), self.both, "nano")
+            yield Arms(self.judge, self.both.engine, self.both, "nano")
 
     @contextmanager
     def use(self, role: str) -> Iterator[Speaker]:
         with self._turn(role):
-            yield Speaker(self.speakers.base(), "nano")
+            yield Speaker(self.judge, "nano")
 
     @contextmanager
     def _turn(self, what: str) -> Iterator[None]:
@@ -248,7 +248,7 @@ def models(nano_dir: Path) -> RealModels:
 
     renderer = Renderer(tokenizer, "base", model.config.max_position_embeddings)
     speakers = Speakers(model.eval(), tokenizer, renderer, transformers_engine)
-    return RealModels(speakers, BothArms(speakers.bare(), model, 0, Progress(0, verbosity=0)))
+    return RealModels(speakers.base(), BothArms(speakers.bare(), model, 0, Progress(0, verbosity=0)))
 
 
 @pytest.fixture
@@ -298,7 +298,7 @@ def test_a_judge_that_is_missing_is_told_first(models: RealModels, nano: Checkpo
         def use(self, role: str) -> Any:
             raise EngineError("no evaluation model is loaded")
 
-    unloaded = Unloaded(models.speakers, models.both)
+    unloaded = Unloaded(models.judge, models.both)
     with pytest.raises(EngineError, match="no evaluation model"):
         next(compare(unloaded, ContentLogger(0), SUITES[0], None, nano))  # type: ignore[arg-type]
     assert unloaded.taken == []
