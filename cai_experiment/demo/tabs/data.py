@@ -57,4 +57,4 @@ def build(actions: Actions, tab: gr.Tab) -> None:
     def clicked(request: gr.Request, event: gr.EventData, chosen: str | None) -> str:
         return actions.example(actions.sessions.get(str(request.session_hash)), chosen, int(event.row))
 
-    table.click(clicked, run, example, **QUIET)
+    table.click(clicked, run, example, scroll_to_output=True, **QUIET)

@@ -20,7 +20,7 @@ def build(actions: Actions) -> gr.HTML:
                 download = gr.DownloadButton("Download", visible=False, elem_id="log-download")
                 said = html(elem_id="log-export")
         view = html(elem_id="log-view")
-    level.release(of_page(actions, actions.set_verbosity), level, view, **LIGHT)
+    level.change(of_page(actions, actions.set_verbosity), level, view, trigger_mode="always_last", **LIGHT)
 
     def exported(session: Session) -> object:
         return offered(actions.export_logs(session))
