@@ -81,9 +81,9 @@ class Server:
         return "".join(self.lines)
 
     def stop(self) -> None:
-        """Ctrl-C, as a user ends it; a server that stays is killed, and so is a training that it has started."""
+        """SIGTERM, which ends it as Ctrl-C does; a server that stays is killed, and so is a training it has started."""
         if self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)
+            self.process.terminate()
         try:
             self.process.wait(30)
         except subprocess.TimeoutExpired:

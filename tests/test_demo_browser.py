@@ -234,12 +234,19 @@ def evaluate_alone(page: Any, text: str, method: str) -> float:
     open_tab(page, "Evaluation")
     page.get_by_role("radio", name=method, exact=True).locator("visible=true").check()
     page.get_by_label("Text to evaluate").fill(text)
-    page.evaluate("document.querySelector('#evaluation').dataset.before = '1'")
+    before = marked(page, "evaluation")
     start = time.monotonic()
-    with page.expect_response(re.compile("/queue/join")):
-        press(page, "Evaluate")
+    press(page, "Evaluate")
+    before.wait_for(state="detached")
     shows(page, "evaluation", re.compile("Verdict|empty|does not fit"))
     return time.monotonic() - start
+
+
+def marked(page: Any, place: str) -> Any:
+    """A mark in what the place shows; it goes as soon as something else is shown there."""
+    page.evaluate(f"""document.querySelector('#{place} .html-container > div').firstElementChild
+      .appendChild(document.createElement('i')).id = 'before'""")
+    return page.locator(f"#{place} #before")
 
 
 def set_slider(page: Any, label: str, value: int) -> None:
@@ -336,9 +343,12 @@ def evaluated(page: Any, text: str) -> str:
 def generated(page: Any, prompt: str) -> float:
     """Seconds until a prompt is answered or refused."""
     page.get_by_label("Prompt").fill(prompt)
-    page.evaluate("document.querySelector('#generation-line').lastElementChild.textContent = ''")
+    first = page.locator("#generation-line").inner_text().strip() == ""
+    before = None if first else marked(page, "generation-line")
     start = time.monotonic()
     press(page, "Generate")
+    if before is not None:
+        before.wait_for(state="detached")
     shows(page, "generation-line", re.compile("seed 0 ·|empty|does not fit|too long|characters"))
     return time.monotonic() - start
 

@@ -65,15 +65,20 @@ def _follow(actions: Actions, blocks: gr.Blocks, header: Any, panel: training.Pa
     blocks.unload(left)
 
 
-def launch(blocks: gr.Blocks, port: int, share: bool = False) -> str:
-    """Serve the page in a thread on 127.0.0.1:`port`; gives its address (the public one with `share`)."""
+def launch(blocks: gr.Blocks, port: int, share: bool = False, exports: Path | None = None) -> str:
+    """Serve the page in a thread on 127.0.0.1:`port`; gives its address (the public one with `share`).
+
+    `exports`: files of this folder may be offered, wherever the demo was started; `Doors` gives out Gradio's copies
+    alone.
+    """
     theme = gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=FONTS, font_mono=FIXED).set(
         button_large_text_size="*text_md", button_large_text_weight="500", button_large_padding="*spacing_md",
     )  # fmt: skip
     doors = Middleware(Doors, files=get_upload_folder(), local=not share)
+    allowed = [] if exports is None else [str(exports.expanduser().absolute())]
     _, local, public = blocks.launch(
         server_name=LOCAL, server_port=port, share=share, prevent_thread_lock=True, quiet=True, inbrowser=False,
-        show_error=False, footer_links=[], run_history=False, allowed_paths=[], max_file_size=MOST_UPLOADED,
+        show_error=False, footer_links=[], run_history=False, allowed_paths=allowed, max_file_size=MOST_UPLOADED,
         enable_monitoring=False, ssr_mode=False, pwa=False, mcp_server=False, theme=theme, css_paths=STYLE,
         state_session_capacity=200, app_kwargs={"middleware": [doors], "docs_url": None},
     )  # fmt: skip

@@ -81,7 +81,7 @@ def serve(args: argparse.Namespace) -> None:
     )
     actions = Actions(settings, say=lambda line: print(line, flush=True))
     try:
-        address = app.launch(app.build(actions), args.port, args.share)
+        address = app.launch(app.build(actions), args.port, args.share, settings.exports)
         print(where(args.port), flush=True)
         if args.share:
             print(f"public link, open to anyone who has it: {address}", flush=True)
