@@ -60,7 +60,7 @@ def few() -> Iterator[None]:
 
 
 def compare(folder: Path, *flags: str) -> int:
-    asked = ["--data-dir", str(folder), "--count", str(COUNT), "--models", "nano,nano-b,rules", "-v", "0", *flags]
+    asked = ["--data-dir", str(folder), "--count", str(COUNT), "--models", "nano,nano-b,rules", "-v", "1", *flags]
     return run_main(compare_models.main, asked)
 
 
@@ -153,7 +153,7 @@ def test_more_instructions_extend_a_run(made: Path, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("undrawn")
 def test_killed_it_goes_on_to_the_same_cells(made: Path, tmp_path: Path) -> None:
-    flags = ["--data-dir", str(tmp_path), "--count", str(COUNT), "--models", "nano,rules", "-v", "0"]
+    flags = ["--data-dir", str(tmp_path), "--count", str(COUNT), "--models", "nano,rules", "-v", "1"]
     said = tmp_path / "compare" / "said" / "nano.jsonl"
     run = subprocess.Popen([sys.executable, "-c", FEW, *flags], cwd=ROOT, stdout=subprocess.DEVNULL)
     try:
