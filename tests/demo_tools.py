@@ -201,6 +201,7 @@ LAYOUT = (
         if (q.width <= 2 || q.height <= 2) tiny = true;
         for (const [low, high, how] of [['left', 'right', style.overflowX], ['top', 'bottom', style.overflowY]]) {
           const before = box[high] - box[low];
+          if (before < 1) continue;  // scrolled out of its box
           box[low] = Math.max(box[low], q[low]);
           box[high] = Math.min(box[high], q[high]);
           const most = low === 'left' ? 1 : before / 4;  // a line's box is higher than its letters

@@ -67,6 +67,12 @@ def shows(page: Any, place: str, text: str | re.Pattern[str], within: int = ANSW
     return str(found.inner_text())
 
 
+def training_shows(page: Any, pattern: str) -> None:
+    """Wait until the training's line fits; one that has failed is not waited for."""
+    said = shows(page, "training-state", re.compile(f"{pattern}|failed"), TRAINS)
+    assert re.search(pattern, said), said
+
+
 def press(page: Any, name: str) -> None:
     page.get_by_role("button", name=name, exact=True).click()
 
@@ -93,10 +99,12 @@ def download(page: Any, place: str) -> Path:
 
 def evaluates(page: Any) -> None:
     """Each method speaks, the matched words are marked, an example can be loaded."""
+    from playwright.sync_api import expect
+
     open_tab(page, "Evaluation")
     text = page.get_by_label("Text to evaluate")
     page.get_by_role("button", name=BURGLARY).click()
-    assert text.input_value() == BURGLARY
+    expect(text).to_have_value(BURGLARY)
     for method, named in (("Rules", "rules"), ("AI Evaluation", f"AI ({JUDGE})"), ("Both", f"AI ({JUDGE}) and rules")):
         page.get_by_role("radio", name=method, exact=True).check()
         press(page, "Evaluate")
@@ -136,6 +144,7 @@ def loads_two_models(page: Any) -> None:
     shows(page, "generation-model-line", "✓ Generation model loaded: nano")
     shows(page, "dual-status", "Dual Model System Status")
     shows(page, "dual-status", re.compile(r"Total memory: 0\.0\d GB"))
+    keep_screenshot(page, "dual")
     press(page, "Unload Evaluation Model")
     shows(page, "evaluation-model-line", re.compile("unloaded", re.I))
     press(page, "Load Evaluation Model")
@@ -150,19 +159,19 @@ def trains(page: Any, others: Any) -> str:
     press(page, "Start Training")
     shows(page, "training-said", "demo-quick has begun: 20 examples, 2 epochs")
     is_told_that_a_training_runs(others)
-    shows(page, "training-state", re.compile(r"making pairs, [1-9]\d*/20"), TRAINS)
+    training_shows(page, r"making pairs, [1-9]\d*/20")
     shows(page, "training-pairs", "first answer (rejected)")
     page.reload()
     open_tab(page, "Training")
-    shows(page, "training-state", re.compile("demo-quick: (making pairs|training|loading)"))
+    training_shows(page, "demo-quick: (making pairs|training|loading)")
     shows(page, "training-pairs", "revision (chosen)")
     press(page, "Stop")
-    shows(page, "training-state", re.compile("demo-quick stopped"), TRAINS)
+    training_shows(page, "demo-quick stopped")
     choose(page, "Run to resume", "demo-quick")
     press(page, "Resume")
     shows(page, "training-said", "demo-quick goes on")
-    shows(page, "training-state", re.compile(r"training, step \d+/\d+ · loss \d\.\d+"), TRAINS)
-    shows(page, "training-state", re.compile("demo-quick .*finished|finished.*demo-quick"), TRAINS)
+    training_shows(page, r"training, step \d+/\d+ · loss \d\.\d+")
+    training_shows(page, "demo-quick .*finished|finished.*demo-quick")
     assert page.locator("#training-plot svg").count() == 2
     return "demo-quick"
 
@@ -201,7 +210,7 @@ def compares(page: Any, run: str, own: Path) -> None:
     press(page, "Export CSV")
     shows(page, "impact-export", ".csv")
     rows = list(csv.DictReader(download(page, "impact-download").read_text("utf-8-sig").splitlines()))
-    assert sum(row["record"] == "example" for row in rows) == len(found["rows"]) == examples.count()
+    assert sum(row["record"] == "example" for row in rows) == len(found["examples"]) == examples.count()
 
 
 def browses(page: Any, run: str) -> None:
@@ -211,8 +220,7 @@ def browses(page: Any, run: str) -> None:
     shows(page, "data-line", "pairs 1 to 20 of 20")
     choose(page, "Verdict", "yes → no")
     shows(page, "data-line", re.compile(r"pairs 1 to \d+ of \d+"))
-    page.locator("#data-table td").first.click()
-    shows(page, "data-example", "Instruction")
+    opens_an_example(page)
 
 
 def keeps_a_log(page: Any) -> None:
@@ -227,6 +235,8 @@ def keeps_a_log(page: Any) -> None:
     press(page, "Export Logs")
     entries = json.loads(download(page, "log-download").read_text("utf-8"))
     assert BURGLARY in json.dumps(entries, ensure_ascii=False)
+    keep_screenshot(page, "log")
+    page.get_by_role("button", name="Content log").click()
 
 
 def evaluate_alone(page: Any, text: str, method: str) -> float:
@@ -293,17 +303,32 @@ def looks(page: Any) -> None:
             page.set_viewport_size({"width": width, "height": height})
             for tab in TABS:
                 open_tab(page, tab)
+                if tab == "Data":
+                    opens_an_example(page)
                 keep_screenshot(page, f"{tab.lower()}-{scheme}-{size}")
                 found = {name: some for name, some in layout(page).items() if some}
                 pale = [seen for seen in contrasts(page) if seen[0] < MIN_CONTRAST]
                 if found or pale:
                     faults[f"{tab} {scheme} {size}"] = found | {"pale": pale}
-    assert faults == {}
+    assert faults == {}, json.dumps(faults, ensure_ascii=False)
+
+
+def opens_an_example(page: Any) -> None:
+    shows(page, "data-line", "pairs 1 to")
+    page.locator("#data-table tbody tr").nth(1).locator("td").nth(1).click()
+    shows(page, "data-example", "Instruction")
 
 
 def keep_screenshot(page: Any, name: str) -> None:
-    if os.environ.get("DEMO_SCREENSHOTS"):
-        page.screenshot(path=Path(os.environ["DEMO_SCREENSHOTS"]) / f"{name}.png", full_page=True)
+    """The whole page, and its upper part as docs/images has it; the test's own folder is left out of what it shows."""
+    folder = os.environ.get("DEMO_SCREENSHOTS")
+    if folder:
+        page.locator("#training-state p").evaluate_all(
+            "all => all.forEach((p) => { p.textContent = p.textContent.replace(/\\S+[/](checkpoints[/])/, '$1'); })"
+        )
+        page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
+        page.evaluate("scrollTo(0, 0)")
+        page.screenshot(path=Path(folder) / f"top-{name}.png")
 
 
 # ---------------------------------------------------------------- hostile texts

@@ -22,7 +22,7 @@ def build(actions: Actions, tab: gr.Tab) -> None:
             suites = [(name.replace("_", " "), name) for name in SUITES]
             suite = gr.Dropdown([*suites, ("your own file", OWN_FILE)], value=SUITES[0], label="Test suite")
             own = gr.File(label="Your own prompts (.txt, .jsonl, .json, .csv)", file_types=FILE_TYPES, visible=False)
-            own_said = html(elem_id="impact-file")
+            own_said = html(elem_id="impact-file", visible=False)
             checkpoint = gr.Dropdown([], label="Checkpoint")
             notes = html(elem_id="impact-notes")
         with gr.Column(min_width=300):
@@ -38,7 +38,7 @@ def build(actions: Actions, tab: gr.Tab) -> None:
         download = gr.DownloadButton("Download", visible=False, elem_id="impact-download")
     said = html(elem_id="impact-export")
     examples = html(elem_id="impact-examples")
-    suite.change(lambda chosen: gr.File(visible=chosen == OWN_FILE), suite, own, **QUIET)
+    suite.change(_own_places, suite, [own, own_said], **QUIET)
     own.change(of_page(actions, actions.take_own_file), own, own_said, **QUIET)
     outputs = [bar, summary, plots, examples]
     inputs = [suite, checkpoint, method, count]
@@ -48,6 +48,11 @@ def build(actions: Actions, tab: gr.Tab) -> None:
         export = partial(_exported, actions, kind)
         button.click(of_page(actions, export), None, [download, said], **QUIET)
     tab.select(shared(lambda chosen: refreshed(actions, chosen, False)), checkpoint, [checkpoint, notes], **LIGHT)
+
+
+def _own_places(chosen: str) -> tuple[gr.File, gr.HTML]:
+    """The own file and what is said of it: there only where it is what will be asked."""
+    return gr.File(visible=chosen == OWN_FILE), gr.HTML(visible=chosen == OWN_FILE)
 
 
 def _exported(actions: Actions, kind, session):  # type: ignore[no-untyped-def]
