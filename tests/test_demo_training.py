@@ -34,10 +34,13 @@ class Models:
     """Stands for demo.models.Models, of which a training asks nothing but room."""
 
     def __init__(self) -> None:
-        self.made_room = 0
+        self.made_room = self.came_back = 0
 
     def make_room(self) -> None:
         self.made_room += 1
+
+    def come_back(self) -> None:
+        self.came_back += 1
 
 
 @pytest.fixture
@@ -83,7 +86,8 @@ def start_and_vanish(settings: DemoSettings) -> str:
         "from pathlib import Path; from types import SimpleNamespace as N; import os, sys\n"
         "from cai_experiment.demo.settings import DemoSettings; from cai_experiment.demo.trainings import Trainings\n"
         "settings = DemoSettings(data_dir=Path(sys.argv[1]), checkpoint_dir=Path(sys.argv[2]))\n"
-        f"print(Trainings(settings, N(make_room=lambda: None)).start({EXAMPLES}, 1), flush=True); os._exit(0)\n"
+        "models = N(make_room=lambda: None, come_back=lambda: None)\n"
+        f"print(Trainings(settings, models).start({EXAMPLES}, 1), flush=True); os._exit(0)\n"
     )
     command = [sys.executable, "-c", code, str(settings.data_dir), str(settings.checkpoint_dir)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout

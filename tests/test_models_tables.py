@@ -75,6 +75,7 @@ def test_one_model_takes_length_and_fit(capsys: pytest.CaptureFixture[str]) -> N
 def test_a_variable_that_names_a_model_is_said(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "120")  # whatever an earlier test or the terminal says
     monkeypatch.setenv("AGI_MODEL_NAME", "qwen2.5-7b-instruct")
     said = "AGI_MODEL_NAME=qwen2.5-7b-instruct (qwen2.5-7b) is set: scripts take it where no --model is given"
     assert said in told(capsys).splitlines()

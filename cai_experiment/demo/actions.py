@@ -71,6 +71,7 @@ class Actions:
         self.sessions = Sessions(settings)
         self.models = Models(settings, say)
         self.trainings = Trainings(settings, self.models)
+        self.models.training = self.trainings.running
 
     def start(self) -> None:
         """Load the first model, in the background, and remove what earlier servers left behind."""
@@ -135,7 +136,7 @@ class Actions:
 
     def start_training(self, plan: str, examples: float, epochs: float) -> str:
         """Start one, unless one is running on this machine."""
-        count, passes = PLANS.get(plan, (int(examples or 0), int(epochs or 0)))
+        count, passes = PLANS.get(plan, (examples or 0, epochs or 0))  # anything but whole numbers is refused by name
         return tried(lambda: self.trainings.start(count, passes, plan))
 
     def stop_training(self) -> str:
@@ -219,7 +220,10 @@ class Actions:
 
         if not run:
             return [ANY], [ANY], [ANY]
-        found = browsing.filters(self.settings, run)
+        try:
+            found = browsing.filters(self.settings, run)
+        except UserError:  # its folder has gone; `browse` says so
+            return [ANY], [ANY], [ANY]
         return [ANY, *found.principles], [ANY, *found.reasons], [ANY, *found.verdicts]
 
     def browse(
@@ -279,8 +283,9 @@ class Actions:
     # ---------------------------------------------------------------- content log
 
     def set_verbosity(self, session: Session, level: float) -> str:
-        """Rule what this page's log shows and the terminal prints; the log as it now looks."""
+        """Rule what this page's log shows and the terminal prints, of a training too; the log as it now looks."""
         session.log.set_verbosity(int(level))
+        self.trainings.verbosity = int(level)  # one terminal: the last word counts
         return session.log_html()
 
     def export_logs(self, session: Session) -> tuple[Path | None, str]:

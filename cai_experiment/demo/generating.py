@@ -55,9 +55,7 @@ def generate(
                     answer.step(speaker.engine if isinstance(speaker, Speaker) else getattr(speaker, arm), speaker.name)
             yield _generated(answers, "")
     finally:
-        with models.turn():
-            for answer in answers.values():
-                answer.close()
+        models.let_go([answer for answer in answers.values() if answer.holds])
     _log(log, prompt, checkpoint, answers)
     yield _generated(answers, f" · seed {seed} · {time.monotonic() - began:.1f} s")
 
@@ -103,6 +101,11 @@ class _Answer:
     def ended(self) -> bool:
         return bool(self.said.finish)
 
+    @property
+    def holds(self) -> bool:
+        """True while an engine keeps a row for it."""
+        return self._engine is not None
+
     def step(self, engine: Any, model: str) -> None:
         """One token more. Raises EngineError where no answer comes, or another model is loaded in its place."""
         if self.ended:
@@ -118,6 +121,8 @@ class _Answer:
             self.said = said
             if said.finish or said.completion_tokens > before:
                 break
+        if self.ended:
+            self.close()
         if self.said.finish == "error":
             step = "shorten the prompt or the answer" if "do not fit in a context" in self.said.error else ""
             raise EngineError(f"no answer came: {self.said.error}", step)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -57,6 +57,7 @@ class Models:
         self._made_room: dict[str, str] = {}  # the same, of models that are to come back
         self._fetches = {role: fetching.Fetch() for role in ROLES}
         self._closed = False
+        self.training: Callable[[], str] = lambda: ""  # the run that has the GPU, or ""
         self._network, self._asked = False, threading.Event()
 
     # ------------------------------------------------------------ starting
@@ -113,11 +114,12 @@ class Models:
         with self._one_load[role].turn():
             self._state = f"loading {key} ..."
             try:
+                self._check_free(key)
                 self._fetched(role, key)
                 with self._turns.turn():
                     self._take(role, key)
-            except (UserError, MemoryError) as error:
-                reason = str(error) or f"{key} does not fit into memory"
+            except Exception as error:  # whatever it is, the page must not say "loading" for good
+                reason = " ".join(str(error).split()) or f"{key} does not fit into memory"
                 self._state = self._what_is_ready() if self.ready else f"cannot load {key}: {reason}"
                 return f"✗ {reason}"
             self._state = self._what_is_ready()
@@ -134,6 +136,7 @@ class Models:
         """Load it, and see that it speaks; what stands in its way goes first: adapters hold weights they lie over."""
         if self._closed:
             raise EngineError(f"{key}: the demo is closing")
+        self._check_free(key)  # again: a training may have begun while the turn was waited for
         if self._manager.beforehand(role, key)[1] != "loaded":
             self._clear()
         load = self._manager.load_evaluation_model if role == "evaluation" else self._manager.load_generation_model
@@ -146,6 +149,11 @@ class Models:
             self._manager.unload(role)
             raise
         self._gone, self._keys[role] = "", key
+
+    def _check_free(self, key: str) -> None:
+        run = self.training()
+        if run and detect().kind == "cuda":
+            raise EngineError(f"the training of {run} has the GPU", f"load {key} under {WHERE} when it is over")
 
     def _note(self, line: str) -> None:
         self._state = line
@@ -204,6 +212,20 @@ class Models:
         return USUAL[role] if self._network else SHIPPED[role]
 
     # ------------------------------------------------------------ using
+
+    def let_go(self, answers: Sequence[Any]) -> None:
+        """Close answers that nobody waits for any more, when their turn comes; returns at once.
+
+        A page that is closed in mid-answer ends its stream in the web server's own thread, which must not wait.
+        """
+
+        def close() -> None:
+            with self._turns.turn():
+                for answer in answers:
+                    answer.close()
+
+        if answers:
+            threading.Thread(target=close, daemon=True, name="let go").start()
 
     def turn(self) -> AbstractContextManager[None]:
         """Nobody else speaks until the block ends; for what must not happen while somebody speaks."""

@@ -26,6 +26,7 @@ CHARACTERS_SHOWN = 20_000
 MOST = 200  # sessions; beyond it the one used least lately ends
 IDLE_SECONDS = 12 * 3600.0  # an open page asks each second; a laptop may sleep for a night
 LEFT_SECONDS = 600.0
+TOLD_AGAIN_AFTER = 15.0  # seconds
 
 
 class Session:
@@ -39,15 +40,20 @@ class Session:
         self.impact: Impact | None = None
         self.own_file: Path | None = None
         self.ids: list[str] = []  # of the examples that the Data tab lists
-        self._shown: dict[str, Any] = {}
+        self._shown: dict[str, tuple[Any, float]] = {}  # part -> what this page was told, and when
         self._lock = threading.Lock()
 
-    def news(self, part: str, value: Any) -> bool:
-        """True if `value` is not what this page shows of `part`; from now on it is what it shows."""
+    def news(self, part: str, value: Any, again: bool = True) -> bool:
+        """True if `value` is to be sent to the page: it is not what it was told of `part`, or that is a while ago.
+
+        A reply can be lost (a laptop that slept, a tunnel that broke), so everything is told `again` now and then.
+        """
+        now = time.monotonic()
         with self._lock:
-            if self._shown.get(part, self) == value:
+            told, when = self._shown.get(part, (self, 0.0))
+            if told == value and not (again and now - when >= TOLD_AGAIN_AFTER):
                 return False
-            self._shown[part] = value
+            self._shown[part] = (value, now)
             return True
 
     def log_html(self) -> str:

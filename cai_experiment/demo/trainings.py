@@ -54,6 +54,10 @@ class HasModels(Protocol):
         """Free the GPU for the training."""
         ...
 
+    def come_back(self) -> None:
+        """Load again what made room, now that the training has ended."""
+        ...
+
 
 class Trainings:
     """The trainings below one data folder, one at a time, whoever started it. Safe for threads."""
@@ -79,8 +83,9 @@ class Trainings:
         return label(name, found.seconds if found else None)
 
     def start(
-        self, examples: int, epochs: int, name: str = "custom", generator: str | None = None, critic: str | None = None
-    ) -> str:
+        self, examples: float, epochs: float, name: str = "custom", generator: str | None = None,
+        critic: str | None = None,
+    ) -> str:  # fmt: skip
         """Start a training of a new run, and say so in one line. Without names the models loaded in the demo work.
 
         Raises BadInputError for a number out of bounds, or while a training is running, which it names; DiskError.
@@ -101,21 +106,25 @@ class Trainings:
         finally:
             os.close(lock)  # the child has its own
         about = f", about {duration(found.seconds)}" if found else ""
-        return f"{job.run} has begun: {examples} examples, {epochs} epoch{'s' * (epochs > 1)}{about}"
+        size = f"{examples} examples, {epochs} epoch{'s' * (epochs > 1)}"
+        return f"{job.run} has begun: {size}{about}; {_who(speaks, judges)}"
 
     def stop(self) -> str:
         """Ask the running training to stop; returns at once, `state()` tells when it has. It can be resumed."""
         holder, held = last_holder(self._data)
         if not held or holder is None:
             raise BadInputError("no training is running", "start one, or resume one that was stopped")
-        job = Job.read(self._data / holder.run / JOB)
-        if job.stopping:
-            return f"{job.run} is stopping already"
-        for pid, started in ((holder.pid, holder.started), job.script or (0, "")):
+        script: tuple[int, str] | None = None
+        with suppress(UserError):  # its folder was moved away: the process is stopped all the same
+            job = Job.read(self._data / holder.run / JOB)
+            if job.stopping:
+                return f"{job.run} is stopping already"
+            script = job.script
+        for pid, started in ((holder.pid, holder.started), script or (0, "")):
             if is_alive(pid, started):
                 os.kill(pid, signal.SIGTERM)
-                return f"{job.run} is stopping: it ends within seconds, and can be resumed"
-        raise BadInputError(f"{job.run} is just starting or ending", "try again in a moment")
+                return f"{holder.run} is stopping: it ends within seconds, and can be resumed"
+        raise BadInputError(f"{holder.run} is just starting or ending", "try again in a moment")
 
     def resume(self, run: str) -> str:
         """Go on with a stopped or failed run where it stopped. Raises BadInputError if there is nothing to resume."""
@@ -131,6 +140,10 @@ class Trainings:
         finally:
             os.close(lock)
         return f"{run} goes on: {'training' if job.generated else 'making pairs'}"
+
+    def who(self) -> str:
+        """Which model a training that is started now would train, and which would judge: one line."""
+        return _who(*self._models(None, None))
 
     def running(self) -> str:
         """The run that is at work now, whoever started it, or ""; a GPU is its own until it has ended."""
@@ -155,7 +168,8 @@ class Trainings:
             try:
                 job = Job.read(self._data / holder.run / JOB)
             except UserError:  # it was moved away
-                return TrainingState()
+                gone = f"{holder.run} is at work, but its folder is gone: stop it, and start anew"
+                return TrainingState(holder.run, "generating", line=gone, can_stop=True) if held else TrainingState()
             view = self._view_of(job)
             view.refresh()
             return state_of(job, view, held, self.verbosity if verbosity is None else verbosity)
@@ -164,7 +178,7 @@ class Trainings:
 
     def _models(self, generator: str | None, critic: str | None) -> tuple[str, str]:
         """(generator, critic): as named, else what is loaded in the demo, else the model that it was started with."""
-        loaded = self._loaded() or self._made_room
+        loaded = self._made_room | self._loaded()
         speaks = generator or loaded.get("generation") or self.settings.model or SHIPPED
         judges = critic or generator or loaded.get("evaluation") or speaks
         return _absolute(speaks), _absolute(judges)
@@ -209,12 +223,13 @@ class Trainings:
         try:
             job.write()
             sign_lock(lock, job.run, 0)
-            self._made_room = self._loaded() or self._made_room
+            self._made_room |= self._loaded()
             self.models.make_room()
             child = _spawn(job, lock)
         except BaseException as error:
             job.stage, job.line = "failed", " ".join(str(error).split())
             job.write()
+            self.models.come_back()
             raise
         sign_lock(lock, job.run, child.pid)
         threading.Thread(target=self._follow, args=(job, child), daemon=True, name=job.run).start()
@@ -230,11 +245,18 @@ class Trainings:
             for entry in new_entries(logs):
                 if (text := shown_at(entry, self.verbosity)) is not None:
                     self._say(text)
+        if not self.running():  # else another has the GPU already
+            self.models.come_back()
+            self._made_room = {}
 
     def _view_of(self, job: Job) -> TrainingView:
         if self._view is None or self._view[0] != job.run:
             self._view = (job.run, TrainingView(job.folder, job.checkpoints))
         return self._view[1]
+
+
+def _who(generator: str, critic: str) -> str:
+    return f"{generator} answers and is trained, {'it' if critic == generator else critic} judges"
 
 
 def label(name: str, seconds: float | None = None) -> str:

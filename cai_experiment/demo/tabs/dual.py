@@ -45,7 +45,7 @@ def _offered(actions: Actions, role: Role) -> Any:
 
 def _wire(actions: Actions, role: Role, key: Any, load: Any, unload: Any, line: Any, status: Any) -> None:
     loaded = load.click(shared(_with_role(actions.load, role)), key, line, concurrency_id="models", **QUIET)
-    unloaded = unload.click(shared(partial(actions.unload, role)), None, line, concurrency_id="models", **QUIET)
+    unloaded = unload.click(shared(partial(actions.unload, role)), None, line, concurrency_id="unload", **QUIET)
     for event in (loaded, unloaded):
         event.then(shared(actions.status), None, status, **QUIET)
 

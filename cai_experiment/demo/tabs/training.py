@@ -15,7 +15,8 @@ from cai_experiment.demo.trainings import MOST_EPOCHS, MOST_EXAMPLES, PLANS
 class Panel:
     """The places that show how the training stands, and what to put there."""
 
-    def __init__(self) -> None:
+    def __init__(self, plan: gr.Radio) -> None:
+        self.plan = plan
         with gr.Row():
             self.start = gr.Button("Start Training", variant="primary")
             self.stop = gr.Button("Stop", variant="stop", interactive=False)
@@ -35,18 +36,24 @@ class Panel:
     @property
     def outputs(self) -> list[Any]:
         """In the order of `news`."""
-        return [self.bar, self.plot, self.pairs, self.log, self.said, self.stop, self.stopped, self.run]
+        return [self.bar, self.plot, self.pairs, self.log, self.said, self.stop, self.stopped, self.run, self.plan]
 
     def news(self, actions: Actions, session: Session) -> list[Any]:
         """What has changed since this page was told last; the rest is skipped."""
         state, bar = actions.training(session)
         parts = {"bar": bar, "plot": state.plot_html, "pairs": state.pairs_html, "run log": state.log_html}
         told = [value if session.news(part, value) else gr.skip() for part, value in parts.items()]
-        if not session.news("stage", (state.run, state.stage)):
-            return [*told, *[gr.skip()] * 4]
+        who = actions.trainings.who()
+        plans = gr.skip()
+        if session.news("plans", (who, state.run, state.stage)):  # the minutes are those of these models
+            plans = gr.Radio(choices=actions.plans(), info=who)
+        changed = session.news("stage", (state.run, state.stage), again=False)  # what the user chose since stays
+        if not session.news("buttons", (state.run, state.stage)) and not changed:
+            return [*told, *[gr.skip()] * 4, plans]
         runs = actions.trainings.runs_to_resume()
-        listed = gr.Dropdown(choices=runs, value=runs[0] if runs else None)
-        return [*told, "", gr.Button(interactive=state.can_stop), gr.Row(visible=bool(runs)), listed]
+        listed = gr.Dropdown(choices=runs, value=runs[0] if runs else None) if changed else gr.skip()
+        said, stop = "" if changed else gr.skip(), gr.Button(interactive=state.can_stop)
+        return [*told, said, stop, gr.Row(visible=bool(runs)), listed, plans]
 
 
 def build(actions: Actions) -> Panel:
@@ -58,12 +65,12 @@ def build(actions: Actions) -> Panel:
     with gr.Row(visible=False) as own:
         examples = gr.Number(PLANS[first][0], label="Examples", precision=0, minimum=1, maximum=MOST_EXAMPLES)
         epochs = gr.Number(PLANS[first][1], label="Epochs", precision=0, minimum=1, maximum=MOST_EPOCHS)
-    panel = Panel()
+    panel = Panel(plan)
     plan.change(lambda chosen: gr.Row(visible=chosen == CUSTOM), plan, own, **QUIET)
-    for button, work, inputs in (
-        (panel.start, actions.start_training, [plan, examples, epochs]),
-        (panel.stop, actions.stop_training, []),
-        (panel.resume, actions.resume_training, [panel.run]),
+    for button, work, inputs, queue in (
+        (panel.start, actions.start_training, [plan, examples, epochs], "training"),
+        (panel.stop, actions.stop_training, [], "stop"),  # it must not wait for a Start that waits for the GPU
+        (panel.resume, actions.resume_training, [panel.run], "training"),
     ):
-        button.click(shared(work), inputs, panel.said, concurrency_limit=1, concurrency_id="training", **QUIET)
+        button.click(shared(work), inputs, panel.said, concurrency_limit=1, concurrency_id=queue, **QUIET)
     return panel

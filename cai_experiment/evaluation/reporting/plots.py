@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import io
 import re
+import threading
 import warnings
 from dataclasses import dataclass
 from itertools import pairwise
@@ -26,6 +27,7 @@ DRAWN_N = 10  # a rate of fewer items has an interval of half the axis: it stand
 TALL = 6.0  # inches; a plot above it is folded on the page
 MOST_SERIES = 4
 SHAPES = "oDs^"
+_DRAWING = threading.Lock()  # matplotlib's settings belong to the whole process, and the demo draws in several threads
 LABEL = 62  # characters of a row's label
 WIDTH = 4.6  # inches: about a phone's width at its own size, so that its text can be read there
 _ABOVE: Mapping[str, Any] = {  # where a legend covers nothing
@@ -273,8 +275,8 @@ def finished(figure: Any, axes: Any, name: str, title: str) -> Plot:
     if axes.get_legend() is None and len(axes.get_legend_handles_labels()[1]) > 1:
         axes.legend(**_ABOVE, ncols=2)
     file, pdf = io.StringIO(), io.BytesIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif",
-                                "pdf.fonttype": 42}), warnings.catch_warnings():  # fmt: skip
+    with _DRAWING, matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif",
+                                          "pdf.fonttype": 42}), warnings.catch_warnings():  # fmt: skip
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the page's font has it
         figure.savefig(file, format="svg", transparent=True)
         figure.set_layout_engine("none")  # as it was laid out for the page
