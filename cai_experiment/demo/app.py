@@ -73,6 +73,10 @@ def launch(blocks: gr.Blocks, port: int, share: bool = False, exports: Path | No
     """
     theme = gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=FONTS, font_mono=FIXED).set(
         button_large_text_size="*text_md", button_large_text_weight="500", button_large_padding="*spacing_md",
+        button_primary_background_fill="*primary_600", button_primary_background_fill_hover="*primary_700",
+        button_primary_background_fill_dark="*primary_600", button_primary_background_fill_hover_dark="*primary_700",
+        body_text_color_subdued="*neutral_600", block_info_text_color="*neutral_600",
+        input_placeholder_color="*neutral_600", input_placeholder_color_dark="*neutral_300",
     )  # fmt: skip
     doors = Middleware(Doors, files=get_upload_folder(), local=not share)
     allowed = [] if exports is None else [str(exports.expanduser().absolute())]
