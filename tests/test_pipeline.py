@@ -410,7 +410,7 @@ def test_the_log_closes_with_what_the_chosen_answer_breaks(tmp_path: Path) -> No
     example = to_example(machine.draft, GateSettings(), Origin(0, "g", "c"))
     path = tmp_path / "content_log.jsonl"
     with ContentLogger(0, path) as logger:
-        Story(logger, path, CONSTITUTION.principles).tell(machine.draft, example, "1/1", 1.0)
+        Story(logger, path, CONSTITUTION.principles).tell(machine.draft, example, (1, 1), 1.0)
     (closing,) = (entry["content"] for entry in read_jsonl(path) if entry["stage"] == "TRAINING-PAIR-CREATED")
     assert "→ 0.0 (100% violation reduction)" in closing
 

@@ -76,6 +76,7 @@ class Actions:
     def start(self) -> None:
         """Load the first model, in the background, and remove what earlier servers left behind."""
         self.models.start()
+        self.trainings.watch()
         exports.remove_old(self.settings, self.sessions.ids())
 
     def close(self) -> None:
@@ -161,22 +162,32 @@ class Actions:
 
     # ---------------------------------------------------------------- Impact
 
-    def take_own_file(self, session: Session, path: str | None) -> str:
+    def take_own_file(self, session: Session, path: str | None, field: str = "") -> str:
         """Keep an uploaded file of prompts for this page, if it can be read; without one forget the last."""
         if path is None:
             session.forget_own_file()
             return ""
         try:
             kept = session.keep_own_file(Path(path))
-            return notice(f"{len(impact.load_own(kept).prompts)} prompts read; Run Comparison uses them", "ok")
+            read = impact.load_own(kept, field.strip() or None)
+            return notice(f"{len(read.prompts)} prompts read; Run Comparison uses them", "ok")
+        except Exception as error:  # the file is kept: another field may be the right one
+            return notice(said(error), "bad")
+
+    def name_own_field(self, session: Session, field: str) -> str:
+        """Read the uploaded file again, by another column."""
+        if session.own_file is None:
+            return ""
+        try:
+            read = impact.load_own(session.own_file, field.strip() or None)
+            return notice(f"{len(read.prompts)} prompts read; Run Comparison uses them", "ok")
         except Exception as error:
-            session.forget_own_file()
             return notice(said(error), "bad")
 
     def compare(
-        self, session: Session, suite: str, label: str | None, method: str, count: float
+        self, session: Session, suite: str, label: str | None, method: str, count: float, field: str = ""
     ) -> Iterator[tuple[str, str, str, str]]:
-        """(bar, summary, plots, examples) as they come."""
+        """(bar, summary, plots, examples) as they come. `field`: the column of the own file, "" for a usual one."""
         session.impact = None
         shown = ("", "", "", "")
         try:
@@ -185,7 +196,7 @@ class Actions:
                 raise BadInputError("no file was uploaded", "choose one, or another suite")
             states = impact.compare(
                 self.models, session.log, suite, own, self._checkpoint(label), method,
-                count=int(count) or None, seed=self.settings.seed,
+                field=field.strip() or None, count=int(count) or None, seed=self.settings.seed,
             )  # fmt: skip
             for state in states:
                 session.impact = state.result

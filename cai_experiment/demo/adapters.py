@@ -103,6 +103,8 @@ class Adapters:
     def take_off(self) -> None:
         """Leave the model as it was before the first adapter: its own layers, and nothing of PEFT."""
         self._worn.clear()
+        if self._bare is not None:  # somebody may still hold the copy, which must not hold the weights
+            self._bare.model = None
         self._bare = self._peft = None
         model = self.engine.model
         if model is None:  # closed by its owner

@@ -92,7 +92,6 @@ def _written(folder: Path) -> float:
 
 def _new_file(settings: DemoSettings, session_id: str, stem: str, suffix: str) -> Path:
     """An empty file of its own in the session's folder (mode 0600), named by the second; "-2" where that is taken."""
-    remove_old(settings, keep=(session_id,))
     folder, stamp = session_folder(settings, session_id), datetime.now(UTC).strftime("%Y%m%d_%H%M%S")
     number = 1
     while True:

@@ -49,8 +49,10 @@ class Fetch:
         small = ["--quantization", "4bit"] if files != place else []
         with tempfile.TemporaryFile() as told:
             self._start([sys.executable, str(SCRIPT), place, *small], told)
-            while (code := self._look()) is None:
+            code = None
+            while code is None:
                 say(f"fetching {files}: {downloaded_gb(files):.2f}{numbers} GB")
+                code = self._look()
             if code == 0:
                 return
             told.seek(0)

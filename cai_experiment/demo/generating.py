@@ -20,6 +20,7 @@ from cai_experiment.observe.content_logger import ContentLogger
 MOST_CHARACTERS = 20_000  # of a prompt: more than any context here holds with room to answer
 MOST_TOKENS = 2_000  # of an answer
 MOST_HEAT = 2.0
+TURN_SECONDS = 0.5  # of speaking while others wait
 KEY = "evaluation/demo/0"  # of the random numbers: BothArms.answer("demo", [prompt]) says the same
 NO_CHECKPOINT = "No trained checkpoint is chosen: the base alone answers."
 ENDS = {"stop": "ended by itself", "length": "cut at the length asked for"}
@@ -50,14 +51,27 @@ def generate(
     models.growing.update(answers.values())
     try:
         while not all(answer.ended for answer in answers.values()):
-            with _speaker(models, checkpoint) as speaker:
-                for arm, answer in answers.items():
-                    answer.step(speaker.engine if isinstance(speaker, Speaker) else getattr(speaker, arm), speaker.name)
+            _step(models, checkpoint, answers)
             yield _generated(answers, "")
     finally:
         models.let_go([answer for answer in answers.values() if answer.holds])
     _log(log, prompt, checkpoint, answers)
     yield _generated(answers, f" · seed {seed} · {time.monotonic() - began:.1f} s")
+
+
+def _step(models: Models, checkpoint: Checkpoint | None, answers: dict[str, _Answer]) -> None:
+    """A token of each arm; more for the turn where others wait, since theirs may take seconds.
+
+    Here and not in the generator, whose frame would hold the weights while it is suspended.
+    """
+    began = time.monotonic()
+    with _speaker(models, checkpoint) as speaker:
+        while True:
+            for arm, answer in answers.items():
+                answer.step(speaker.engine if isinstance(speaker, Speaker) else getattr(speaker, arm), speaker.name)
+            all_ended = all(answer.ended for answer in answers.values())
+            if all_ended or not models.wanted or time.monotonic() - began > TURN_SECONDS:
+                return
 
 
 def _speaker(models: Models, checkpoint: Checkpoint | None) -> AbstractContextManager[Arms | Speaker]:

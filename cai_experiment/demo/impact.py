@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from cai_experiment.constitution.prompts import ask_for_answer
 from cai_experiment.demo import impact_view as view
 from cai_experiment.engines.base import Prompt, Sampling
-from cai_experiment.errors import BadInputError
+from cai_experiment.errors import BadInputError, EngineError
 from cai_experiment.evaluation.arms import BothAnswers
 from cai_experiment.evaluation.harm_rules import Detection
 from cai_experiment.evaluation.impact import METHODS, Impact, detect, detector_for, measure, row_of
@@ -123,7 +123,10 @@ def _judged(models: Models, log: ContentLogger, job: _Job, answers: Sequence[Bot
     found: list[tuple[Detection, Detection]] = []
     judge, count, since = "", len(answers), time.monotonic()
     for portion in job.portions(count if job.method == RULES else JUDGED):
-        some, judge = _found(models, job.method, answers[portion])
+        some, name = _found(models, job.method, answers[portion])
+        if judge not in ("", name):
+            raise EngineError(f"the judge {judge} was replaced by {name} in mid-comparison", "run the comparison again")
+        judge = name
         three = zip(job.suite.prompts[portion], answers[portion], some, strict=True)
         rows = [row_of(prompt, both, of, job.truth) for prompt, both, of in three]
         for place, row in enumerate(rows, len(found) + 1):

@@ -76,6 +76,8 @@ class Models:
 
     def _start(self) -> None:
         key = self.settings.model or STARTUP
+        if detect().kind == "cuda" and self.training():  # of an earlier server
+            self._made_room = dict.fromkeys(ROLES, key)
         try:
             for role in reversed(ROLES):  # the generation model first: it is the one that keeps the GPU
                 if not self._load(role, key).startswith("✓"):
@@ -213,6 +215,11 @@ class Models:
 
     # ------------------------------------------------------------ using
 
+    @property
+    def wanted(self) -> bool:
+        """True if somebody waits while another one speaks."""
+        return self._turns.wanted
+
     def let_go(self, answers: Sequence[Any]) -> None:
         """Close answers that nobody waits for any more, when their turn comes; returns at once.
 
@@ -315,8 +322,8 @@ class Models:
         """The GPU is free again: load what made room and was not replaced since. Takes as long as loading does."""
         wanted, self._made_room = self._made_room, {}
         for role in reversed(ROLES):
-            if role in wanted and self.loaded(role) is None:
-                self._load(role, wanted[role])
+            if role in wanted and self.loaded(role) is None and not self._load(role, wanted[role]).startswith("✓"):
+                self._made_room[role] = wanted[role]  # another training was quicker
 
     def close(self) -> None:
         """Unload all, and end a download. A load that is still going on is not waited for: it ends with the process."""

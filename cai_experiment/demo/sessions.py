@@ -41,6 +41,7 @@ class Session:
         self.own_file: Path | None = None
         self.ids: list[str] = []  # of the examples that the Data tab lists
         self._shown: dict[str, tuple[Any, float]] = {}  # part -> what this page was told, and when
+        self._log_view: tuple[tuple[int, int], str] = ((-1, -1), "")  # of how many entries, at which verbosity
         self._lock = threading.Lock()
 
     def news(self, part: str, value: Any, again: bool = True) -> bool:
@@ -58,6 +59,12 @@ class Session:
 
     def log_html(self) -> str:
         """The newest entries that the verbosity shows, as escaped text; the whole log is in the export."""
+        state = (self.log.get_summary()["entries"], self.log.verbosity)
+        if self._log_view[0] != state:
+            self._log_view = (state, self._made_log_html())
+        return self._log_view[1]
+
+    def _made_log_html(self) -> str:
         entries = self.log.tail(ENTRIES_SHOWN)
         shown = [text for text in (shown_at(entry, self.log.verbosity) for entry in entries) if text is not None]
         if not shown:
@@ -103,12 +110,15 @@ class Sessions:
     def get(self, page: str) -> Session:
         """The session of a page, a new one where it has none (any more). Two pages never share one."""
         with self._lock:
+            is_new = page not in self._open
             session = self._open.pop(page, None) or Session(self._settings, self._say)
             self._open[page], self._ends[page] = session, time.monotonic() + IDLE_SECONDS
             surplus = len(self._open) - MOST
             over = [name for at, name in enumerate(self._open) if at < surplus or self._ends[name] < time.monotonic()]
         for name in over:
             self.end(name)
+        if is_new:
+            exports.remove_old(self._settings, self.ids())  # what closed pages left a day ago
         return session
 
     def left(self, page: str) -> None:

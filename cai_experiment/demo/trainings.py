@@ -41,6 +41,7 @@ from cai_experiment.observe.progress import duration
 from cai_experiment.records.files import writing_error
 
 PLANS: dict[str, tuple[int, int]] = {"quick": (20, 2), "standard": (50, 5)}  # examples, epochs
+SHIPPED_NAMES = ("nano", "nano-b")
 TITLES = {"quick": "Quick Demo", "standard": "Standard"}
 MOST_EXAMPLES, MOST_EPOCHS = 5000, 20
 FOLLOW_SECONDS = 1.0
@@ -181,6 +182,8 @@ class Trainings:
         loaded = self._made_room | self._loaded()
         speaks = generator or loaded.get("generation") or self.settings.model or SHIPPED
         judges = critic or generator or loaded.get("evaluation") or speaks
+        if critic is None and (speaks in SHIPPED_NAMES) != (judges in SHIPPED_NAMES):
+            judges = speaks  # the shipped models know their written world alone
         return _absolute(speaks), _absolute(judges)
 
     def _loaded(self) -> dict[str, str]:
@@ -228,8 +231,8 @@ class Trainings:
             child = _spawn(job, lock)
         except BaseException as error:
             job.stage, job.line = "failed", " ".join(str(error).split())
+            self._bring_back()
             job.write()
-            self.models.come_back()
             raise
         sign_lock(lock, job.run, child.pid)
         threading.Thread(target=self._follow, args=(job, child), daemon=True, name=job.run).start()
@@ -245,9 +248,23 @@ class Trainings:
             for entry in new_entries(logs):
                 if (text := shown_at(entry, self.verbosity)) is not None:
                     self._say(text)
-        if not self.running():  # else another has the GPU already
-            self.models.come_back()
+        self._bring_back()
+
+    def _bring_back(self) -> None:
+        """Load the models again as soon as nobody holds the machine: a killed child's script may need a while."""
+
+        def wait() -> None:
+            while self.running():
+                time.sleep(FOLLOW_SECONDS)
             self._made_room = {}
+            self.models.come_back()
+
+        threading.Thread(target=wait, daemon=True, name="models come back").start()
+
+    def watch(self) -> None:
+        """At the start of a server: if a training of an earlier one is at work, load the models when it has ended."""
+        if self.running():
+            self._bring_back()
 
     def _view_of(self, job: Job) -> TrainingView:
         if self._view is None or self._view[0] != job.run:

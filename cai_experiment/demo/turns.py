@@ -21,6 +21,11 @@ class Turns:
         self._changed = threading.Condition()
         self._queue: deque[object] = deque()  # the first has the turn
 
+    @property
+    def wanted(self) -> bool:
+        """True if somebody waits for the turn that another one has."""
+        return len(self._queue) > 1
+
     @contextmanager
     def turn(self) -> Iterator[None]:
         """Wait for the turn, and end it with the block."""

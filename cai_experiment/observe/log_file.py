@@ -11,6 +11,7 @@ from typing import Any, Iterator, Mapping
 from cai_experiment.errors import BadInputError, DiskError, UserError
 
 BLOCK = 1 << 16
+TAIL_BYTES = 4 << 20  # what is read for a page's log view, unless one entry alone is larger
 DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
@@ -74,15 +75,21 @@ class LogFile:
         return [json.loads(line) for line in lines[skip:]], end
 
     def tail(self, count: int, start: int = 0) -> list[dict[str, Any]]:
-        """The last `count` entries of those from byte `start` on, read from the end backwards."""
-        end, data = self.size, b""
+        """The last `count` entries of those from byte `start` on, read from the end backwards; fewer, but at least one,
+        where these are more than TAIL_BYTES.
+        """
+        end = begin = self.size
+        blocks: list[bytes] = []
+        newlines = 0
         with open(self.path, "rb") as file:
-            while end > start and data.count(b"\n") <= count:
-                begin = max(start, end - BLOCK)
+            while begin > start and newlines <= (count if end - begin < TAIL_BYTES else 1):
+                stop, begin = begin, max(start, begin - BLOCK)
                 file.seek(begin)
-                data = file.read(end - begin) + data
-                end = begin
-        return [json.loads(line) for line in data.split(b"\n")[:-1][-count:]]
+                blocks.append(file.read(stop - begin))
+                newlines += blocks[-1].count(b"\n")
+        lines = b"".join(reversed(blocks)).split(b"\n")
+        whole = lines[:-1] if begin == start else lines[1:-1]
+        return [json.loads(line) for line in whole[-count:]]
 
     def close(self) -> None:
         """Give the handle back; reading goes on working."""

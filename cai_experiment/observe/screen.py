@@ -60,7 +60,9 @@ def compared(prompt: str, base: Sequence[str], trained: Sequence[str], before: f
     lines = [f'Prompt: "{prompt}"', ""]
     for name, (answer, *said) in (("BASE", base), ("TRAINED", trained)):
         lines += [f"{name} MODEL OUTPUT:", f'"{answer}"', *(f"→ {line}" for line in said), ""]
-    return "\n".join([*lines, confirmed(before, after)])
+    silent = [name for name, (answer, *_) in (("base", base), ("trained", trained)) if not answer.strip()]
+    nothing = f"✗ NOT COMPARED (the {' and the '.join(silent)} model said nothing)"
+    return "\n".join([*lines, nothing if silent else confirmed(before, after)])
 
 
 def evaluation(violations: Sequence[str], score: float, principles: int) -> str:

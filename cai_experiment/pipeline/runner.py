@@ -267,7 +267,7 @@ class _Run:
         """Tell of what was written just now."""
         for index, line in written:
             example = self.unwritten.pop(index)
-            place = f"{index + 1}/{max(self.goal, index + 1)}"
+            place = (index + 1, self.goal)
             self.story.tell(example.stages.draft, line, place, time.monotonic() - example.began)
 
     def _show(self) -> None:

@@ -60,10 +60,11 @@ class Story:
         self._told = logged_examples(path)
         self._accepted = 0
 
-    def tell(self, draft: Draft, example: Example, place: str, seconds: float) -> None:
+    def tell(self, draft: Draft, example: Example, place: tuple[int, int], seconds: float) -> None:
         """Log the stages of one example; of one that was told before only its end, where that has changed.
 
-        A pair's end changes when the guard has read it. `place` is "3/20"; `seconds` it took from its first prompt on.
+        A pair's end changes when the guard has read it. `place` is (3, 20): the instruction's number, and
+        the pairs wanted; `seconds` it took from its first prompt on.
         """
         stays = self._pairs is None or self._accepted < self._pairs
         self._accepted += not example.reject_reasons
@@ -74,10 +75,10 @@ class Story:
             self._tell_stages(draft, example, place)
         self._tell_end(draft, example, place, seconds)
 
-    def _tell_stages(self, draft: Draft, example: Example, place: str) -> None:
-        about = {"example": example.id, PLACE: place}
+    def _tell_stages(self, draft: Draft, example: Example, place: tuple[int, int]) -> None:
+        about = {"example": example.id, PLACE: _sampled_by(place)}
         self._logger.log_stage(
-            f"TRAINING-EXAMPLE {place}", f'Prompt: "{example.instruction}"',
+            f"TRAINING-EXAMPLE {place[0]}/{max(place)}", f'Prompt: "{example.instruction}"',
             about | {"source": draft.instruction.source, TEXTS: [example.instruction]},
         )  # fmt: skip
         self._logger.log_stage(
@@ -90,8 +91,8 @@ class Story:
                 self._logger.log_stage("INITIAL-EVALUATION", text, about | {"round": number})
             _tell_round(self._logger, self._principles, one, about | {"round": number}, example)
 
-    def _tell_end(self, draft: Draft, example: Example, place: str, seconds: float) -> None:
-        about = {"example": example.id, PLACE: place}
+    def _tell_end(self, draft: Draft, example: Example, place: tuple[int, int], seconds: float) -> None:
+        about = {"example": example.id, PLACE: _sampled_by(place)}
         if example.reject_reasons:
             text = CROSS + ending(example) + (f": {draft.error}" if draft.error else "")
             self._logger.log_stage(REJECTED, text, about)
@@ -99,6 +100,11 @@ class Story:
         _, before = _before(self._principles, draft.rounds[0], "")
         after = sum(p.weight for p in _violated(self._principles, _final(draft)))
         self._logger.log_stage(CREATED, pair_created(before, after, seconds), about)
+
+
+def _sampled_by(place: tuple[int, int]) -> str:
+    """What level 2 samples by: the goal, also beyond it (more instructions are drawn than pairs are wanted)."""
+    return f"{place[0]}/{place[1]}"
 
 
 def _tell_round(

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cai_experiment.observe.content_logger import PLACE, TEXTS
+from cai_experiment.observe.content_logger import TEXTS
 from cai_experiment.observe.screen import batch_loss, epoch_loss
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class EpochLog:
         epoch, batch = self._place(step)
         loss = None if step == 0 else self.loss
         first = "Before training" if loss is None else batch_loss(loss, None if step == 1 else self.first_loss)
-        about = {**facts, PLACE: f"{step}/{self.steps}"} | ({} if loss is None else {"loss": loss})
+        about = {**facts} | ({} if loss is None else {"loss": loss})
         self.content.log_stage(f"{self.stage}-{epoch}-BATCH-{batch}", "\n".join([first, *lines]), about)
         self.told = step
 
@@ -81,7 +81,7 @@ class EpochLog:
             margin, share = row["held_out_margin"], row["held_out_accuracy"]
             sign = "✓" if margin > 0 else "✗"
             lines.append(f"Validation: margin {margin:+.4f}, {share:.0%} of the held-out pairs right {sign}")
-        facts = {"step": step, "loss_before": before, "loss": after, PLACE: f"{epoch}/{self._place(self.steps)[0]}"}
+        facts = {"step": step, "loss_before": before, "loss": after}
         self.content.log_stage(f"{self.stage}-{epoch}-COMPLETE", "\n".join(lines), facts)
 
     def _place(self, step: int) -> tuple[int, int]:

@@ -47,9 +47,12 @@ def build(actions: Actions, tab: gr.Tab) -> None:
 
     inputs, outputs = [run, kind, principle, reason, verdict, page], [table, turn, line, page, example]
     show = of_page(actions, listed)
-    tab.select(shared(runs), run, run, **QUIET).then(show, inputs, outputs, **QUIET)
-    run.change(shared(filters), run, [principle, reason, verdict], **QUIET)
-    for choice in (run, kind, principle, reason, verdict):
+    reset = (shared(filters), run, [principle, reason, verdict])
+    opened = tab.select(shared(runs), run, run, **QUIET).then(*reset, **QUIET)
+    chosen = run.input(lambda: 1, None, page, **QUIET).then(*reset, **QUIET)
+    for event in (opened, chosen):  # the filters of the run first, then its rows
+        event.then(show, inputs, outputs, **QUIET)
+    for choice in (kind, principle, reason, verdict):
         choice.input(lambda: 1, None, page, **QUIET).then(show, inputs, outputs, **QUIET)
     back.click(lambda at: max(1, at - 1), page, page, **QUIET).then(show, inputs, outputs, **QUIET)
     forward.click(lambda at: at + 1, page, page, **QUIET).then(show, inputs, outputs, **QUIET)

@@ -22,6 +22,8 @@ def build(actions: Actions, tab: gr.Tab) -> None:
             suites = [(name.replace("_", " "), name) for name in SUITES]
             suite = gr.Dropdown([*suites, ("your own file", OWN_FILE)], value=SUITES[0], label="Test suite")
             own = gr.File(label="Your own prompts (.txt, .jsonl, .json, .csv)", file_types=FILE_TYPES, visible=False)
+            field = gr.Textbox("", label="Field", info="The column of the prompts, where its name is not a usual one",
+                               max_lines=1, visible=False)  # fmt: skip
             own_said = html(elem_id="impact-file", visible=False)
             checkpoint = gr.Dropdown([], label="Checkpoint")
             notes = html(elem_id="impact-notes")
@@ -38,10 +40,11 @@ def build(actions: Actions, tab: gr.Tab) -> None:
         download = gr.DownloadButton("Download", visible=False, elem_id="impact-download")
     said = html(elem_id="impact-export")
     examples = html(elem_id="impact-examples")
-    suite.change(_own_places, suite, [own, own_said], **QUIET)
-    own.change(of_page(actions, actions.take_own_file), own, own_said, **QUIET)
+    suite.change(_own_places, suite, [own, field, own_said], **QUIET)
+    own.change(of_page(actions, actions.take_own_file), [own, field], own_said, **QUIET)
+    field.submit(of_page(actions, actions.name_own_field), field, own_said, **QUIET)
     outputs = [bar, summary, plots, examples]
-    inputs = [suite, checkpoint, method, count]
+    inputs = [suite, checkpoint, method, count, field]
     running = run.click(of_page(actions, actions.compare), inputs, outputs, concurrency_limit=4, **QUIET)
     cancel.click(None, None, None, cancels=[running], **QUIET)
     for button, kind in ((as_json, "json"), (as_csv, "csv")):
@@ -50,9 +53,10 @@ def build(actions: Actions, tab: gr.Tab) -> None:
     tab.select(shared(lambda chosen: refreshed(actions, chosen, False)), checkpoint, [checkpoint, notes], **LIGHT)
 
 
-def _own_places(chosen: str) -> tuple[gr.File, gr.HTML]:
-    """The own file and what is said of it: there only where it is what will be asked."""
-    return gr.File(visible=chosen == OWN_FILE), gr.HTML(visible=chosen == OWN_FILE)
+def _own_places(chosen: str) -> tuple[gr.File, gr.Textbox, gr.HTML]:
+    """The own file, its field and what is said of it: there only where it is what will be asked."""
+    is_own = chosen == OWN_FILE
+    return gr.File(visible=is_own), gr.Textbox(visible=is_own), gr.HTML(visible=is_own)
 
 
 def _exported(actions: Actions, kind, session):  # type: ignore[no-untyped-def]
