@@ -144,7 +144,7 @@ def loads_two_models(page: Any) -> None:
     shows(page, "generation-model-line", "✓ Generation model loaded: nano")
     shows(page, "dual-status", "Dual Model System Status")
     shows(page, "dual-status", re.compile(r"Total memory: 0\.0\d GB"))
-    keep_screenshot(page, "dual")
+    keep_screenshot(page, "dual", "#dual-status")
     press(page, "Unload Evaluation Model")
     shows(page, "evaluation-model-line", re.compile("unloaded", re.I))
     press(page, "Load Evaluation Model")
@@ -235,7 +235,7 @@ def keeps_a_log(page: Any) -> None:
     press(page, "Export Logs")
     entries = json.loads(download(page, "log-download").read_text("utf-8"))
     assert BURGLARY in json.dumps(entries, ensure_ascii=False)
-    keep_screenshot(page, "log")
+    keep_screenshot(page, "log", "#log-view")
     page.get_by_role("button", name="Content log").click()
 
 
@@ -324,8 +324,8 @@ def opens_an_example(page: Any) -> None:
     shows(page, "data-example", "Instruction")
 
 
-def keep_screenshot(page: Any, name: str) -> None:
-    """The whole page, and its upper part as docs/images has it; the test's own folder is left out of what it shows."""
+def keep_screenshot(page: Any, name: str, part: str = "#tabs") -> None:
+    """The whole page, and a screen of it with `part` as docs/images has it; the test's own folder is left out."""
     folder = os.environ.get("DEMO_SCREENSHOTS")
     if folder:
         page.locator("#training-state p").evaluate_all(
@@ -333,6 +333,8 @@ def keep_screenshot(page: Any, name: str) -> None:
         )
         page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
         page.evaluate("scrollTo(0, 0)")
+        if part != "#tabs":
+            page.locator(part).scroll_into_view_if_needed()
         page.screenshot(path=Path(folder) / f"top-{name}.png")
 
 
