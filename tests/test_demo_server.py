@@ -248,7 +248,9 @@ def test_an_export_can_be_fetched_and_what_lies_beside_it_cannot(server: Server)
     assert stages == ["EVAL-INPUT", "EVAL-DECISION"]
     assert page.client.get(f"{API}/file={offered}x").status_code == 404
     assert page.client.get(f"{API}/file={offered.parent}").status_code == 404
-    for log in PACKAGE.glob("data/demo_exports/*/content_log.jsonl"):
+    logs = list((server.folder / "data" / "demo_exports").glob("*/content_log.jsonl"))
+    assert logs, "the export was made from a log below the data folder"
+    for log in logs:
         assert page.client.get(f"{API}/file={log}").status_code == 404
 
 

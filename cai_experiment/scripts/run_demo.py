@@ -74,11 +74,12 @@ def serve(args: argparse.Namespace) -> None:
     """Serve until a signal raises KeyboardInterrupt."""
     from cai_experiment.demo import app
     from cai_experiment.demo.actions import Actions
-    from cai_experiment.demo.settings import DemoSettings
+    from cai_experiment.demo.settings import EXPORTS, DemoSettings
 
     settings = DemoSettings(
-        args.data_dir, args.checkpoint_dir, args.constitution, args.model, args.seed, args.verbosity
-    )
+        args.data_dir, args.checkpoint_dir, args.constitution, args.model, args.seed, args.verbosity,
+        exports=args.data_dir / EXPORTS.name,
+    )  # fmt: skip
     actions = Actions(settings, say=lambda line: print(line, flush=True))
     try:
         address = app.launch(app.build(actions), args.port, args.share, settings.exports)
