@@ -63,7 +63,7 @@ def flags(data: Path, *more: str) -> argparse.Namespace:
     """The flags of a script that makes held-out pairs."""
     parser = base_parser("eval_model.py", "mvp")
     add_held_out_flags(parser)
-    return parser.parse_args(["--model", "nano", "--data-dir", str(data), "--held-out", str(N), "-v", "0", *more])
+    return parser.parse_args(["--model", "nano", "--data-dir", str(data), "--held-out", str(N), "-v", "1", *more])
 
 
 def texts(data: Path, place: str = "mvp") -> list[str]:
