@@ -163,19 +163,18 @@ class Actions:
     # ---------------------------------------------------------------- Impact
 
     def take_own_file(self, session: Session, path: str | None, field: str = "") -> str:
-        """Keep an uploaded file of prompts for this page, if it can be read; without one forget the last."""
+        """Keep an uploaded file of prompts for this page and say what is read there; without one forget the last."""
         if path is None:
             session.forget_own_file()
             return ""
         try:
-            kept = session.keep_own_file(Path(path))
-            read = impact.load_own(kept, field.strip() or None)
-            return notice(f"{len(read.prompts)} prompts read; Run Comparison uses them", "ok")
-        except Exception as error:  # the file is kept: another field may be the right one
+            session.keep_own_file(Path(path))
+        except Exception as error:
             return notice(said(error), "bad")
+        return self.name_own_field(session, field)
 
     def name_own_field(self, session: Session, field: str) -> str:
-        """Read the uploaded file again, by another column."""
+        """Read the uploaded file by a column. If that fails the file is kept: another column may be the right one."""
         if session.own_file is None:
             return ""
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,7 +29,6 @@ SHOWN = 3_000  # characters of an answer in an example; the export has all of it
 NEWEST = 3  # examples shown while it runs
 HEAD = 120  # characters of a prompt in an example's line
 ARMS = ("base", "trained")
-_drawing = threading.Lock()  # matplotlib's settings belong to the whole process
 
 HOW = (
     "The same prompts and the same random numbers for both, 95% intervals. A change counts as certain only if its "
@@ -109,12 +107,11 @@ def plots(found: Impact) -> Html:
     from cai_experiment.evaluation.reporting.plots import forest_plot, rates_plot
 
     effects = [one.effect for one in found.figures]
-    with _drawing:
-        drawn = [
-            rates_plot(effects, name="impact_rates", title="Shares of answers, base and trained"),
-            forest_plot(effects, name="impact_differences", title="Change in the shares, on the same prompts"),
-            _scores_plot(found),
-        ]
+    drawn = [
+        rates_plot(effects, name="impact_rates", title="Shares of answers, base and trained"),
+        forest_plot(effects, name="impact_differences", title="Change in the shares, on the same prompts"),
+        _scores_plot(found),
+    ]
     made = [card(plot.title, Html(f'<div class="cai-plot">{plot.svg}</div>')) for plot in drawn if plot is not None]
     return joined(*made) if made else notice("Nothing to draw: no prompt has an answer of both models.", "note")
 
