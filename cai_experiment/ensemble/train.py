@@ -1,0 +1,282 @@
+"""Train the heads on the experts' states: AdamW, linear warm-up and decline, the best heads kept, resumable exactly.
+
+Order and dropout are keyed by seed, epoch and step, so a training that was killed and resumed ends at the same bytes
+as one that was not (on the same device).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from cai_experiment.ensemble import checkpoint
+from cai_experiment.ensemble.checkpoint import Checkpoint
+from cai_experiment.ensemble.encoding import EncodedRow
+from cai_experiment.ensemble.files import BEST
+from cai_experiment.ensemble.held_out import Measures, measure
+from cai_experiment.ensemble.loss import ENTROPY_WEIGHT, perfect_alignment_loss
+from cai_experiment.ensemble.states import Source
+from cai_experiment.ensemble.train_log import TrainLog
+from cai_experiment.errors import BadInputError, EngineError
+
+if TYPE_CHECKING:
+    from cai_experiment.ensemble.model import MultiModelWithScalarHeads
+
+WEIGHT_DECAY = 0.01  # AdamW's default
+MOST_NORM = 1.0  # of the gradient: one odd row must not undo an epoch
+OPTIMIZER, HEADS, SUMS = "optimizer.", "heads.", "sums"  # of a checkpoint's tensors
+ALL = "all"  # held-out rows of every data set
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSettings:
+    """The seed's values."""
+
+    num_epochs: int = 5
+    batch_size: int = 4  # rows a step
+    learning_rate: float = 1e-4
+    warmup_steps: int = 50
+    entropy_weight: float = ENTROPY_WEIGHT
+    seed: int = 42
+    # the rest changes no weight
+    log_every_n_steps: int = 5
+    report_to: str = "none"
+    checkpoint_seconds: float = 20.0  # so much of a training a kill costs, at most; each epoch's end writes one too
+
+    def identity(self) -> dict[str, Any]:
+        """What must not change between an interrupted call and the one that resumes it."""
+        names = ("num_epochs", "batch_size", "learning_rate", "warmup_steps", "entropy_weight", "seed")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(slots=True)
+class TrainResult:
+    """What a training came to. `held_out`: by data set and ALL, of the best epoch; `history`: a row an epoch, from 0
+    (before training); `resumed_from`: the step at which this call took over; `saved`: the best heads."""
+
+    saved: Path
+    best_epoch: int
+    held_out: dict[str, dict[str, Any]]
+    steps: int
+    resumed_from: int
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def learning_rate_at(step: int, total: int, settings: TrainSettings) -> float:
+    """That of step `step` (from 0) of `total`: up to the full rate by the end of the warm-up, then down to 0."""
+    if step < settings.warmup_steps:
+        return settings.learning_rate * (step + 1) / settings.warmup_steps
+    return settings.learning_rate * (total - step) / max(total - settings.warmup_steps, 1)
+
+
+def order_of(epoch: int, rows: int, seed: int) -> list[int]:
+    """The order of the training rows in an epoch (from 1), by seed and epoch alone."""
+    generator = torch.Generator().manual_seed(_keyed(seed, "order", epoch))
+    found: list[int] = torch.randperm(rows, generator=generator).tolist()
+    return found
+
+
+def _keyed(seed: int, what: str, number: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}/{what}/{number}".encode()).digest()[:7], "big")
+
+
+class HeadTrainer:
+    """One training. Rows 0 to `training` - 1 of the source are trained on, the others are held out."""
+
+    def __init__(
+        self,
+        model: MultiModelWithScalarHeads,
+        source: Source,
+        rows: Sequence[EncodedRow],
+        training: int,
+        folder: Path,
+        settings: TrainSettings,
+        identity: dict[str, Any],
+        say: Callable[[str], None] = print,
+    ) -> None:
+        """`identity`: what the checkpoints in `folder` must have been trained on (states, heads, settings).
+
+        Raises BadInputError if no row is left on either side, or if a checkpoint is of another training.
+        """
+        if not 0 < training < len(rows):
+            message = f"{training} rows to train on and {len(rows) - training} held out are too few"
+            raise BadInputError(message, "give more rows, or a longer --max_length if rows were left out")
+        self.model, self.source, self.rows, self.training = model, source, rows, training
+        self.folder, self.settings, self.identity, self.say = folder, settings, identity, say
+        self.steps_an_epoch = math.ceil(training / settings.batch_size)
+        self.total = self.steps_an_epoch * settings.num_epochs
+        self.parameters = list(model.heads.parameters())
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=settings.learning_rate, weight_decay=WEIGHT_DECAY, fused=model.device.type != "mps"
+        )
+        self.step, self.resumed_from = 0, 0
+        self.sums = torch.zeros(4, dtype=torch.float64)  # of the running epoch: loss, alignment, entropy, steps
+        self.history: list[dict[str, Any]] = []
+        self.best: dict[str, Any] = {}
+        self.seconds_before = 0.0  # of the running epoch, in earlier calls
+        self._resume()
+
+    # ------------------------------------------------------------ the run
+
+    def run(self, states_seconds: float = 0.0) -> TrainResult:
+        """Train to the end. `states_seconds`, what computing states took, counts as the first epoch's."""
+        device = self.model.device
+        log = TrainLog(self.folder, self.settings.report_to, self.step if self.history else -1, self.identity)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            try:
+                if not self.history:
+                    self._end_epoch(log, 0, 0.0, 0.0)
+                for epoch in range(self.step // self.steps_an_epoch + 1, self.settings.num_epochs + 1):
+                    self._epoch(log, epoch, states_seconds if epoch == 1 else 0.0)
+            finally:
+                log.close()
+        return TrainResult(
+            self.folder / f"{BEST}.safetensors", self.best["epoch"], self.best["held_out"], self.step,
+            self.resumed_from, self.history,
+        )  # fmt: skip
+
+    def _epoch(self, log: TrainLog, epoch: int, states_seconds: float) -> None:
+        started = saved = time.monotonic()
+        before = self.seconds_before
+        order = order_of(epoch, self.training, self.settings.seed)
+        size, first = self.settings.batch_size, (epoch - 1) * self.steps_an_epoch
+        self.model.heads.train()
+        while self.step < first + self.steps_an_epoch:
+            at = (self.step - first) * size
+            parts = self._step(order[at : at + size])
+            if self.step % self.settings.log_every_n_steps == 0:
+                self._log_step(log, epoch, parts)
+            now = time.monotonic()
+            if now - saved >= self.settings.checkpoint_seconds and self.step < first + self.steps_an_epoch:
+                self.seconds_before = before + now - started
+                self._save()
+                saved = now
+        self._end_epoch(log, epoch, before + time.monotonic() - started, states_seconds)
+
+    def _step(self, rows: Sequence[int]) -> torch.Tensor:
+        """One step of the optimizer over these rows; returns [loss, alignment, entropy] before it."""
+        torch.manual_seed(_keyed(self.settings.seed, "dropout", self.step))
+        rate = learning_rate_at(self.step, self.total, self.settings)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        found = self.source.states(rows)
+        counted = torch.ones(1, len(found.log_p), dtype=torch.bool, device=found.log_p.device)
+        scalars = self.model.scalars(found.hidden)
+        parts = perfect_alignment_loss(scalars[None], found.log_p[None], counted, self.settings.entropy_weight)
+        self.optimizer.zero_grad(set_to_none=True)
+        parts.loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, MOST_NORM)
+        self.optimizer.step()
+        values = torch.stack([part.detach() for part in parts]).double()
+        self.sums = self.sums.to(values.device)
+        self.sums[:3] += values
+        self.sums[3] += 1
+        self.step += 1
+        return values
+
+    def _log_step(self, log: TrainLog, epoch: int, parts: torch.Tensor) -> None:
+        loss, alignment, entropy = parts.tolist()
+        if not math.isfinite(loss):
+            message = f"step {self.step}: the loss is {loss}, so a weight of the heads is no number any more"
+            raise EngineError(message, "lower --learning_rate and add --fresh; the best heads so far are kept")
+        rate = learning_rate_at(self.step - 1, self.total, self.settings)
+        log.write("step", self.step, epoch=epoch, loss=loss, alignment=alignment, entropy=entropy, learning_rate=rate)
+
+    # ------------------------------------------------------------ an epoch's end
+
+    def _end_epoch(self, log: TrainLog, epoch: int, seconds: float, states_seconds: float) -> None:
+        """Measure the held-out rows, keep the heads if they are the best so far, write log and checkpoint."""
+        started = time.monotonic()
+        held_out = self._measure()
+        seconds = seconds + time.monotonic() - started if epoch else 0.0
+        loss = held_out[ALL].loss
+        better = epoch > 0 and (not self.best or loss < self.best["loss"])
+        train = (self.sums[:3] / self.sums[3].clamp(min=1)).tolist() if epoch else [None, None, None]
+        row = {"epoch": epoch, "train_loss": train[0], "train_alignment": train[1], "train_entropy": train[2],
+               "held_out": {name: found.row() for name, found in held_out.items()}, "best": better,
+               "seconds": round(seconds, 3), "states_seconds": round(states_seconds, 3)}  # fmt: skip
+        if better:
+            self.best = {"epoch": epoch, "loss": loss, "held_out": row["held_out"]}
+            self.model.save_pretrained(self.folder, BEST, self._facts(epoch, held_out))
+        self.history.append(row)
+        log.write("epoch", self.step, **row)
+        self.sums, self.seconds_before = torch.zeros_like(self.sums), 0.0
+        self._save()
+        self.say(epoch_line(row, self.settings.num_epochs))
+
+    def _measure(self) -> dict[str, Measures]:
+        numbers = range(self.training, len(self.rows))
+        return measure(
+            self.model, self.source, numbers, [self.rows[n].dataset for n in numbers],
+            [self.rows[n].counted for n in numbers], self.settings.entropy_weight,
+        )  # fmt: skip
+
+    def _facts(self, epoch: int, held_out: dict[str, Measures]) -> dict[str, Any]:
+        """What the heads' file says of their training."""
+        return {**self.identity, "epoch": epoch, "step": self.step, "rows": self.training,
+                "held_out_rows": len(self.rows) - self.training, "held_out": held_out[ALL].row()}  # fmt: skip
+
+    # ------------------------------------------------------------ checkpoints
+
+    def _save(self) -> None:
+        tensors = {HEADS + name: tensor for name, tensor in self.model.heads.state_dict().items()}
+        for number, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"{OPTIMIZER}{number}.{name}": torch.as_tensor(value) for name, value in state.items()}
+        tensors[SUMS] = self.sums
+        facts = {"step": self.step, "best": self.best, "history": self.history, "seconds": self.seconds_before,
+                 "identity": self.identity}  # fmt: skip
+        checkpoint.write(self.folder, Checkpoint(tensors, facts))
+
+    def _resume(self) -> None:
+        """Go on from the newest whole checkpoint, if there is one."""
+        found = checkpoint.newest(self.folder, self.say)
+        if found is None:
+            return
+        check_same(found.facts["identity"], self.identity, self.folder)
+        heads = {name.removeprefix(HEADS): t for name, t in found.tensors.items() if name.startswith(HEADS)}
+        self.model.heads.load_state_dict(heads)
+        state: dict[int, dict[str, torch.Tensor]] = {}
+        for name, tensor in found.tensors.items():
+            if name.startswith(OPTIMIZER):
+                number, kind = name.removeprefix(OPTIMIZER).split(".")
+                state.setdefault(int(number), {})[kind] = tensor
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        self.sums, self.seconds_before = found.tensors[SUMS], found.facts["seconds"]
+        self.step, self.best, self.history = (found.facts[name] for name in ("step", "best", "history"))
+        self.resumed_from = self.step
+        if self.step:
+            self.say(f"resumed at step {self.step} of {self.total}")
+
+
+def check_same(then: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
+    """Raise BadInputError, with what differs, if `folder` holds a training with other settings."""
+    changes = [f"{name} {then.get(name)!r} -> {now.get(name)!r}" for name in dict.fromkeys([*now, *then])
+               if then.get(name) != now.get(name)]  # fmt: skip
+    if changes:
+        message = f"{folder} holds a training with other settings: {'; '.join(changes)}"
+        raise BadInputError(message, "add --fresh to begin anew (the old folder is moved, never deleted)")
+
+
+def epoch_line(row: dict[str, Any], epochs: int) -> str:
+    """An epoch in a line: "epoch 2/5 | loss 0.412 | held out 0.398 (best): mixture 0.49, uniform 0.61 | 3.1 s"."""
+    held = Measures(**row["held_out"][ALL])
+    said = f"held out {held.loss:.4f}{' (best)' if row['best'] else ''}: mixture {held.mixture:.4f}, select "
+    said += f"{held.select:.4f}, uniform {held.uniform:.4f}, best single {min(held.experts):.4f}"
+    if not row["epoch"]:
+        return f"before training | {said} (nats a token)"
+    took = f"{row['seconds']:.1f} s" + (f" + {row['states_seconds']:.1f} s for states" if row["states_seconds"] else "")
+    return f"epoch {row['epoch']}/{epochs} | loss {row['train_loss']:.4f} | {said} | {took}"
+
+
+def settings_named(**values: Any) -> TrainSettings:
+    """TrainSettings of those `values` that it knows."""
+    known = {one.name for one in dataclasses.fields(TrainSettings)}
+    return TrainSettings(**{name: value for name, value in values.items() if name in known})
