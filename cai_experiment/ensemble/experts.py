@@ -1,21 +1,22 @@
-"""The experts: whole causal language models, frozen, each with its tokenizer; which ones by default, and why."""
+"""The experts: frozen causal language models, each with its tokenizer; which ones by default, and why."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cai_experiment.engines.load import NAMES, LoadSettings, Plan, load_model, make_plan
 from cai_experiment.engines.weights import weight_files
+from cai_experiment.ensemble.adapters import Adapter, adapter_of, put_on
 from cai_experiment.errors import BadInputError, EngineError, UserError
 from cai_experiment.models.choice import numbers_of, resolve_model
 from cai_experiment.models.downloads import cache_folder
 from cai_experiment.models.hardware import Hardware, detect
-from cai_experiment.models.memory import weights_gb
+from cai_experiment.models.memory import Architecture, weights_gb
 from cai_experiment.models.presets import get_model_preset
 
 if TYPE_CHECKING:
@@ -94,6 +95,8 @@ def canonical(name: str) -> str:
     """The one name of a model that several name: a preset's hub id, a shipped name, a folder's absolute path."""
     if name in SHIPPED or name.startswith(RANDOM):
         return name
+    if Path(name).expanduser().is_dir() and adapter_of(name) is not None:
+        return str(Path(name).expanduser().resolve())
     choice = resolve_model(name, detect(), "--models")
     if choice.preset is not None:
         return choice.preset.key if choice.preset.is_local else choice.preset.hub_id
@@ -111,8 +114,25 @@ def default_precision(names: Sequence[str], device: str | None = None) -> str:
     memory = hardware.vram_gb if kind == "cuda" else 0.0
     if kind == "mps" or not memory:
         return "bf16"
-    need = sum(weights_gb(numbers_of(resolve_model(_plain(name), hardware, "--models")), "bf16") for name in names)
+    need = sum(weights_gb(architecture(name), "bf16") for name in names)
     return "bf16" if need <= SHARE * memory else "4bit"
+
+
+def architecture(name: str) -> Architecture:
+    """The numbers of an expert by its name (an adapter's: of its model), of a hub id from config.json alone."""
+    with _own_words(name):
+        adapter = _adapter(name)
+        return numbers_of(resolve_model(adapter.base if adapter else _plain(name), detect(), "--models"))
+
+
+def _adapter(name: str) -> Adapter | None:
+    """The adapter that a name means, if it does."""
+    if name in SHIPPED or name.startswith(RANDOM):
+        return None
+    with suppress(BadInputError):
+        get_model_preset(name)
+        return None
+    return adapter_of(name)
 
 
 def _plain(name: str) -> str:
@@ -152,21 +172,26 @@ def load_experts(
 
 
 def _load(name: str, seed: int, precision: str, device: str, tokenizer: str | None, hardware: Hardware) -> Expert:
-    settings = LoadSettings(
-        model=_plain(name), quantization=precision, engine="hf", device=device, trains_after=False, said="--models"
-    )
-    if name.startswith(RANDOM):
-        with _own_words(name):
-            key = get_model_preset(_plain(name)).key
-        settings = replace(settings, model=None, random_weights=key, seed=seed, tokenizer=tokenizer)
     with _own_words(name):
+        adapter = _adapter(name)
+        settings = LoadSettings(
+            model=adapter.base if adapter else _plain(name),
+            quantization=precision, engine="hf", device=device, trains_after=False, said="--models",
+        )  # fmt: skip
+        if name.startswith(RANDOM):
+            key = get_model_preset(_plain(name)).key
+            settings = replace(settings, model=None, random_weights=key, seed=seed, tokenizer=tokenizer)
         plan = make_plan(settings, hardware)
         model, words, facts = load_model(plan, settings)
-        return _expert(canonical(name), plan, model, words, facts)
+        weights, source = _identity(plan, facts)
+        if adapter is not None:
+            model = put_on(model, adapter, precision, name)
+            weights, source = f"{weights}+{adapter.weights}", f"{source}+{name}"
+        return _expert(canonical(name), precision, model, words, weights, source)
 
 
-def _expert(name: str, plan: Plan, model: Any, tokenizer: Any, facts: dict[str, object]) -> Expert:
-    """Freeze the model and gather what is to be known of it; EngineError for one without an output layer."""
+def _expert(name: str, precision: str, model: Any, tokenizer: Any, weights: str, source: str) -> Expert:
+    """Freeze the model and gather what is to be known of it; EngineError if its output layer cannot be read."""
     model.requires_grad_(False)
     head = model.get_output_embeddings()
     if head is None:
@@ -175,8 +200,24 @@ def _expert(name: str, plan: Plan, model: Any, tokenizer: Any, facts: dict[str, 
     own = [ends] if isinstance(ends, int) else list(ends or ())
     eos = frozenset(own) | ({tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set())
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31
-    weights, source = _identity(plan, facts)
-    return Expert(name, model, tokenizer, int(head.weight.shape[1]), plan.quantization, weights, source, eos, context)
+    expert = Expert(name, model, tokenizer, int(head.weight.shape[1]), precision, weights, source, eos, context)
+    _check_output(expert)
+    return expert
+
+
+def _check_output(expert: Expert) -> None:
+    """Some architectures do more after their output layer than `Expert.logits` knows: told by two tokens."""
+    import torch
+
+    ids = torch.tensor([[0, 1]], device=expert.model.get_output_embeddings().weight.device)
+    with torch.no_grad():
+        theirs = expert.model(input_ids=ids, use_cache=False).logits
+    ours = expert.logits(expert.hidden(ids))
+    if not torch.allclose(ours.float(), theirs.float(), rtol=2e-2, atol=2e-2, equal_nan=True):
+        kind = expert.model.config.model_type
+        raise EngineError(
+            f"{expert.name}: the ensemble cannot read the logits of {kind!r} models", "name another model"
+        )
 
 
 def _identity(plan: Plan, facts: dict[str, object]) -> tuple[str, str]:

@@ -77,7 +77,8 @@ def write_heads(folder: str | Path, name: str, info: HeadsInfo, tensors: Mapping
 
 def read_info(weights_path: str | Path) -> HeadsInfo:
     """What the heads at a path were trained over; reads the header alone. BadInputError: missing, damaged, no heads."""
-    return _info(*_header(heads_file(weights_path)))
+    file = heads_file(weights_path)
+    return _info(file, _header(file))
 
 
 def read_heads(weights_path: str | Path) -> tuple[HeadsInfo, dict[str, torch.Tensor]]:
@@ -85,36 +86,39 @@ def read_heads(weights_path: str | Path) -> tuple[HeadsInfo, dict[str, torch.Ten
     from safetensors.torch import load_file
 
     file = heads_file(weights_path)
-    file, header = _header(file)
-    info = _info(file, header)
-    tensors = load_file(file)
+    header = _header(file)
+    info, tensors = _info(file, header), load_file(file)
     if _digest(tensors) != json.loads(header.get("sha256", "null")):
         raise BadInputError(f"{show(file)} is damaged: its weights are not those that were written", AGAIN)
     return info, tensors
 
 
-def _header(file: Path) -> tuple[Path, dict[str, str]]:
+def _header(file: Path) -> dict[str, str]:
+    """The header's own strings, each a JSON value; BadInputError for a file that is not whole."""
     problem = safetensors_problem(file)
     if problem:
         raise BadInputError(f"{show(file)} {problem}", AGAIN)
     with file.open("rb") as stream:
         header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    return file, header.get("__metadata__") or {}
+    metadata: dict[str, str] = header.get("__metadata__") or {}
+    return metadata
 
 
 def _info(file: Path, header: Mapping[str, str]) -> HeadsInfo:
     try:
-        values = {key: json.loads(value) for key, value in header.items()}
+        values: dict[str, Any] = {key: json.loads(value) for key, value in header.items()}
         if values.pop("format") != FORMAT:
             raise ValueError("another format")
         values.pop("sha256")
-        return HeadsInfo(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        fields: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in values.items()}
+        return HeadsInfo(**fields)
     except (KeyError, TypeError, ValueError):
         step = f"give the heads that {TRAIN} wrote ({BEST}{SUFFIX})"
         raise BadInputError(f"{show(file)} holds no heads of an ensemble", step) from None
 
 
 def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over names, shapes and bytes, in the order of the names."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(f"{name} {tuple(tensors[name].shape)}\n".encode())

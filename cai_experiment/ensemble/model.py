@@ -11,7 +11,7 @@ from torch import nn
 
 from cai_experiment.engines.load import NAMES
 from cai_experiment.ensemble.experts import MODELS, Expert, canonical, load_experts
-from cai_experiment.ensemble.files import BEST, TRAIN, HeadsInfo, heads_file, read_heads, read_info, write_heads
+from cai_experiment.ensemble.files import BEST, TRAIN, HeadsInfo, heads_file, read_heads, write_heads
 from cai_experiment.ensemble.heads import DROPOUT, HIDDEN_DIM, ScalarHead
 from cai_experiment.ensemble.vocabulary import shared_vocabulary
 from cai_experiment.errors import BadInputError
@@ -53,6 +53,7 @@ class MultiModelWithScalarHeads(nn.Module):
         self.tokenizer: Any = min(self.experts, key=lambda expert: len(expert.tokenizer)).tokenizer
         self.eos_ids = frozenset(i for expert in self.experts for i in expert.eos_ids if i < self.vocabulary)
         self.context = min(expert.context for expert in self.experts)
+        self.trained = False  # the heads were read from a file
         self.notes: tuple[str, ...] = ()  # what a user should know of how these heads meet these experts
         self.facts: Mapping[str, Any] = {}  # of the heads' training
         self.eval()
@@ -61,6 +62,12 @@ class MultiModelWithScalarHeads(nn.Module):
     def names(self) -> tuple[str, ...]:
         """The experts' names, in order."""
         return tuple(expert.name for expert in self.experts)
+
+    def first_line(self, reason: str = "") -> str:
+        """The first line that a script prints: experts, precision, heads, and why these."""
+        precision = f"{NAMES[self.experts[0].precision]} on {self.device.type}"
+        heads = "trained heads" if self.trained else "fresh heads"
+        return " | ".join(filter(None, (f"experts {', '.join(self.names)}", precision, heads, reason)))
 
     # ------------------------------------------------------------ from disk and back
 
@@ -84,26 +91,21 @@ class MultiModelWithScalarHeads(nn.Module):
         0.1. `precision`, `device`, `tokenizer`: see `load_experts`.
         Raises BadInputError: no heads there, damaged ones, or heads of other models, of other weights, of other sizes.
         """
-        info, tensors = None, None
-        if weights_path is not None:
-            info = read_info(weights_path)
-            _check_models(info, base_models, heads_file(weights_path))
-            info, tensors = read_heads(weights_path)
-        elif base_models is None:
+        file = heads_file(weights_path) if weights_path is not None else None
+        info, tensors = read_heads(file) if file else (None, None)
+        if info and file and base_models is not None:
+            _check_models(info, base_models, file)
+        elif info is None and base_models is None:
             raise BadInputError("neither models nor heads are named", f"give heads, or train some: {TRAIN}")
-        names = tuple(base_models) if base_models is not None else info.models if info else ()
+        names = base_models if base_models is not None else info.models if info else ()
         experts = load_experts(names, precision=precision, device=device, tokenizer=tokenizer)
         wide = head_hidden_dim or (info.head_hidden_dim if info else HIDDEN_DIM)
         drop = head_dropout if head_dropout is not None else info.head_dropout if info else DROPOUT
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            heads = [ScalarHead(expert.hidden_size, wide, drop) for expert in experts]
-        if info is not None and tensors is not None and weights_path is not None:
-            _check_experts(info, experts, wide, heads_file(weights_path))
-            nn.ModuleList(heads).load_state_dict(tensors)
-        model = cls(experts, heads)
-        if info is not None:
-            model.notes, model.facts = _notes(info, experts), info.facts
+        model = cls(experts, fresh_heads(experts, wide, drop, seed))
+        if info and tensors and file:
+            _check_experts(info, experts, wide, file)
+            model.heads.load_state_dict(tensors)
+            model.trained, model.notes, model.facts = True, _notes(info, experts), info.facts
         return model
 
     def info(self, facts: Mapping[str, Any] | None = None) -> HeadsInfo:
@@ -185,6 +187,15 @@ class MultiModelWithScalarHeads(nn.Module):
         return spoken
 
 
+def fresh_heads(
+    experts: Sequence[Expert], hidden_dim: int = HIDDEN_DIM, dropout: float = DROPOUT, seed: int = 42
+) -> list[ScalarHead]:
+    """A new head for each expert, drawn by `seed`; torch's own random state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return [ScalarHead(expert.hidden_size, hidden_dim, dropout) for expert in experts]
+
+
 def _keys(prompts: Sequence[str]) -> list[str]:
     """Each prompt is its own key; a prompt that comes again is drawn anew."""
     seen: dict[str, int] = {}
@@ -198,10 +209,8 @@ def _keys(prompts: Sequence[str]) -> list[str]:
 # ---------------------------------------------------------------- do these heads belong to these experts?
 
 
-def _check_models(info: HeadsInfo, base_models: Sequence[str] | None, file: Path) -> None:
+def _check_models(info: HeadsInfo, base_models: Sequence[str], file: Path) -> None:
     """Names alone, before anything is loaded; folders may have moved, their weights tell later."""
-    if base_models is None:
-        return
     names = tuple(canonical(name) for name in base_models)
     moved = len(names) == len(info.models) and all(
         name == before or (Path(name).is_dir() and weights.startswith("sha256:"))
@@ -217,23 +226,25 @@ def _other_models(info: HeadsInfo, names: Sequence[str], file: Path) -> BadInput
 
 
 def _check_experts(info: HeadsInfo, experts: Sequence[Expert], head_hidden_dim: int, file: Path) -> None:
+    """Weights and sizes, once they are loaded."""
     for place, expert in enumerate(experts):
         same = expert.weights == info.weights[place]
         if expert.name != info.models[place] and not same:
             raise _other_models(info, [one.name for one in experts], file)
+        if expert.hidden_size != info.hidden_sizes[place]:
+            sizes = f"{info.hidden_sizes[place]} numbers, {expert.name} has {expert.hidden_size}"
+            raise BadInputError(f"{show(file)} holds heads that read {sizes}", f"train anew: {TRAIN}")
         # a quantised sibling, read in 4 bit alone, has other files of the same weights
         if not same and (expert.source == info.sources[place] or expert.precision == info.precision):
             message = f"{show(file)} holds heads that were trained over other weights of {expert.name}"
             raise BadInputError(message, f"bring those weights back, or train anew: {TRAIN}")
-        if expert.hidden_size != info.hidden_sizes[place]:
-            sizes = f"{info.hidden_sizes[place]} numbers, {expert.name} has {expert.hidden_size}"
-            raise BadInputError(f"{show(file)} holds heads that read {sizes}", f"train anew: {TRAIN}")
     if head_hidden_dim != info.head_hidden_dim:
         message = f"{show(file)} holds heads with --head_hidden_dim {info.head_hidden_dim}, not {head_hidden_dim}"
         raise BadInputError(message, "leave the flag out, or train anew")
 
 
 def _notes(info: HeadsInfo, experts: Sequence[Expert]) -> tuple[str, ...]:
+    """Heads go with experts in another precision; that is said, not refused."""
     if experts[0].precision == info.precision:
         return ()
     here, there = NAMES[experts[0].precision], NAMES[info.precision]
