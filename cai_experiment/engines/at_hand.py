@@ -10,14 +10,16 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cai_experiment.engines.weights import check_folder, not_at_hand, safetensors_problem, weight_files
 from cai_experiment.errors import BadInputError, DiskError, EngineError, UserError
 from cai_experiment.models import configs
-from cai_experiment.models.choice import ModelChoice
+from cai_experiment.models.choice import ModelChoice, is_ensemble, members_of
 from cai_experiment.models.downloads import cache_folder, commit_of
+from cai_experiment.models.ensembles import RANDOM
 from cai_experiment.models.serving import disk_refusal, files_for
 
 if TYPE_CHECKING:
@@ -34,6 +36,10 @@ def check_files(plan: Plan, settings: LoadSettings) -> bool:
     """
     if settings.random_weights is not None or plan.engine == "server":
         return False
+    if is_ensemble(plan.choice):
+        with in_words_of("expert"):
+            real = [one for one in members_of(plan.choice) if not one.name.startswith(RANDOM)]
+            return all([_check_files(replace(plan, choice=one, engine="hf"), one.path_or_id) for one in real])
     with settings.naming():
         return _check_files(plan, plan.choice.path_or_id)
 

@@ -54,7 +54,7 @@ def weigh(model: Any, run: Sequence[Request], stem: int) -> list[Completion]:
     cache = None
     if stem > 0:
         first = torch.from_numpy(run[0].ids[None, :stem].astype(np.int64)).to(device)
-        cache = _repeated(model(input_ids=first, use_cache=True, logits_to_keep=1).past_key_values, len(run))
+        cache = repeated(model(input_ids=first, use_cache=True, logits_to_keep=1).past_key_values, len(run))
     places = torch.arange(stem, stem + ids.shape[1], device=device).expand(len(run), -1)
     logits = model(
         input_ids=torch.from_numpy(ids).to(device), position_ids=places, past_key_values=cache, use_cache=True
@@ -64,7 +64,7 @@ def weigh(model: Any, run: Sequence[Request], stem: int) -> list[Completion]:
     return [_completion(request, logs[row], len(rest[row]) + (0 if row else stem)) for row, request in enumerate(run)]
 
 
-def _repeated(kept: Any, rows: int) -> Any:
+def repeated(kept: Any, rows: int) -> Any:
     """The keys and values of one row as a cache of `rows` equal rows; Unsloth gives them as plain pairs per layer."""
     from transformers import DynamicCache
 

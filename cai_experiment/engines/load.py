@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -13,7 +14,7 @@ from cai_experiment.engines.at_hand import revision_of as revision_of  # for tho
 from cai_experiment.engines.precision import attention_of, device_of, dtype_of, quantization_config
 from cai_experiment.engines.weights import compute_in, keep_trainable, loading_error, weights_hash
 from cai_experiment.errors import BadInputError, EngineError, UserError
-from cai_experiment.models.choice import ModelChoice, resolve_model
+from cai_experiment.models.choice import ModelChoice, is_ensemble, resolve_model
 from cai_experiment.models.hardware import Hardware, detect
 from cai_experiment.models.plan import of_both
 from cai_experiment.models.presets import PRESETS
@@ -49,6 +50,8 @@ class LoadSettings:
     deadline: float = 600.0  # seconds for one request to the server
     memory_share: float | None = None  # of each GPU, for vLLM; None: all that it takes by itself
     said: str = "--model"  # what named the model, for messages: a flag, "--roles dual:", or "" for a call
+    # Makes the engine of "ensemble:FOLDER"; scripts hand it in (_ensemble.py). None: an ensemble is refused.
+    ensemble: Callable[[Plan, LoadSettings], Engine] | None = None
 
     def naming(self) -> AbstractContextManager[None]:
         """Errors from within speak of what named the model."""
@@ -57,7 +60,7 @@ class LoadSettings:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The settings after all choices. `engine` is one of ENGINES but "auto"; `why` explains it, or is empty."""
+    """The settings after all choices. `engine` is one of ENGINES but "auto", or "ensemble"; `why` explains it."""
 
     choice: ModelChoice
     engine: str
@@ -92,7 +95,9 @@ def _load_engine(settings: LoadSettings) -> Engine:
 
         return server_load.load(plan.choice, settings)
     engine: Engine
-    if plan.engine == "vllm":
+    if settings.ensemble is not None and is_ensemble(plan.choice):
+        engine = settings.ensemble(plan, settings)
+    elif plan.engine == "vllm":
         from cai_experiment.engines import vllm_load
 
         check_files(plan, settings)
@@ -148,7 +153,8 @@ def _choose_model(settings: LoadSettings, hardware: Hardware) -> ModelChoice:
 
         return served_model(settings, hardware)
     if settings.random_weights is None:
-        return resolve_model(settings.model, hardware, settings.said)
+        served = settings.ensemble is not None and not settings.trains_after
+        return resolve_model(settings.model, hardware, settings.said, served)
     preset = PRESETS.get(settings.random_weights)
     if preset is None:
         raise BadInputError(f"--random-weights {settings.random_weights} is no preset", f"known: {', '.join(PRESETS)}")
@@ -161,6 +167,9 @@ def _choose_engine(
 ) -> tuple[str, str, str]:
     """(engine, quantization, why). Unsloth's loader cannot make random weights; it and vLLM need CUDA."""
     random = settings.random_weights is not None
+    if is_ensemble(choice) and settings.engine != "auto":
+        raise BadInputError(f"--engine {settings.engine} serves no ensemble, which has an engine of its own",
+                            "leave --engine out")  # fmt: skip
     asked = "server" if settings.engine == "auto" and settings.server_url is not None else settings.engine
     if asked == "auto":
         here = hardware if device == hardware.kind else replace(hardware, kind=device, quantization=quantization)

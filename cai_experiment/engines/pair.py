@@ -16,6 +16,7 @@ from cai_experiment.engines.at_hand import check_files
 from cai_experiment.engines.load import LoadSettings, Plan, load_engine, make_plan
 from cai_experiment.engines.manager import MultiModelManager
 from cai_experiment.errors import BadInputError
+from cai_experiment.models.choice import is_ensemble
 from cai_experiment.models.hardware import Hardware, detect
 from cai_experiment.models.roles import Shares, vllm_shares
 
@@ -27,7 +28,9 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Pairing:
-    """How two models are served. `how`: "server", "vllm" (two processes, `shares`) or "here" (one process)."""
+    """How two models are served. `how`: "apart" (a server or an ensemble is one of them, and each is loaded by itself),
+    "vllm" (two processes, `shares`) or "here" (one process).
+    """
 
     how: str
     shares: Shares | None = None
@@ -38,8 +41,8 @@ def pairing(settings: LoadSettings, other: LoadSettings, hardware: Hardware) -> 
     """Decide; nothing is loaded. Raises BadInputError for two vLLMs that were asked for and do not fit."""
     plans = [make_plan(one, hardware) for one in (settings, other)]
     kinds = [plan.engine for plan in plans]
-    if "server" in kinds:
-        return Pairing("server")
+    if "server" in kinds or any(is_ensemble(plan.choice) for plan in plans):
+        return Pairing("apart")
     if kinds == ["vllm", "vllm"]:
         shares = vllm_shares(plans[0].choice, plans[1].choice, hardware, plans[0].quantization)
         if not shares.refused:
@@ -62,15 +65,35 @@ def load_pair(settings: LoadSettings, other: LoadSettings, say: Say) -> tuple[En
         check_files(make_plan(one, hardware), one)
     if pair.how == "here":
         return _here(settings, other, pair.why, say)
+    settings, other = _beside_ensemble(settings, other, hardware)
     shares: tuple[float | None, float | None] = (None, None)
     if pair.shares is not None:
         shares = pair.shares.generator, pair.shares.critic
-    generator = _load("", replace(settings, memory_share=shares[0]), hardware, say)
+    roles = [("", replace(settings, memory_share=shares[0])), ("critic: ", replace(other, memory_share=shares[1]))]
+    critic_first = is_ensemble(make_plan(other, hardware).choice)  # hf takes rows by the memory that it finds free
+    first = _load(*roles[critic_first], hardware, say)
     try:
-        return generator, _load("critic: ", replace(other, memory_share=shares[1]), hardware, say)
+        second = _load(*roles[not critic_first], hardware, say)
     except BaseException:
-        generator.close()  # its process must not outlive the failure
+        first.close()  # its process must not outlive the failure
         raise
+    return (second, first) if critic_first else (first, second)
+
+
+def _beside_ensemble(
+    settings: LoadSettings, other: LoadSettings, hardware: Hardware
+) -> tuple[LoadSettings, LoadSettings]:
+    """Both as they are, but that a model beside an ensemble, whose experts are here, is in this process as well: vLLM
+    takes the GPU for itself.
+    """
+    plans = [make_plan(one, hardware) for one in (settings, other)]
+    if not any(is_ensemble(plan.choice) for plan in plans):
+        return settings, other
+    found = [
+        replace(one, engine="hf") if one.engine == "auto" and plan.engine in ("vllm", "unsloth") else one
+        for one, plan in zip((settings, other), plans, strict=True)
+    ]
+    return found[0], found[1]
 
 
 def _load(role: str, settings: LoadSettings, hardware: Hardware, say: Say) -> Engine:

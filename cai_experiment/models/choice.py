@@ -9,6 +9,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cai_experiment.errors import BadInputError
+from cai_experiment.models.ensembles import (
+    ENSEMBLE,
+    RANDOM,
+    all_known,
+    folder_of,
+    place_of,
+    read_heads,
+    refused,
+    together,
+)
 from cai_experiment.models.hardware import Hardware
 from cai_experiment.models.memory import Architecture
 from cai_experiment.models.presets import PRESETS, ModelPreset, get_model_preset, nearest_names
@@ -29,19 +39,21 @@ class ModelChoice:
     reason: str
 
 
-def resolve_model(name: str | None, hardware: Hardware, said: str = "--model") -> ModelChoice:
+def resolve_model(name: str | None, hardware: Hardware, said: str = "--model", ensembles: bool = False) -> ModelChoice:
     """The model that `name` (preset, alias, folder or hub id) means; without a name, that of CAI_MODEL, else that of
     AGI_MODEL_NAME, else the one that the hardware allows. The reason says which it was, an error what named it: `said`,
     a flag, or "" for a name in a call or without a flag.
 
+    `ensembles`: the caller serves "ensemble:FOLDER" as well (models/ensembles.py); others are refused it in a line.
+
     Raises BadInputError for a folder without config.json and for a name that is nothing of these.
     """
     if name is not None:
-        return _named(name, f"{said} {name}".strip())
+        return _named(name, f"{said} {name}".strip(), ensembles)
     variable, value = named_by_variable()
     if not value:
         return _default_choice(hardware)
-    choice, other = _named(value, f"{variable}={value}"), os.environ.get(VARIABLES[1], "").strip()
+    choice, other = _named(value, f"{variable}={value}", ensembles), os.environ.get(VARIABLES[1], "").strip()
     if variable == VARIABLES[0] and other not in ("", value):
         return replace(choice, reason=f"{choice.reason}, which goes before {VARIABLES[1]}={other}")
     return choice
@@ -55,8 +67,10 @@ def named_by_variable() -> tuple[str, str]:
     return "", ""
 
 
-def _named(name: str, said: str) -> ModelChoice:
+def _named(name: str, said: str, ensembles: bool = False) -> ModelChoice:
     """The model that `name` means; `said` names the flag or the variable that it comes from."""
+    if name.startswith(ENSEMBLE):
+        return _from_heads(name, said, ensembles)
     with suppress(BadInputError):  # a folder of a preset's name does not hide the preset
         return _from_preset(get_model_preset(name), said)
     folder = Path(name).expanduser()
@@ -85,6 +99,45 @@ def _from_folder(folder: Path, said: str) -> ModelChoice:
     raise BadInputError(f"{said}: the folder holds no config.json", "give a folder that holds a model")
 
 
+def _from_heads(name: str, said: str, served: bool) -> ModelChoice:
+    """An ensemble, by the folder of its heads; BadInputError where none is served."""
+    place = folder_of(name, said).resolve()
+    models = read_heads(place).models
+    if not served:
+        raise refused(said, place_of(models[0]))
+    return ModelChoice(f"{ENSEMBLE}{place.name}", f"{ENSEMBLE}{place}", None, None, said)
+
+
+def is_ensemble(choice: ModelChoice) -> bool:
+    """True for `ensemble:FOLDER`, whose `path_or_id` is that with the whole path."""
+    return choice.path_or_id.startswith(ENSEMBLE)
+
+
+def members_of(choice: ModelChoice) -> list[ModelChoice]:
+    """The experts of an ensemble, in their order; one of random weights is named "random:<preset>".
+
+    Raises BadInputError for one that is not there any more.
+    """
+    names = read_heads(Path(choice.path_or_id.removeprefix(ENSEMBLE))).models
+    found = [_named(place_of(name), f"expert {name} of {choice.name}") for name in names]
+    return [replace(one, name=name) if name.startswith(RANDOM) else one for one, name in zip(found, names, strict=True)]
+
+
+def experts_numbers(choice: ModelChoice, fetch: bool) -> list[Architecture | None]:
+    """The architectures of an ensemble's experts; None for one that nothing is known of. `fetch`: ask the hub then."""
+    found = [_numbers_here(member) for member in members_of(choice)]
+    known = all_known(found, read_heads(Path(choice.path_or_id.removeprefix(ENSEMBLE))).hidden_sizes)
+    if not fetch:
+        return known
+    return [one or numbers_of(member) for one, member in zip(known, members_of(choice), strict=True)]
+
+
+def _numbers_here(choice: ModelChoice) -> Architecture | None:
+    if choice.preset is not None or Path(choice.path_or_id).is_dir():
+        return numbers_of(choice)
+    return None
+
+
 def _default_choice(hardware: Hardware) -> ModelChoice:
     """The house rule: 70 GB of CUDA memory or more, the 32B base; less, what one would train there; no GPU, nano."""
     if hardware.kind == "cuda" and hardware.vram_gb >= BIG_GPU_GB:
@@ -100,7 +153,12 @@ def qlora_need_gb(preset: ModelPreset) -> float:
 
 
 def numbers_of(choice: ModelChoice) -> Architecture:
-    """The chosen model's architecture; of a hub id config.json alone is fetched (raises as `architecture_of`)."""
+    """The chosen model's architecture; of a hub id config.json alone is fetched (raises as `architecture_of`).
+
+    Of an ensemble the one model that takes as much as all its experts.
+    """
+    if is_ensemble(choice):
+        return together([one for one in experts_numbers(choice, fetch=True) if one is not None])
     if choice.preset is not None:
         return choice.preset.architecture
     if not Path(choice.path_or_id).is_dir():

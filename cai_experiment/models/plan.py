@@ -32,7 +32,8 @@ FULL_SLOTS = 0.95  # slots at work on average, where they are refilled
 # The same of a batch of `generate`, full of prompts alike, whose rows all wait for the longest: 0.41 where lengths are
 # spread exponentially, 0.51 where their logarithms are spread by 0.5. By simulation over the stages of 400 examples.
 FULL_BATCHES = 0.45
-SLOTS = {"hf": 256, "unsloth": BATCH, "generate": BATCH}  # at most (engines.hf on a GPU, engines.generate)
+# at most (engines.hf on a GPU, engines.generate, ensemble.decode)
+SLOTS = {"hf": 256, "unsloth": BATCH, "generate": BATCH, "ensemble": BATCH}
 HF_COLUMNS = 2049 * 9 // 8  # engines.hf: every slot is as long as the longest row, and eight of them have a scratch row
 HF_WORK_GB = 4.0  # of a pass
 CPU_SLOTS = 192  # of engines.hf at most, in a quarter of the memory

@@ -11,8 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Callable, NamedTuple
 
-from cai_experiment.models.choice import ModelChoice
+from cai_experiment.models.choice import ModelChoice, experts_numbers, is_ensemble, members_of
 from cai_experiment.models.disk import downloaded_gb, folder_gb, free_gb, hub_cache
+from cai_experiment.models.ensembles import together
 from cai_experiment.models.hardware import Hardware
 from cai_experiment.models.memory import GB, Architecture, kv_bytes_per_token, weights_gb
 
@@ -20,6 +21,7 @@ VLLM_SHARE = 0.92  # of the GPU's memory: vLLM's own default
 VLLM_WORK_GB = 4.0  # activations of 8,192 tokens a step, logits, CUDA graphs (an estimate; vLLM measures its own)
 LIVE_ROW_TOKENS = 768  # keys and values that a row holds on average; the worked examples are shared by all rows
 LEAST_ROWS, MOST_ROWS = 8, 256  # fewer waste the GPU; more is what vLLM itself takes at most on an A100
+EXPERTS_SHARE = 0.75  # of a GPU's memory that an ensemble's weights may take; the rest is for keys, values, logits
 DISK_RESERVE = 1.05  # of a download: the cache's own files, and room to write while it comes in
 DOWNLOADED = 0.95  # of the size that we reckon: the rest is the error of the reckoning
 
@@ -42,6 +44,9 @@ def auto_engine(
 
     `quantization` None leaves it to the engine; every refusal has its figure.
     """
+    if is_ensemble(choice):
+        names = ", ".join(member.name.split("/")[-1] for member in members_of(choice))
+        return EngineChoice("ensemble", quantization or _experts_precision(choice, hardware), f"experts {names}")
     own = quantization or hardware.training_quantization
     if hardware.kind != "cuda":
         return EngineChoice("hf", own, "")
@@ -58,6 +63,15 @@ def auto_engine(
         return EngineChoice("unsloth", own, "; ".join(filter(None, ("4-bit on CUDA", refused))))
     missing = "" if not four_bit else "unsloth is not installed" if known else "Unsloth has no path for its family"
     return EngineChoice("hf", own, "; ".join(filter(None, (missing, refused))))
+
+
+def _experts_precision(choice: ModelChoice, hardware: Hardware) -> str:
+    """fp32 on a CPU; bf16 on a GPU whose EXPERTS_SHARE holds all experts so, else 4bit."""
+    if hardware.kind == "cpu":
+        return "fp32"
+    numbers = known_numbers(choice)
+    large = numbers is not None and weights_gb(numbers, "bf16") > EXPERTS_SHARE * hardware.vram_gb
+    return "4bit" if hardware.kind == "cuda" and large else "bf16"
 
 
 def vllm_refusal(
@@ -154,7 +168,11 @@ def _weights(choice: ModelChoice, numbers: Architecture, quantization: str, rand
 
 
 def known_numbers(choice: ModelChoice) -> Architecture | None:
-    """The model's architecture, or None for a hub id that no preset describes."""
+    """The model's architecture, or None for a hub id that no preset describes; an ensemble's as `numbers_of` has it."""
+    if is_ensemble(choice):
+        experts = experts_numbers(choice, fetch=False)
+        known = [numbers for numbers in experts if numbers is not None]
+        return together(known) if len(known) == len(experts) else None
     if choice.preset is not None:
         return choice.preset.architecture
     folder = Path(choice.path_or_id)

@@ -90,10 +90,10 @@ class Tokens:
         return self.read + self.again_spoken + self.again_verdicts
 
     def read_by(self, engine: str) -> int:
-        """Prompt tokens that an engine computes; Unsloth's reads the stem of a group of verdicts once."""
+        """Prompt tokens that an engine computes; Unsloth's and an ensemble's read a group of verdicts' stem once."""
         if engine == "vllm":
             return self.read + self.prompts * KV_BLOCK // 2
-        if engine == "unsloth":
+        if engine in ("unsloth", "ensemble"):
             return self.read + self.again_spoken + self.again_groups
         return self.sent if engine == "generate" else self.read
 

@@ -14,6 +14,7 @@ from cai_experiment.pipeline.stages import StageSettings
 from cai_experiment.records.files import read_json, show, write_jsonl
 from cai_experiment.records.manifest import FRESH, Manifest, Session, open_manifest
 from cai_experiment.scripts._compare_wanted import RULES, Wanted, layouts, no_judge, twin_of
+from cai_experiment.scripts._ensemble import make_ensemble
 from cai_experiment.scripts._judge import identity, load_judge, renamed, shown
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ class _Run:
         try:
             engine = load_engine(LoadSettings(
                 self.wanted.names[label], args.format, args.quantization, args.batch_size, args.engine,
-                seed=args.seed, trains_after=False,
+                seed=args.seed, trains_after=False, ensemble=make_ensemble,
             ))  # fmt: skip
         except UserError as error:
             raise type(error)(f"{label}: {renamed(str(error), OF_MODELS)}") from error

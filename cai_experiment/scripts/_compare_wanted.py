@@ -40,7 +40,6 @@ class Wanted:
         """True if the written world's truth is known of every answer."""
         return bool(self.choices) and all(is_nano(choice.path_or_id) for choice in self.choices.values())
 
-
     def weights_gb(self, label: str, facts: Mapping[str, Any]) -> float | None:
         """A model's by arithmetic, in the precision that was loaded; None where the numbers are not at hand."""
         numbers, precision = known_numbers(self.choices[label]), facts.get("quantization")
@@ -74,7 +73,7 @@ def wanted(args: argparse.Namespace) -> Wanted:
     names: dict[str, str] = {}
     choices: dict[str, ModelChoice] = {}
     for name in (one for one in asked if one.lower() != RULES):
-        choice = resolve_model(name, hardware, "--models")
+        choice = resolve_model(name, hardware, "--models", ensembles=True)
         label = shown(choice.name)
         for other, known in choices.items():
             if label == other or choice.path_or_id == known.path_or_id:
@@ -97,7 +96,7 @@ def hardware_of(args: argparse.Namespace) -> Hardware:
 def _check_judge(args: argparse.Namespace, choices: Mapping[str, ModelChoice], hardware: Hardware) -> None:
     if args.judge is None or is_url(args.judge):
         return
-    judge = resolve_model(args.judge, hardware, "--judge")
+    judge = resolve_model(args.judge, hardware, "--judge", ensembles=True)
     if shown(judge.name) in choices or judge.path_or_id in (choice.path_or_id for choice in choices.values()):
         raise no_judge(args.judge)
 

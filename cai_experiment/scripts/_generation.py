@@ -10,6 +10,7 @@ from cai_experiment.constitution.grid import HOUSEHOLD
 from cai_experiment.constitution.principles import load_constitution
 from cai_experiment.errors import BadInputError
 from cai_experiment.milestones import MAX_TOKENS_ANSWER, MAX_TOKENS_CRITIQUE, Milestone
+from cai_experiment.models.choice import is_ensemble
 from cai_experiment.models.hardware import detect
 from cai_experiment.models.roles import configuration
 from cai_experiment.observe.content_logger import CONTENT_LOG, SUMMARY, ContentLogger
@@ -21,7 +22,17 @@ from cai_experiment.pipeline.stages import StageSettings
 from cai_experiment.pipeline.work_list import IN_EVALUATION_SET
 from cai_experiment.records.store import RunFolder
 from cai_experiment.scripts._common import add_generation_flags, base_parser, positive_int
-from cai_experiment.scripts._inputs import earlier, evaluation_sets, mix_of, named, rows_of, speaks_of_world, target
+from cai_experiment.scripts._ensemble import make_ensemble
+from cai_experiment.scripts._inputs import (
+    chosen_model,
+    earlier,
+    evaluation_sets,
+    mix_of,
+    named,
+    rows_of,
+    speaks_of_world,
+    target,
+)
 from cai_experiment.scripts._judge import add_judge_flags
 
 if TYPE_CHECKING:
@@ -131,6 +142,7 @@ def load_settings(args: argparse.Namespace, model: str | None, said: str = "--mo
         engine="server" if args.server and args.engine == "auto" else args.engine, seed=args.seed,
         random_weights=args.random_weights, trains_after=args.trains_after,
         server_url=args.server, server_concurrency=args.server_concurrency, deadline=args.deadline, said=said,
+        ensemble=make_ensemble,
     )  # fmt: skip
 
 
@@ -148,6 +160,8 @@ def check_engine_flags(args: argparse.Namespace) -> None:
         return
     if args.trains_after:
         raise BadInputError("--ray: this milestone trains the model that it loads", "use generate_mvp.py")
+    if any(is_ensemble(chosen_model(args, detect(), critic)) for critic in (False, True)):
+        raise BadInputError("--ray serves no ensemble", "leave --ray out, or name one model")
     from cai_experiment.pipeline.distributed import check_address
 
     if not args.plan:  # which may be of another machine's cluster

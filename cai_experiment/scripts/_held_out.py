@@ -20,6 +20,7 @@ from cai_experiment.engines.load import ELSEWHERE
 from cai_experiment.errors import BadInputError
 from cai_experiment.milestones import Milestone
 from cai_experiment.models.choice import ModelChoice, resolve_model
+from cai_experiment.models.ensembles import ENSEMBLE
 from cai_experiment.models.hardware import Hardware, detect
 from cai_experiment.models.plan import Part as PlanPart
 from cai_experiment.models.presets import PRESETS
@@ -202,6 +203,9 @@ def _loadable(args: argparse.Namespace, facts: dict[str, Any]) -> str:
     Raises BadInputError where the manifest alone does not say where it lies.
     """
     name = str(facts["model"])
+    if name.startswith(ENSEMBLE):
+        raise BadInputError(f"{show(args.data_dir / args.run)} was made by {name}, which is no model to train on",
+                            "name held-out pairs of your own with --held-out-pairs")  # fmt: skip
     for flag in (vars(args).get(flag) for flag in ("model", "generator", "critic")):
         if flag is not None and resolve_model(flag, detect()).name == name:
             return str(flag)

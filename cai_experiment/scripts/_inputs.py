@@ -158,7 +158,7 @@ def chosen_model(args: argparse.Namespace, hardware: Hardware, critic: bool = Fa
     """
     name, said = named(args)[1 if critic else 0]
     if args.server is None:
-        return resolve_model(name, hardware, said)
+        return resolve_model(name, hardware, said, ensembles=not args.trains_after)
     from cai_experiment.engines.load import LoadSettings
     from cai_experiment.engines.server_load import served_model
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cai_experiment.errors import BadInputError, UserError
 from cai_experiment.scripts._common import positive_int, seconds
+from cai_experiment.scripts._ensemble import make_ensemble
 
 if TYPE_CHECKING:
     from cai_experiment.engines.load import LoadSettings
@@ -93,7 +94,7 @@ def judge_settings(args: argparse.Namespace, max_length: int | None = None) -> L
         )  # fmt: skip
     return LoadSettings(
         args.judge, args.judge_format, engine=args.judge_engine, seed=args.seed, trains_after=False,
-        batch_size=args.batch_size, max_length=max_length,
+        batch_size=args.batch_size, max_length=max_length, ensemble=make_ensemble,
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from cai_experiment.constitution.principles import load_constitution
 from cai_experiment.constitution.prompts import ask_for_answer
 from cai_experiment.engines.guard_models import AUTO, is_shipped
 from cai_experiment.milestones import MILESTONES, Milestone
-from cai_experiment.models.choice import ModelChoice, numbers_of, resolve_model
+from cai_experiment.models.choice import ModelChoice, is_ensemble, members_of, numbers_of, resolve_model
 from cai_experiment.models.disk import checkpoints_gb
 from cai_experiment.models.hardware import Hardware, detect, profile
 from cai_experiment.models.plan import Part, in_words
@@ -89,7 +89,8 @@ def milestone_lines(args: argparse.Namespace, milestone: Milestone, settings: Ru
             args = trained_by(args, engine, hardware)
         parts += own
         needs.append(Need("generator", download_gb_of(args, choice, engine, own[0].quantization)))
-    later = [training_after(args, milestone, choice, hardware, settings.pairs, work.rows, engine)]
+    trained = members_of(choice)[0] if is_ensemble(choice) else choice  # whose experts are frozen
+    later = [training_after(args, milestone, trained, hardware, settings.pairs, work.rows, engine)]
     if settings.guard:
         later.insert(0, guard_pass(args, settings.guard, choice, hardware, work.pairs))
     for part, need, said in later:

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cai_experiment.errors import BadInputError
-from cai_experiment.models.choice import ModelChoice
+from cai_experiment.models.choice import ModelChoice, experts_numbers, is_ensemble, members_of
 from cai_experiment.models.disk import downloaded_gb, hub_cache, room
+from cai_experiment.models.ensembles import RANDOM
 from cai_experiment.models.hardware import Hardware
 from cai_experiment.models.memory import Architecture, weights_gb
 from cai_experiment.models.plan import Part, floor_hours, generation, guarding, in_words
 from cai_experiment.models.presets import NANO_DIR
-from cai_experiment.models.serving import actor_gpus, auto_engine, files_for, missing_gb
+from cai_experiment.models.serving import actor_gpus, auto_engine, files_for, here_gb, missing_gb
 from cai_experiment.models.workload import Tokens, Workload, answer_tokens
 
 MUCH = 1.5  # times as long as another engine takes: that is said
@@ -93,7 +94,8 @@ def _engines(
     seen = hardware if args.ray is None else _ray_share(args, choice, hardware, "auto")[0]
     found = auto_engine(choice, seen, args.quantization, trains_after, random, _installed(args), not args.hardware)
     chosen = found.engine, found.quantization
-    others = [("vllm", "bf16"), ("unsloth", "4bit"), ("hf", "4bit")] if hardware.kind == "cuda" else []
+    several = hardware.kind == "cuda" and not is_ensemble(choice)
+    others = [("vllm", "bf16"), ("unsloth", "4bit"), ("hf", "4bit")] if several else []
     barred = {"vllm"} if trains_after else set()
     barred |= {"unsloth"} if random or (choice.preset is not None and not choice.preset.unsloth) else set()
     others = [(e, q) for e, q in others if e not in barred and args.quantization in (None, q)]
@@ -151,12 +153,26 @@ def guard_pass(
 
 def download_gb_of(args: argparse.Namespace, choice: ModelChoice, engine: str, quantization: str) -> float:
     """GB that are still to be fetched (see `files_for`)."""
+    if is_ensemble(choice):
+        return _experts_download_gb(choice, quantization, not args.hardware)
     if choice.preset is None or choice.preset.is_local or args.random_weights is not None:
         return 0.0
     _, precision = files_for(choice, engine, quantization, not args.hardware)
     if args.hardware:
         return weights_gb(choice.preset.architecture, precision)
     return missing_gb(choice, precision)
+
+
+def _experts_download_gb(choice: ModelChoice, quantization: str, here: bool) -> float:
+    """GB of an ensemble's experts that are still to be fetched; 0 of one whose size is not known."""
+    whole = 0.0
+    for member, numbers in zip(members_of(choice), experts_numbers(choice, fetch=False), strict=True):
+        local = Path(member.path_or_id).is_dir() or member.name.startswith(RANDOM)
+        if numbers is None or local:
+            continue
+        _, precision = files_for(member, "hf", quantization, here)
+        whole += max(0.0, weights_gb(numbers, precision) - (here_gb(member, precision) if here else 0.0))
+    return whole
 
 
 def disk_lines(args: argparse.Namespace, needs: Sequence[Need]) -> list[str]:

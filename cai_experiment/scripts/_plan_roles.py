@@ -8,12 +8,12 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from cai_experiment.errors import BadInputError
-from cai_experiment.models.choice import ModelChoice, numbers_of, resolve_model
+from cai_experiment.models.choice import ModelChoice, is_ensemble, numbers_of, resolve_model
 from cai_experiment.models.hardware import Hardware
 from cai_experiment.models.memory import GB, weights_gb
 from cai_experiment.models.plan import HF_WORK_GB, Part, generation, start_hours, tokens_per_second
 from cai_experiment.models.roles import generators_share, need_gb, smaller_preset, tokens_by_role, vllm_shares
-from cai_experiment.models.serving import VLLM_SHARE, known_numbers
+from cai_experiment.models.serving import VLLM_SHARE, auto_engine, known_numbers
 from cai_experiment.models.workload import Tokens, Workload
 from cai_experiment.scripts._inputs import named
 from cai_experiment.scripts._plan_parts import Need, cost_of, download_gb_of, engine_line, in_block
@@ -27,7 +27,7 @@ def second_model(args: argparse.Namespace, hardware: Hardware, generator: ModelC
     first, second = named(args)
     if args.server or args.random_weights is not None or first.model == second.model:
         return None
-    critic = resolve_model(second.model, hardware, second.said)
+    critic = resolve_model(second.model, hardware, second.said, ensembles=not args.trains_after)
     return None if critic.path_or_id == generator.path_or_id else critic
 
 
@@ -46,6 +46,8 @@ def both(
                                                  f"{generator.name} had it"])  # fmt: skip
     if known_numbers(critic) is None:
         return _of_unknown(args, hardware, generator, critic, work, made)
+    if is_ensemble(generator) or is_ensemble(critic):
+        return _with_ensemble(args, hardware, (generator, critic), work)
     served = _served(args, hardware, generator, critic, made)
     parts = [
         _part(args, choice, machine, served.engine, served.quantization, work, tokens)
@@ -56,6 +58,24 @@ def both(
     lines = [served.said, *_lines(args, (generator, critic), parts), *served.offers]
     lines += _slower(args, generator, parts, made)
     return parts, needs, in_block("generation", [*lines, "the total counts these two, one after the other"])
+
+
+def _with_ensemble(
+    args: argparse.Namespace, hardware: Hardware, pair: tuple[ModelChoice, ModelChoice], work: Workload
+) -> tuple[list[Part], list[Need], list[str]]:
+    """As `both`, each by itself in this process (engines/pair.py): an ensemble in its own engine, the other in hf."""
+    own = args.quantization or ("4bit" if hardware.kind == "cuda" else hardware.quantization)
+    arms = [
+        auto_engine(one, hardware, args.quantization, False, False, bool)[:2] if is_ensemble(one) else ("hf", own)
+        for one in pair
+    ]
+    seen = (hardware, hardware) if hardware.kind != "cuda" else _split(hardware, *pair, arms[0][1])
+    shares = zip(pair, seen, arms, tokens_by_role(pair[0], work), strict=True)
+    parts = [_part(args, choice, machine, *arm, work, tokens) for choice, machine, arm, tokens in shares]
+    words = " and ".join(f"{engine}, {quantization}" for engine, quantization in arms)
+    needs = [Need("critic", download_gb_of(args, pair[1], *arms[1]))]
+    lines = [f"{words}, in one process", *_lines(args, pair, parts), "the total counts these two, one after the other"]
+    return parts, needs, in_block("generation", lines)
 
 
 def _of_unknown(
