@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from cai_experiment.ensemble.model import MultiModelWithScalarHeads
 
 PLACES_A_PASS = 16384
+ALL = "all rows"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ def measure(
     model: MultiModelWithScalarHeads, source: Source, rows: Sequence[int], datasets: Sequence[str],
     places: Sequence[int], entropy_weight: float,
 ) -> dict[str, Measures]:  # fmt: skip
-    """Measures of the rows with these numbers, by data set and, as "all", together; dropout off.
+    """Measures of the rows with these numbers, by data set and, as ALL, together; dropout off.
 
     `datasets` and `places` give each row's data set and its number of counted tokens.
     """
@@ -54,7 +55,7 @@ def measure(
             sums[datasets[n]] = sums.get(datasets[n], torch.zeros_like(here)) + here
     everything = torch.stack(list(sums.values())).sum(0)
     experts = len(model.experts)
-    return {name: _measures(total, experts, entropy_weight) for name, total in [*sums.items(), ("all", everything)]}
+    return {name: _measures(total, experts, entropy_weight) for name, total in [*sums.items(), (ALL, everything)]}
 
 
 def _parts(rows: Sequence[int], places: Sequence[int]) -> Iterator[list[int]]:

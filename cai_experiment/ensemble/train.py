@@ -21,7 +21,7 @@ from cai_experiment.ensemble import checkpoint
 from cai_experiment.ensemble.checkpoint import Checkpoint
 from cai_experiment.ensemble.encoding import EncodedRow
 from cai_experiment.ensemble.files import BEST
-from cai_experiment.ensemble.held_out import Measures, measure
+from cai_experiment.ensemble.held_out import ALL, Measures, measure
 from cai_experiment.ensemble.loss import ENTROPY_WEIGHT, perfect_alignment_loss
 from cai_experiment.ensemble.states import Source
 from cai_experiment.ensemble.train_log import TrainLog
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 WEIGHT_DECAY = 0.01  # AdamW's default
 MOST_NORM = 1.0  # of the gradient: one odd row must not undo an epoch
 OPTIMIZER, HEADS, SUMS = "optimizer.", "heads.", "sums"  # of a checkpoint's tensors
-ALL = "all"  # held-out rows of every data set
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +162,7 @@ class HeadTrainer:
 
     def _step(self, rows: Sequence[int]) -> torch.Tensor:
         """One step of the optimizer over these rows; returns [loss, alignment, entropy] before it."""
-        torch.manual_seed(_keyed(self.settings.seed, "dropout", self.step))
+        self._seed_dropout()
         rate = learning_rate_at(self.step, self.total, self.settings)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -181,6 +180,14 @@ class HeadTrainer:
         self.sums[3] += 1
         self.step += 1
         return values
+
+    def _seed_dropout(self) -> None:
+        """By seed and step. (torch.manual_seed would keep a traceback of each call for a GPU that is not there.)"""
+        number = _keyed(self.settings.seed, "dropout", self.step)
+        if self.model.device.type == "cpu":
+            torch.default_generator.manual_seed(number)
+        else:
+            torch.manual_seed(number)
 
     def _log_step(self, log: TrainLog, epoch: int, parts: torch.Tensor) -> None:
         loss, alignment, entropy = parts.tolist()
