@@ -1,0 +1,82 @@
+"""Numbers as models write them: "$1,234.00", "-5", "1{,}234", "\\\\frac{1}{2}", "2 1/2", "1.2 million"."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from decimal import Decimal
+from fractions import Fraction
+from typing import NamedTuple
+
+SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
+LONGEST = 60  # digits; what is longer is a model that has lost itself
+
+_PLAIN = (  # LaTeX's marks and other signs, and what they are in plain text; in this order
+    (re.compile(r"\\(?:text|mathrm|mathbf|textbf|mbox)\s*\{([^{}]*)\}"), r" \1"),
+    (re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}"), r" \1/\2"),
+    (re.compile(r"(?<=\d)(?:\{,\}|\\[,!;: ]\s*|[\u00a0\u2009\u202f])(?=\d{3}(?!\d))"), ","),
+    (re.compile(r"\\[()\[\],!; ]|\*\*|\\(?=[$%])"), ""),
+    (re.compile("[\u2212\u2013](?=[$£€]?[.\\d])"), "-"),
+)
+_NUMBER = re.compile(
+    r"(?P<sign>-)?(?P<money>[$£€]\s?)?(?P<inner>-)?(?<![\w.])"
+    r"(?P<digits>\d{1,3}(?:,\d{3})+(?!\d)|\d{1,2}(?:,\d{2})+,\d{3}(?!\d)|\d+|(?=\.\d))(?P<decimals>\.\d+)?"
+    r"(?P<part>(?:(?<!\.)\s(?P<above>\d+))?/(?P<below>\d+)(?![\d/]))?"
+    r"(?:\s?(?P<scale>hundred|thousand|million|billion)\b)?",
+    re.IGNORECASE,
+)
+
+
+class Numeral(NamedTuple):
+    """A number in a text: its value, and where it is written."""
+
+    value: Fraction
+    start: int
+    end: int
+
+
+def plain(text: str) -> str:
+    """The text without LaTeX around its numbers, without bold marks, and with one kind of minus sign."""
+    for pattern, instead in _PLAIN:
+        text = pattern.sub(instead, text)
+    return text
+
+
+def numerals(text: str) -> Iterator[Numeral]:
+    """The numbers of a `plain` text in order; the 2 of "x2" is none, and "16 - 3" holds 16 and 3."""
+    for found in _NUMBER.finditer(text):
+        value = _value(found)
+        if value is not None:
+            yield Numeral(-value if _is_negative(text, found) else value, found.start(), found.end())
+
+
+def canonical(value: Fraction) -> str:
+    """ "1234", "12.5" or, where no decimal is exact, "1/3": equal numbers in one spelling."""
+    rest = value.denominator
+    for prime in (2, 5):
+        while rest % prime == 0:
+            rest //= prime
+    if value.denominator == 1 or rest != 1:
+        return str(value)
+    return format(Decimal(value.numerator) / Decimal(value.denominator), "f")
+
+
+def _value(found: re.Match[str]) -> Fraction | None:
+    written = found["digits"].replace(",", "") + (found["decimals"] or "")
+    if len(found[0]) > LONGEST or (found["below"] and int(found["below"]) == 0):
+        return None
+    value = Fraction(written if written[0] != "." else f"0{written}")
+    if found["part"]:
+        below = int(found["below"])
+        value = value / below if found["above"] is None else value + Fraction(int(found["above"]), below)
+    return value * SCALES[found["scale"].lower()] if found["scale"] else value
+
+
+def _is_negative(text: str, found: re.Match[str]) -> bool:
+    """True for a minus sign that belongs to the number: not one between two numbers, nor a hyphen in a word."""
+    if found["inner"] and found["money"]:
+        return True
+    before = text[: found.start()]
+    if not (found["sign"] or found["inner"]) or (before and (before[-1].isalnum() or before[-1] in ")%.")):
+        return False
+    return before.rstrip()[-1:] not in set("0123456789)%")
