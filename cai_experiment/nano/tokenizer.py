@@ -21,8 +21,10 @@ CHAT_TEMPLATE = (
 )
 
 
-def train_tokenizer(texts: Iterable[str], folder: Path) -> Any:
-    """Train on `texts`, save into `folder`, return it as AutoTokenizer will load it."""
+def train_tokenizer(
+    texts: Iterable[str], folder: Path, vocabulary: int = VOCABULARY, eos: str = "<|im_end|>"
+) -> Any:
+    """Train one of `vocabulary` tokens on `texts`, save it into `folder`, return it as AutoTokenizer will load it."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import AutoTokenizer
     from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX, Qwen2Tokenizer
@@ -37,7 +39,7 @@ def train_tokenizer(texts: Iterable[str], folder: Path) -> Any:
     )
     raw.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY - len(SPECIAL),
+        vocab_size=vocabulary - len(SPECIAL),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -49,9 +51,9 @@ def train_tokenizer(texts: Iterable[str], folder: Path) -> Any:
         vocab=model["vocab"],
         merges=merges,
         unk_token=None,  # type: ignore[arg-type]  # bytes cover everything
-        eos_token="<|im_end|>",
+        eos_token=eos,
         pad_token="<|endoftext|>",
-        additional_special_tokens=["<|im_start|>"],
+        additional_special_tokens=[token for token in SPECIAL[1:] if token != eos],
     )
     tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.model_max_length = CONTEXT

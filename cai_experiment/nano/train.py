@@ -26,7 +26,7 @@ from cai_experiment.errors import BadInputError, DiskError
 from cai_experiment.nano import MARK, is_nano
 from cai_experiment.nano.copying import plant_copying
 from cai_experiment.nano.tasks import Teacher, corpus
-from cai_experiment.nano.tokenizer import CONTEXT, VOCABULARY, PieceEncoder, train_tokenizer
+from cai_experiment.nano.tokenizer import CONTEXT, PieceEncoder, train_tokenizer
 
 Document = tuple[list[int], list[float], list[bool]]  # ids, loss weights, whether the loss counts by difficulty
 Batch = tuple[Tensor, Tensor, Tensor]  # the same, [rows, length]
@@ -79,10 +79,11 @@ def batches(teacher: Teacher, encoder: PieceEncoder, settings: TrainSettings, po
             groups.append([])
         groups[-1].append(document)
     rng.shuffle(groups)
-    return [_padded(group) for group in groups]
+    return [padded(group) for group in groups]
 
 
-def _padded(group: Sequence[Document]) -> Batch:
+def padded(group: Sequence[Document]) -> Batch:
+    """(ids, weights, focal) of documents, each [rows, length], right-padded with weight 0."""
     longest = max(len(document[0]) for document in group)
     ids = torch.zeros(len(group), longest, dtype=torch.long)
     weights = torch.zeros(len(group), longest)
@@ -100,7 +101,7 @@ def build_model(settings: TrainSettings, tokenizer: Any) -> Any:
 
     torch.manual_seed(settings.seed)
     config = Qwen2Config(
-        vocab_size=VOCABULARY,
+        vocab_size=len(tokenizer),
         hidden_size=settings.hidden,
         intermediate_size=settings.intermediate,
         num_hidden_layers=settings.layers,
