@@ -43,8 +43,7 @@ def render(results: Mapping[str, Any], examples: Sequence[Mapping[str, Any]], dr
     )  # fmt: skip
     made.filters |= {
         "shown": lambda value: escaped(str(value)), "percent": percent, "points": points, "between": between,
-        "count": lambda number: f"{number:,}", "letter": letter, "verdict": verdict,
-        "figure": lambda value, digits=2: "–" if value is None else f"{value:,.{digits}f}",
+        "count": lambda number: f"{number:,}", "letter": letter, "verdict": verdict, "figure": _figure,
         "group": lambda name: "all questions" if name == ALL else name,
     }  # fmt: skip
     page: str = made.get_template("report.html.j2").render(
@@ -54,6 +53,10 @@ def render(results: Mapping[str, Any], examples: Sequence[Mapping[str, Any]], dr
         accuracy_plots=[plot.name for plot in drawn if plot.name.startswith("accuracy_")],
     )  # fmt: skip
     return page
+
+
+def _figure(value: float | None, digits: int = 2) -> str:
+    return "–" if value is None else f"{value:,.{digits}f}"
 
 
 def rival_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
