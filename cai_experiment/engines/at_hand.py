@@ -37,9 +37,7 @@ def check_files(plan: Plan, settings: LoadSettings) -> bool:
     if settings.random_weights is not None or plan.engine == "server":
         return False
     if is_ensemble(plan.choice):
-        with in_words_of("expert"):
-            real = [one for one in members_of(plan.choice) if not one.name.startswith(RANDOM)]
-            return all([_check_files(replace(plan, choice=one, engine="hf"), one.path_or_id) for one in real])
+        return _check_experts(plan)
     with settings.naming():
         return _check_files(plan, plan.choice.path_or_id)
 
@@ -62,6 +60,15 @@ def _check_files(plan: Plan, place: str) -> bool:
     if lacking:
         ask_hub(plan.choice.name, *lacking[0])
     return not lacking
+
+
+def _check_experts(plan: Plan) -> bool:
+    """`check_files` of an ensemble's experts, but for those that may be adapters, which their loading looks for."""
+    with in_words_of("expert"):
+        experts = [one for one in members_of(plan.choice) if not one.name.startswith(RANDOM)]
+        whole = [one for one in experts if one.preset or (Path(one.path_or_id) / "config.json").is_file()]
+        here = [_check_files(replace(plan, choice=one, engine="hf"), one.path_or_id) for one in whole]
+        return all(here) and len(whole) == len(experts)
 
 
 def revision_of(choice: ModelChoice) -> str:

@@ -119,8 +119,15 @@ def members_of(choice: ModelChoice) -> list[ModelChoice]:
     Raises BadInputError for one that is not there any more.
     """
     names = read_heads(Path(choice.path_or_id.removeprefix(ENSEMBLE))).models
-    found = [_named(place_of(name), f"expert {name} of {choice.name}") for name in names]
-    return [replace(one, name=name) if name.startswith(RANDOM) else one for one, name in zip(found, names, strict=True)]
+    return [_expert(name, f"expert {name} of {choice.name}") for name in names]
+
+
+def _expert(name: str, said: str) -> ModelChoice:
+    """An expert by its name; it may be a LoRA adapter's folder (ensemble/adapters.py)."""
+    if (Path(name) / "adapter_config.json").is_file():
+        return ModelChoice(Path(name).name, name, None, None, said)
+    found = _named(place_of(name), said)
+    return replace(found, name=name) if name.startswith(RANDOM) else found
 
 
 def experts_numbers(choice: ModelChoice, fetch: bool) -> list[Architecture | None]:
@@ -133,7 +140,7 @@ def experts_numbers(choice: ModelChoice, fetch: bool) -> list[Architecture | Non
 
 
 def _numbers_here(choice: ModelChoice) -> Architecture | None:
-    if choice.preset is not None or Path(choice.path_or_id).is_dir():
+    if choice.preset is not None or (Path(choice.path_or_id) / "config.json").is_file():
         return numbers_of(choice)
     return None
 

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cai_experiment.errors import BadInputError
-from cai_experiment.milestones import PACKAGE, SCRIPTS
 from cai_experiment.models.memory import Architecture
 
 ENSEMBLE = "ensemble:"
 RANDOM = "random:"  # before a preset's name: its architecture with random weights
 HEADS = "best_model_heads.safetensors"  # as training names its best heads
-SHIPPED_DIR = PACKAGE / "ensemble" / "shipped" / "weights"  # the project's own experts, each in a folder
+# The project's own experts, each in a folder.
+SHIPPED_DIR = Path(__file__).resolve().parents[1] / "ensemble" / "shipped" / "weights"
 SHIPPED = "nano-"  # before the name of such a folder
-TRAIN = f"train one: {SCRIPTS}train_ensemble.py"
+TRAIN = "train one: python cai_experiment/scripts/train_ensemble.py"
 HEADER_BYTES = 2**20  # at most: heads have a few dozen tensors
 
 

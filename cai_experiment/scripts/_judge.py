@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cai_experiment.errors import BadInputError, UserError
+from cai_experiment.models.ensembles import ENSEMBLE
 from cai_experiment.scripts._common import positive_int, seconds
 from cai_experiment.scripts._ensemble import make_ensemble
 
@@ -100,7 +101,9 @@ def judge_settings(args: argparse.Namespace, max_length: int | None = None) -> L
 
 def shown(name: str) -> str:
     """A model's name for a report: of a folder its last part, which says nothing of this machine."""
-    return Path(name).name if Path(name).is_absolute() else name
+    kind = ENSEMBLE if name.startswith(ENSEMBLE) else ""
+    place = Path(name.removeprefix(kind))
+    return f"{kind}{place.name}" if place.is_absolute() else name
 
 
 def identity(engine: Any) -> str:
