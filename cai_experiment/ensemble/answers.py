@@ -235,11 +235,11 @@ def _begins(said: str, start: str) -> bool:
 _TRUTH = re.compile(r"\A(?:[\s:*_\"'`(\[{$-]|(?:therefore|thus|so|hence|clearly|probably|definitely)\b,?)*"
                     r"(?P<said>yes|no|true|false)\b(?P<rest>.*)", re.IGNORECASE | re.DOTALL)  # fmt: skip
 _DETERMINES = re.compile(  # "No evidence": the no of a noun, unless it is a sentence of its own or begins an answer
-    r"\A\s+(?!(?:it|they|he|she|there|that|this|these|those|the|a|an|you|we|i|because|since|not|as|in|at|only)\b)\w",
+    r"\A[ \t]+(?!(?:it|they|he|she|there|that|this|these|those|the|a|an|you|we|i|because|since|not|as|in|at|only)\b)\w",
     re.IGNORECASE,
 )
-_BARE = re.compile(r"(?:\A|[.!?\n,:;]|\b(?:so|therefore|thus|hence|is|are)\b)[\s*\"'(]*(?P<said>yes|no|true|false)"
-                   r"[\s.!*\"')]*\Z", re.IGNORECASE)  # fmt: skip
+_BARE = re.compile(r"(?:\A|[.!?\n,:;]|\b(?:so|therefore|thus|hence|is|are)\b)[\s*\"'(]*"
+                   r"(?P<said>yes|no|not true|true|false)[\s.!*\"')]*\Z", re.IGNORECASE)  # fmt: skip
 _YES = ("yes", "true")
 
 

@@ -39,8 +39,8 @@ def load_rows(
 
     `name` is a shipped set, "gsm8k", "medqa" or "boolq" (their public hub sets), a local file, a folder with one file
     for each split, or a hub id ("org/name" or "org/name:config"). A local file has no splits: each is the whole file
-    (part it by `split_rows`). A hub set without a validation split gives up a fixed twentieth of its training rows for
-    one; without a test split its validation split is the test. `say` gets one line on such things.
+    (part it by `split_rows`). Where a hub set has no test split, its validation split is the test. `say` gets one line
+    on such things.
 
     Raises:
         BadInputError: an unknown name or split, a missing file, a malformed line (file and line), a set without rows.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -11,14 +10,13 @@ from cai_experiment.errors import BadInputError, EngineError, UserError
 
 CONFIGS = {"openai/gsm8k": "main"}  # where a set has several and one is meant
 VALIDATION_NAMES = ("validation", "valid", "val", "dev", "eval")
-HELD_SHARE = 20  # one row of so many is held out of training where a set has no validation split
 
 
 def hub_rows(name: str, split: str, say: Callable[[str], None]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """(place, row) of a split of "org/name" or "org/name:config".
 
-    Splits that a set lacks: its validation split is the test then, and what is validated with is held out of its
-    training rows by a hash of each row (the same rows on every machine, and never trained on). `say` gets a line on it.
+    Where a set has no test split, or one whose answers are kept secret, its validation split is the test, and `say`
+    gets a line on it.
 
     Raises:
         BadInputError: no such set, config or split, or one that this machine may not read.
@@ -26,26 +24,16 @@ def hub_rows(name: str, split: str, say: Callable[[str], None]) -> Iterator[tupl
     """
     identity, _, config = name.partition(":")
     splits = _loaded(identity, config or CONFIGS.get(identity))
-    validation = next((known for known in VALIDATION_NAMES if known in splits), None)
-    is_test = "test" not in splits or _is_hidden(splits["test"])
-    wanted = {"train": "train", "test": validation if is_test else "test",
-              "validation": "train" if is_test else validation or "train"}[split]  # fmt: skip
-    if wanted is None or wanted not in splits:
+    validation = next((known for known in VALIDATION_NAMES if known in splits), "validation")
+    wanted = validation if split == "validation" else split
+    if split == "test" and validation in splits and ("test" not in splits or _is_hidden(splits["test"])):
+        wanted = validation
+        say(f"{identity} has no test split with answers: its {wanted} split is the test")
+    if wanted not in splits:
         raise BadInputError(f"{identity} has no {split} split (there: {', '.join(splits)})",
                             "save the rows that you mean to a file, and name that")  # fmt: skip
-    if split == "test" and wanted != "test":
-        say(f"{identity} has no test split with answers: its {wanted} split is the test")
-    held_out = "train" in (split, wanted) and split != "test" and (is_test or validation is None)
-    if held_out and split == "validation":
-        say(f"{identity}: one of {HELD_SHARE} training rows is held out for validation")
     for number, row in enumerate(splits[wanted], 1):
-        if not held_out or _is_held(row) == (split == "validation"):
-            yield f"{identity} ({wanted}): row {number}", row
-
-
-def _is_held(row: Mapping[str, Any]) -> bool:
-    digest = hashlib.blake2b(repr(sorted(row.items(), key=lambda item: item[0])).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") % HELD_SHARE == 0
+        yield f"{identity} ({wanted}): row {number}", row
 
 
 def _is_hidden(rows: Any) -> bool:
@@ -77,6 +65,8 @@ def _loading_error(identity: str, error: Exception) -> UserError:
     if type(error).__name__ == "DatasetNotFoundError":
         return BadInputError(f"the hub has no data set {identity} that this machine may read",
                              f"check the name (private ones need HF_TOKEN), {file}")  # fmt: skip
+    if type(error).__name__ in ("EmptyDatasetError", "DataFilesNotFoundError"):
+        return BadInputError(f"data set {identity} holds no data files", "name a set with at least one row")
     if "config" in first.lower():
         return BadInputError(f"data set {identity}: {first}", f"name one as {identity}:CONFIG")
     return EngineError(f"data set {identity} cannot be loaded: {type(error).__name__}: {first}", f"try again, {file}")

@@ -16,6 +16,7 @@ _PLAIN = (  # LaTeX's marks and other signs, and what they are in plain text; in
     (re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}"), r" \1/\2"),
     (re.compile(r"(?<=\d)(?:\{,\}|\\[,!;: ]\s*|[\u00a0\u2009\u202f])(?=\d{3}(?!\d))"), ","),
     (re.compile(r"\\[()\[\],!; ]|\*\*|\\(?=[$%])"), ""),
+    (re.compile("[\u201c\u201d\u2018\u2019]"), '"'),
     (re.compile("[\u2212\u2013](?=[$£€]?[.\\d])"), "-"),
 )
 _NUMBER = re.compile(
