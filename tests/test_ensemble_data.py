@@ -77,7 +77,7 @@ CASES: tuple[tuple[str, str, str | None], ...] = (
     ("number", "#### 10%", "10"),
     ("number", "1. He has 5.\n2. He gets 3.\nThus he has 8.", "8"),
     ("number", "The answer is 80 because 4*20=80 and then 5", "80"),
-    ("number", "The answer is 6 times 7, which is 42.", "6"),  # what stands first after the words
+    ("number", "The answer is 6 times 7, which is 42.", "42"),
     ("number", "It is 50% of 80, i.e. 40.", "40"),
     ("number", "\\boxed{18", "18"),
     ("number", "The answer is eighteen.", None),

@@ -93,7 +93,7 @@ def _tails(text: str) -> Iterator[tuple[str, bool]]:
 _HASHES = re.compile(r"(?m)(?:####[ \t]*|^[ \t]*#{1,3}[ \t]+(?=\S+[ \t]*$))(?P<line>[^\n]*)")
 _LEAD = re.compile(r"\A(?:[\s:=$£€#~≈(\[\"'`]|(?:approximately|about|exactly|equal to|is|the|final|answer)\b|"
                    r"\w\s*=(?!=))*", re.IGNORECASE)  # fmt: skip
-_OPERATOR = re.compile(r"\s*(?:[+*/×÷^]|-\s*[\d(]|x\s*\d)")
+_OPERATOR = re.compile(r"\s*(?:[+*/×÷^]|-\s*[\d(]|x\s*\d|(?:times|plus|minus|divided by)\b)")
 _SENTENCE = re.compile(r"\n|(?<!\d)\.(?=\s|\Z)|\.(?=\s+[A-Z])|[;!?]")
 
 
@@ -132,12 +132,14 @@ def _direct(tail: str) -> Numeral | None:
 
 
 def _of_equation(sentence: str) -> Numeral | None:
-    """The first number after the last "=" of a plain sentence that calculates; else its first number."""
+    """Of a plain sentence that calculates the first number after its last "=", or its last; else the first number."""
     found = list(numerals(sentence))
     if found and "=" in sentence:
         after = [number for number in found if number.start > sentence.rindex("=")]
         return after[0] if after else found[-1]
-    return found[0] if found else None
+    if not found:
+        return None
+    return found[-1] if _OPERATOR.match(sentence[found[0].end :]) else found[0]
 
 
 def _last_number(text: str) -> str | None:
