@@ -472,3 +472,49 @@ def test_damaged_heads_are_refused(saved: Path, folders: list[str]) -> None:
     ):
         file.write_bytes(bytes_)
         refused(says, folders, saved)
+
+
+# ---------------------------------------------------------------- the true size
+
+TRUE_SIZE = """
+import json, resource, sys, time
+import torch
+from cai_experiment.ensemble.loss import perfect_alignment_loss
+from cai_experiment.ensemble.model import MultiModelWithScalarHeads
+
+marks = [time.time()]
+names = ["random:qwen2.5-1.5b-base", "random:qwen2.5-1.5b", "random:qwen2.5-math-1.5b"]
+model = MultiModelWithScalarHeads.from_pretrained(names, precision="bf16", device="cpu", tokenizer=sys.argv[1])
+marks.append(time.time())
+prompt = model.encode("Question: Five apples and two more apples are how many?\\nAnswer:")
+ids = torch.tensor([prompt + model.encode(" 5 + 2 = 7\\n#### 7") + [model.tokenizer.eos_token_id]])
+out = model.train()(ids)
+log_p = torch.stack([one[:, :-1].float().log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0] for one in out.logits], -1)
+mask = torch.arange(1, ids.shape[1])[None] >= len(prompt)
+found = perfect_alignment_loss(out.scalars[:, :-1], log_p, mask)
+found.loss.backward()
+moved = all(p.grad is not None and bool(p.grad.any()) for p in model.parameters())
+torch.optim.AdamW(model.parameters(), lr=1e-4).step()
+marks.append(time.time())
+spoken = model.eval().speak("Question: Is water wet?\\nAnswer:", max_new_tokens=20, temperature=0.0)[0]
+marks.append(time.time())
+print(json.dumps({
+    "vocabulary": model.vocabulary, "loss": found.loss.item(), "moved": moved, "tokens": len(spoken.ids),
+    "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+    "seconds": [round(b - a, 1) for a, b in zip(marks, marks[1:])], "read": ids.shape[1],
+}))
+"""
+
+
+@pytest.mark.slow
+def test_three_experts_of_the_true_size_take_a_step_and_speak_within_24_gb(shared_data: Path) -> None:
+    """Random weights in bfloat16 on this CPU; the real Qwen2 vocabulary. Needs 12 GB of memory and some minutes."""
+    done = subprocess.run(
+        [sys.executable, "-c", TRUE_SIZE, str(shared_data / "qwen2_tokenizer")],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    print(found)
+    assert found["vocabulary"] == 151_646 and found["moved"] and found["peak_gb"] < 24
+    assert 0 < found["tokens"] <= 20 and math.isfinite(found["loss"])
