@@ -19,6 +19,7 @@ import torch
 
 from cai_experiment.ensemble import checkpoint
 from cai_experiment.ensemble.checkpoint import Checkpoint
+from cai_experiment.ensemble.clock import Clock, Watch
 from cai_experiment.ensemble.encoding import EncodedRow
 from cai_experiment.ensemble.files import BEST
 from cai_experiment.ensemble.held_out import ALL, Measures, measure
@@ -120,21 +121,21 @@ class HeadTrainer:
         self.sums = torch.zeros(4, dtype=torch.float64)  # of the running epoch: loss, alignment, entropy, steps
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {}
-        self.seconds_before = 0.0  # of the running epoch, in earlier calls
+        self.before = Clock()  # of the running epoch, in earlier calls
         self._resume()
 
     # ------------------------------------------------------------ the run
 
-    def run(self, states_seconds: float = 0.0) -> TrainResult:
-        """Train to the end. `states_seconds`, what computing states took, counts as the first epoch's."""
+    def run(self, states: Clock | None = None) -> TrainResult:
+        """Train to the end. `states`: what computing states took, which counts as the first epoch's."""
         device = self.model.device
         log = TrainLog(self.folder, self.settings.report_to, self.step if self.history else -1, self.identity)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             try:
                 if not self.history:
-                    self._end_epoch(log, 0, 0.0, 0.0)
+                    self._end_epoch(log, 0, Clock(), Clock())
                 for epoch in range(self.step // self.steps_an_epoch + 1, self.settings.num_epochs + 1):
-                    self._epoch(log, epoch, states_seconds if epoch == 1 else 0.0)
+                    self._epoch(log, epoch, states if states and epoch == 1 else Clock())
             finally:
                 log.close()
         return TrainResult(
@@ -142,9 +143,8 @@ class HeadTrainer:
             self.resumed_from, self.history,
         )  # fmt: skip
 
-    def _epoch(self, log: TrainLog, epoch: int, states_seconds: float) -> None:
-        started = saved = time.monotonic()
-        before = self.seconds_before
+    def _epoch(self, log: TrainLog, epoch: int, states: Clock) -> None:
+        clock, before, saved = Watch(), self.before, time.monotonic()
         order = order_of(epoch, self.training, self.settings.seed)
         size, first = self.settings.batch_size, (epoch - 1) * self.steps_an_epoch
         self.model.heads.train()
@@ -155,10 +155,10 @@ class HeadTrainer:
                 self._log_step(log, epoch, parts)
             now = time.monotonic()
             if now - saved >= self.settings.checkpoint_seconds and self.step < first + self.steps_an_epoch:
-                self.seconds_before = before + now - started
+                self.before = before + clock.passed()
                 self._save()
                 saved = now
-        self._end_epoch(log, epoch, before + time.monotonic() - started, states_seconds)
+        self._end_epoch(log, epoch, before + clock.passed(), states)
 
     def _step(self, rows: Sequence[int]) -> torch.Tensor:
         """One step of the optimizer over these rows; returns [loss, alignment, entropy] before it."""
@@ -199,23 +199,24 @@ class HeadTrainer:
 
     # ------------------------------------------------------------ an epoch's end
 
-    def _end_epoch(self, log: TrainLog, epoch: int, seconds: float, states_seconds: float) -> None:
+    def _end_epoch(self, log: TrainLog, epoch: int, took: Clock, states: Clock) -> None:
         """Measure the held-out rows, keep the heads if they are the best so far, write log and checkpoint."""
-        started = time.monotonic()
+        clock = Watch()
         held_out = self._measure()
-        seconds = seconds + time.monotonic() - started if epoch else 0.0
+        took = took + clock.passed() if epoch else took
         loss = held_out[ALL].loss
         better = epoch > 0 and (not self.best or loss < self.best["loss"])
         train = (self.sums[:3] / self.sums[3].clamp(min=1)).tolist() if epoch else [None, None, None]
         row = {"epoch": epoch, "train_loss": train[0], "train_alignment": train[1], "train_entropy": train[2],
                "held_out": {name: found.row() for name, found in held_out.items()}, "best": better,
-               "seconds": round(seconds, 3), "states_seconds": round(states_seconds, 3)}  # fmt: skip
+               "seconds": took.wall, "cpu_seconds": took.cpu, "states_seconds": states.wall,
+               "states_cpu_seconds": states.cpu}  # fmt: skip
         if better:
             self.best = {"epoch": epoch, "loss": loss, "held_out": row["held_out"]}
             self.model.save_pretrained(self.folder, BEST, self._facts(epoch, held_out))
         self.history.append(row)
         log.write("epoch", self.step, **row)
-        self.sums, self.seconds_before = torch.zeros_like(self.sums), 0.0
+        self.sums, self.before = torch.zeros_like(self.sums), Clock()
         self._save()
         self.say(epoch_line(row, self.settings.num_epochs))
 
@@ -238,7 +239,7 @@ class HeadTrainer:
         for number, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"{OPTIMIZER}{number}.{name}": torch.as_tensor(value) for name, value in state.items()}
         tensors[SUMS] = self.sums
-        facts = {"step": self.step, "best": self.best, "history": self.history, "seconds": self.seconds_before,
+        facts = {"step": self.step, "best": self.best, "history": self.history, "seconds": list(self.before),
                  "identity": self.identity}  # fmt: skip
         checkpoint.write(self.folder, Checkpoint(tensors, facts))
 
@@ -256,7 +257,7 @@ class HeadTrainer:
                 number, kind = name.removeprefix(OPTIMIZER).split(".")
                 state.setdefault(int(number), {})[kind] = tensor
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
-        self.sums, self.seconds_before = found.tensors[SUMS], found.facts["seconds"]
+        self.sums, self.before = found.tensors[SUMS], Clock(*found.facts["seconds"])
         self.step, self.best, self.history = (found.facts[name] for name in ("step", "best", "history"))
         self.resumed_from = self.step
         if self.step:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cai_experiment.ensemble.clock import Watch
 from cai_experiment.ensemble.data import HUB_DATASETS, SHIPPED_DATASETS, Row, balanced, load_sets, split_rows
 from cai_experiment.ensemble.encoding import EncodedRow, encode_rows, sha256_of, text_sha256
 from cai_experiment.ensemble.experts import SHIPPED, canonical, default_models
@@ -19,7 +19,7 @@ from cai_experiment.observe.progress import Progress
 from cai_experiment.observe.screen import escaped
 from cai_experiment.records.files import read_json, show, write_json
 from cai_experiment.records.store import RunFolder
-from cai_experiment.scripts._train_ensemble_words import closing, print_summary
+from cai_experiment.scripts._train_ensemble_words import closing, print_summary, size
 from cai_experiment.scripts._verbosity import last_word
 
 if TYPE_CHECKING:
@@ -124,13 +124,13 @@ def train(args: argparse.Namespace, work: Work, folder: Path, say: Say) -> dict[
     )  # fmt: skip
     say(f"loaded: {model.experts[0].precision} on {model.device}, {model.vocabulary:,} tokens in common")
     rows, training = encoded(args, work, model, say)
-    started = time.monotonic()
+    watch = Watch()
     source, computed = states_of(args, model, rows, folder, say)
-    states_seconds = time.monotonic() - started if computed else 0.0
+    took = watch.passed() if computed else None
     weights = [[expert.weights, expert.precision] for expert in model.experts]
     identity = {**work.said, "weights": weights, "tokens_sha256": sha256_of(rows)}
     trainer = HeadTrainer(model, source, rows, training, folder, settings_named(**vars(args)), identity, say)
-    result = trainer.run(states_seconds)
+    result = trainer.run(took)
     summary = {
         "heads": show(result.saved), "heads_file": result.saved.name, "best_epoch": result.best_epoch,
         "steps": result.steps, "experts": [expert.name for expert in model.experts], "held_out": result.held_out,
@@ -175,14 +175,14 @@ def states_of(
         cache.check_room(missing)
         _fill(args, cache, missing, say)
     else:
-        say(f"states: {cache.bytes / 1e9:.2f} GB at {show(cache.folder)}, all there")
+        say(f"states: {size(cache.bytes)} at {show(cache.folder)}, all there")
     cache.open()
     return cache, bool(missing)
 
 
 def _fill(args: argparse.Namespace, cache: Any, missing: Sequence[int], say: Say) -> None:
     kept = len(cache.rows) - sum(len(cache.shards[number].rows) for number in missing)
-    say(f"states: {cache.bytes / 1e9:.2f} GB at {show(cache.folder)}, {kept:,} of {len(cache.rows):,} rows are there")
+    say(f"states: {size(cache.bytes)} at {show(cache.folder)}, {kept:,} of {len(cache.rows):,} rows are there")
     level = args.verbosity if args.verbosity > 1 else 0
     with Progress(len(cache.rows), "rows", level, args.price_per_hour or 0.0, done=kept) as progress:
         total = [kept, 0]

@@ -14,6 +14,7 @@ from cai_experiment.models.memory import Architecture, weights_gb
 from cai_experiment.models.plan import CPU_FLOPS_PER_CORE, READING_EFFICIENCY, in_words, start_hours
 from cai_experiment.scripts._plan_parts import in_line
 from cai_experiment.scripts._train_ensemble import STATES, Work
+from cai_experiment.scripts._train_ensemble_words import size as in_bytes
 
 if TYPE_CHECKING:
     from cai_experiment.ensemble.data import Row
@@ -39,14 +40,14 @@ def lines(args: argparse.Namespace, work: Work) -> list[str]:
     precision = args.precision or default_precision(work.names, args.device)
     size = _size(args, work, [*work.training, *work.held_out])
     about = "" if size.exact else "about "
-    gb = size.counted * sum(HALF * one.hidden + SINGLE for one in numbers) / 1e9
+    need = size.counted * sum(HALF * one.hidden + SINGLE for one in numbers)
     weights = sum(weights_gb(one, precision) for one in numbers)
     where = hardware.gpu_name or f"{hardware.cores} CPU cores"
     found = [
         in_line("hardware", f"{where}; ${args.price_per_hour:.2f} an hour" if args.price_per_hour else where),
-        in_line("memory", f"{weights:.1f} GB of experts in {precision}"),
+        in_line("memory", f"{in_bytes(weights * 1e9)} of experts in {precision}"),
         in_line("tokens", f"{about}{size.tokens:,} that each expert reads once; {about}{size.counted:,} count"),
-        in_line("disk", _disk(args, gb, about)),
+        in_line("disk", _disk(args, need, about)),
         *_downloads(work.names, numbers),
     ]
     return found + _time(args, hardware, numbers, size)
@@ -78,13 +79,13 @@ def _tokenizer(name: str, given: str | None) -> Any:
         return None
 
 
-def _disk(args: argparse.Namespace, gb: float, about: str) -> str:
+def _disk(args: argparse.Namespace, need: int, about: str) -> str:
     if args.no_cache:
-        return f"none for states (--no_cache; {about}{gb:.2f} GB would make every further epoch cost next to nothing)"
+        return f"none for states (--no_cache; {about}{in_bytes(need)} would make further epochs nearly free)"
     place = args.cache_dir or args.output_dir / STATES
     free = free_gb(place)
-    fits = "enough" if free > gb else "NOT ENOUGH: name another disk with --cache_dir, or use --no_cache"
-    return f"{about}{gb:.2f} GB of states at {place}; {free:.0f} GB free: {fits}"
+    fits = "enough" if free * 1e9 > need else "NOT ENOUGH: name another disk with --cache_dir, or use --no_cache"
+    return f"{about}{in_bytes(need)} of states at {place}; {free:.0f} GB free: {fits}"
 
 
 def _downloads(names: Sequence[str], numbers: Sequence[Architecture]) -> list[str]:

@@ -9,6 +9,11 @@ from typing import Any
 from cai_experiment.ensemble.patterns import letter
 
 
+def size(count: float) -> str:
+    """Bytes in words: "3.4 MB", "10.2 GB"."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
 def print_summary(summary: Mapping[str, Any]) -> None:
     """Nats a token on the held-out rows, by data set: the heads beside what they are to beat."""
     from cai_experiment.models.tables import plain_table, show
