@@ -25,7 +25,7 @@ from cai_experiment.ensemble.files import read_heads
 from cai_experiment.ensemble.held_out import ALL, measure
 from cai_experiment.ensemble.model import MultiModelWithScalarHeads, fresh_heads
 from cai_experiment.ensemble.state_cache import StateCache, bytes_of
-from cai_experiment.ensemble.states import DirectStates, StateComputer, States
+from cai_experiment.ensemble.states import TOKENS_A_PASS, DirectStates, StateComputer, States
 from cai_experiment.ensemble.train import HeadTrainer, TrainSettings, learning_rate_at, order_of
 from cai_experiment.errors import BadInputError, DiskError, EngineError
 from cai_experiment.scripts import train_ensemble
@@ -134,8 +134,10 @@ def test_an_expert_that_gives_no_number_is_named_with_the_row(
         StateComputer(model).states([rows[4], rows[5]])
 
 
-def test_a_cache_gives_what_the_experts_give(cache: StateCache, rows: list[EncodedRow]) -> None:
+def test_a_cache_gives_what_the_experts_give(cache: StateCache, rows: list[EncodedRow],
+                                             monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     wanted = [31, 0, 12]
+    monkeypatch.setitem(TOKENS_A_PASS, "cpu", 2 * len(rows[0].ids))  # more than one pass
     kept, fresh = cache.states(wanted), DirectStates(cache.model, rows).states(wanted)
     assert kept.places == fresh.places
     torch.testing.assert_close(kept.log_p, fresh.log_p, rtol=1e-4, atol=1e-4)

@@ -73,8 +73,8 @@ def _parts(rows: Sequence[int], places: Sequence[int]) -> Iterator[list[int]]:
 
 def _columns(model: MultiModelWithScalarHeads, found: States) -> torch.Tensor:
     """[places, 5 + 2 M] in float64: mixture, select, entropy, uniform, best expert, each one, where pi is largest."""
-    log_p = found.log_p.double()
-    log_pi = torch.log_softmax(model.scalars(found.hidden).double(), -1)
+    log_p = found.log_p.cpu().double()  # Apple's GPUs know no float64
+    log_pi = torch.log_softmax(model.scalars(found.hidden).cpu().double(), -1)
     chosen = log_pi.argmax(-1)
     count = log_p.shape[-1]
     columns = [

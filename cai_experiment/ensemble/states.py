@@ -51,7 +51,7 @@ class DirectStates:
 
     def states(self, rows: Sequence[int]) -> States:
         """See Source."""
-        return self.computer.states([self.rows[row] for row in rows])
+        return self.computer.states_in_passes([self.rows[row] for row in rows])
 
 
 class StateComputer:
@@ -71,6 +71,12 @@ class StateComputer:
             part.append(row)
         if part:
             yield part
+
+    def states_in_passes(self, rows: Sequence[EncodedRow]) -> States:
+        """As `states`, in as many passes as memory asks for."""
+        parts = [self.states(part) for part in self.passes(rows)]
+        hidden = [torch.cat(of_expert) for of_expert in zip(*(part.hidden for part in parts), strict=True)]
+        return States(hidden, torch.cat([part.log_p for part in parts]), tuple(row.counted for row in rows))
 
     @torch.no_grad()
     def states(self, rows: Sequence[EncodedRow]) -> States:

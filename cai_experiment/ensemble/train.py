@@ -27,6 +27,7 @@ from cai_experiment.ensemble.loss import ENTROPY_WEIGHT, perfect_alignment_loss
 from cai_experiment.ensemble.states import Source
 from cai_experiment.ensemble.train_log import TrainLog
 from cai_experiment.errors import BadInputError, EngineError
+from cai_experiment.records.files import show
 
 if TYPE_CHECKING:
     from cai_experiment.ensemble.model import MultiModelWithScalarHeads
@@ -118,7 +119,9 @@ class HeadTrainer:
             self.parameters, lr=settings.learning_rate, weight_decay=WEIGHT_DECAY, fused=model.device.type != "mps"
         )
         self.step, self.resumed_from = 0, 0
-        self.sums = torch.zeros(4, dtype=torch.float64)  # of the running epoch: loss, alignment, entropy, steps
+        exact = torch.float32 if model.device.type == "mps" else torch.float64
+        # of the running epoch: loss, alignment, entropy, steps; on the device, so that no step waits for it
+        self.sums = torch.zeros(4, dtype=exact, device=model.device)
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {}
         self.before = Clock()  # of the running epoch, in earlier calls
@@ -174,8 +177,7 @@ class HeadTrainer:
         parts.loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, MOST_NORM)
         self.optimizer.step()
-        values = torch.stack([part.detach() for part in parts]).double()
-        self.sums = self.sums.to(values.device)
+        values = torch.stack([part.detach() for part in parts])
         self.sums[:3] += values
         self.sums[3] += 1
         self.step += 1
@@ -257,7 +259,7 @@ class HeadTrainer:
                 number, kind = name.removeprefix(OPTIMIZER).split(".")
                 state.setdefault(int(number), {})[kind] = tensor
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
-        self.sums, self.before = found.tensors[SUMS], Clock(*found.facts["seconds"])
+        self.sums, self.before = found.tensors[SUMS].to(self.sums), Clock(*found.facts["seconds"])
         self.step, self.best, self.history = (found.facts[name] for name in ("step", "best", "history"))
         self.resumed_from = self.step
         if self.step:
@@ -269,7 +271,7 @@ def check_same(then: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
     changes = [f"{name} {then.get(name)!r} -> {now.get(name)!r}" for name in dict.fromkeys([*now, *then])
                if then.get(name) != now.get(name)]  # fmt: skip
     if changes:
-        message = f"{folder} holds a training with other settings: {'; '.join(changes)}"
+        message = f"{show(folder)} holds a training with other settings: {'; '.join(changes)}"
         raise BadInputError(message, "add --fresh to begin anew (the old folder is moved, never deleted)")
 
 

@@ -6,14 +6,16 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from cai_experiment.errors import BadInputError, EngineError
-from cai_experiment.records.files import write_jsonl
+from cai_experiment.records.files import write_atomic, write_jsonl
 from cai_experiment.records.store import Journal
 
 TRAIN_LOG = "train_log.jsonl"
 REPORTERS = ("none", "tensorboard", "wandb")
 PROJECT = "token-ensemble"  # in Weights & Biases
+WANDB_ID = "wandb_id.txt"  # in the folder, so that --fresh begins another run of W&B
 
 
 def check_reporter(name: str) -> None:
@@ -70,9 +72,11 @@ def _wandb(folder: Path, config: Mapping[str, Any]) -> Any:
     """A run of Weights & Biases, the same one after an interruption; EngineError in one line if it cannot start."""
     import wandb  # type: ignore[import-not-found,unused-ignore]
 
-    name = folder.resolve().name
+    mark = folder / WANDB_ID
+    if not mark.exists():
+        write_atomic(mark, [uuid4().hex[:12].encode()])
     try:
-        return wandb.init(project=PROJECT, name=name, id=f"{name}-{config.get('run', '')}"[:64], resume="allow",
+        return wandb.init(project=PROJECT, name=folder.resolve().name, id=mark.read_text(), resume="allow",
                           dir=str(folder), config=dict(config))  # fmt: skip
     except Exception as error:  # its own kinds: no key, no network
         reason = " ".join(str(error).split())[:200]

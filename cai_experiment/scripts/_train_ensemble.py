@@ -66,6 +66,7 @@ def run(args: argparse.Namespace) -> None:
             summary = train(args, work, folder.path, say)
         else:
             say("this training is finished; its summary again (--fresh trains anew)")
+    summary["heads"] = show(args.output_dir / summary["heads_file"])  # as seen from here
     if args.verbosity:
         print_summary(summary)
     for line in closing(summary, args):
@@ -132,7 +133,7 @@ def train(args: argparse.Namespace, work: Work, folder: Path, say: Say) -> dict[
     trainer = HeadTrainer(model, source, rows, training, folder, settings_named(**vars(args)), identity, say)
     result = trainer.run(took)
     summary = {
-        "heads": show(result.saved), "heads_file": result.saved.name, "best_epoch": result.best_epoch,
+        "heads_file": result.saved.name, "best_epoch": result.best_epoch,
         "steps": result.steps, "experts": [expert.name for expert in model.experts], "held_out": result.held_out,
         "history": result.history, "rows": training, "held_out_rows": len(rows) - training,
         "device": str(model.device), "said": work.said,
@@ -183,6 +184,10 @@ def states_of(
 def _fill(args: argparse.Namespace, cache: Any, missing: Sequence[int], say: Say) -> None:
     kept = len(cache.rows) - sum(len(cache.shards[number].rows) for number in missing)
     say(f"states: {size(cache.bytes)} at {show(cache.folder)}, {kept:,} of {len(cache.rows):,} rows are there")
+    others = [file for file in cache.folder.parent.glob("*/shard-*") if file.parent != cache.folder]
+    if others:
+        say(f"{size(sum(file.stat().st_size for file in others))} beside it are states of other rows or experts, "
+            "which this run does not read: delete what you no longer need")  # fmt: skip
     level = args.verbosity if args.verbosity > 1 else 0
     with Progress(len(cache.rows), "rows", level, args.price_per_hour or 0.0, done=kept) as progress:
         total = [kept, 0]

@@ -43,6 +43,14 @@ def share(text: str) -> float:
     return value
 
 
+def whole(text: str) -> int:
+    """argparse type: a whole number of 0 or more."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
+    return value
+
+
 def below_one(text: str) -> float:
     """argparse type: a number from 0 to below 1."""
     value = float(text)
@@ -64,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--batch_size", type=positive_int, default=4, metavar="N",
                        help="rows a step (default: %(default)s)")  # fmt: skip
     flags.add_argument("--learning_rate", type=positive, default=1e-4, metavar="RATE", help="(default: 1e-4)")
-    flags.add_argument("--warmup_steps", type=int, default=50, metavar="N", help="(default: %(default)s)")
+    flags.add_argument("--warmup_steps", type=whole, default=50, metavar="N", help="(default: %(default)s)")
     flags.add_argument("--entropy_weight", type=not_negative, default=0.1, metavar="W", help="(default: %(default)s)")
     flags.add_argument("--head_hidden_dim", type=positive_int, default=256, metavar="N", help="(default: %(default)s)")
     flags.add_argument("--head_dropout", type=below_one, default=0.1, metavar="P", help="(default: %(default)s)")
