@@ -215,7 +215,7 @@ def test_every_arm_is_asked_the_same_with_the_same_keys(monkeypatch: pytest.Monk
     assert list(asked.answers) == ["ensemble", "one", "two", "uniform"]
     assert [mode for mode, _, _ in decoder.asked] == ["select"] * 2 + ["single"] * 4 + ["uniform"] * 2
     assert len({keys for _, _, keys in decoder.asked[::2]}) == 1, "the same random numbers for each arm"
-    assert told[-1] == (12, 12) and asked.kept == 0
+    assert told[-1] == (12, 12)
     assert asked.cost["one"].to_json()["passes_per_token"] == 2 and asked.cost["one"].seconds == 1.0
     assert len(asked.picks or []) == 3
     alone = ask(scripted_model(), rows, Asking(only_ensemble=True), Journal(tmp_path / "k.jsonl"))
@@ -233,8 +233,9 @@ def test_what_was_answered_is_kept_and_only_what_is_new_is_asked(
     decoder.fail_at = None
     with open(path, "ab") as file:
         file.write(b'{"arm": "torn')  # a kill in the middle of a line
+    assert arms.Known(Journal(path)).count(arms.arms(scripted_model(), Asking()), rows) == 6
     asked = ask(scripted_model(), rows, Asking(), Journal(path))
-    assert asked.kept == 6 and len(decoder.asked) == 8, "nothing was asked twice"
+    assert len(decoder.asked) == 8, "nothing was asked twice"
     first = {arm: [one["text"] for one in own] for arm, own in asked.answers.items()}
 
     def new(asking: Asking, model: Any, questions: Sequence[Row] = rows) -> list[str]:
@@ -326,8 +327,8 @@ def test_readings_say_what_is_clear_and_what_is_doubtful(found: results.Findings
     assert lines[0].startswith("The ensemble (select) answers 90.0% of 40 questions right (")
     assert re.search(r"\+55\.0 points against its best single expert \(A general\) \(.*\): clearly above\.", text)
     assert "It reaches 90.0% of what an oracle would" in text
-    assert "B medical: 40 of 40 answers were cut at 64 tokens; give --max_new_tokens more." in text
-    assert re.search(r"answers could not be read; they count as wrong", text)
+    assert "Cut at 64 tokens, of 40 answers: B medical 40; give --max_new_tokens more." in text
+    assert re.search(r"Not read, so counted as wrong, of 40 answers: A general \d", text)
     assert "points against the router by prompt perplexity" in text and "not told apart; about" in text
 
 
@@ -426,7 +427,7 @@ def test_the_script_end_to_end_and_again(capsys: pytest.CaptureFixture[str], hea
     before = (out / "answers.jsonl").read_bytes()
     assert {json.loads(line)["arm"] for line in before.splitlines()} >= {"ensemble", "uniform"}
     code, shown, _ = evaluate(capsys, *given)
-    assert code == 0 and "12 of 12 answers were kept" in shown
+    assert code == 0 and "12 of 12 answers are kept" in shown
     assert (out / "answers.jsonl").read_bytes() == before
     code, shown, _ = evaluate(capsys, *given, "--mode", "mixture", "--no_plots", "-v", "1")
     assert code == 0 and "ensemble (mixture)" in shown and "ensemble (select)" in shown
@@ -469,7 +470,7 @@ def test_killed_and_gone_on_is_as_unbroken(started: tuple[list[str], Path], tmp_
     process.communicate()
     assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0 and "answers were kept" in done.stdout
+    assert done.returncode == 0 and "answers are kept" in done.stdout
     unbroken = [str(tmp_path / "whole") if part == str(out) else part for part in command]
     assert subprocess.run(unbroken, capture_output=True).returncode == 0
     assert (out / "answers.jsonl").read_bytes() == (tmp_path / "whole" / "answers.jsonl").read_bytes()

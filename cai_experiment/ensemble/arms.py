@@ -91,7 +91,6 @@ class Asked:
     answers: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     cost: dict[str, Cost] = field(default_factory=dict)
     prompt_log_probs: list[list[float]] | None = None
-    kept: int = 0  # answers that an earlier session gave
 
     @property
     def picks(self) -> list[int] | None:
@@ -180,11 +179,10 @@ def ask(
     `told(answers, tokens)` is called as tokens come, with the answers that the journal has and this session's tokens.
     Raises EngineError if a model fails, DiskError without room.
     """
-    known = _Known(journal)
+    known = Known(journal)
     asked, keys = Asked(), [question_key(row) for row in rows]
     wanted = arms(model, asking)
-    asked.kept = sum(key in known.of(arm) for arm in wanted for key in keys)
-    done, tokens = asked.kept, 0
+    done, tokens = known.count(wanted, rows), 0
 
     def on_token(index: int, token: int, expert: int) -> None:
         nonlocal tokens
@@ -210,13 +208,13 @@ def _chunks(places: Sequence[int], asking: Asking) -> Iterator[Sequence[int]]:
     return (places[start : start + size] for start in range(0, len(places), size))
 
 
-def _collect(asked: Asked, arm: Arm, keys: Sequence[str], known: _Known) -> None:
+def _collect(asked: Asked, arm: Arm, keys: Sequence[str], known: Known) -> None:
     asked.answers[arm.name] = [known.of(arm)[key] for key in keys]
     asked.cost[arm.name] = known.cost.get(arm.key, Cost())
 
 
 def _answer(
-    model: MultiModelWithScalarHeads, arm: Arm, asked: Sequence[tuple[str, Row]], journal: Journal, known: _Known,
+    model: MultiModelWithScalarHeads, arm: Arm, asked: Sequence[tuple[str, Row]], journal: Journal, known: Known,
     on_token: Callable[[int, int, int], None],
 ) -> None:  # fmt: skip
     """A chunk of questions through one arm, as one line of the journal."""
@@ -256,7 +254,7 @@ def _counts(counts: Counts) -> dict[str, Any]:
 
 def _routed(
     model: MultiModelWithScalarHeads, rows: Sequence[Row], keys: Sequence[str], asking: Asking, journal: Journal,
-    known: _Known,
+    known: Known,
 ) -> list[list[float]]:  # fmt: skip
     """Each prompt's mean log-probability under each expert."""
     arm = _hash([PROMPTS, identities(model)])
@@ -269,10 +267,11 @@ def _routed(
     return [have[key] for key in keys]
 
 
-class _Known:
+class Known:
     """What the journal holds: answers by arm and question, and what they took."""
 
     def __init__(self, journal: Journal) -> None:
+        """Reads it all. Raises BadInputError for the journal of another kind of run."""
         self.answers: dict[str, dict[str, Any]] = {}
         self.cost: dict[str, Cost] = {}
         for line in journal.rows():
@@ -280,6 +279,11 @@ class _Known:
                 message = f"{show(journal.path)} is of another kind of run"
                 raise BadInputError(message, "give another --output_dir, or --fresh, which moves that one aside")
             self.take(line)
+
+    def count(self, wanted: Sequence[Arm], rows: Sequence[Row]) -> int:
+        """How many of the wanted answers are there."""
+        keys = [question_key(row) for row in rows]
+        return sum(key in self.of(arm) for arm in wanted for key in keys)
 
     def of(self, arm: Arm) -> dict[str, Any]:
         """An arm's answers by question."""

@@ -14,6 +14,7 @@ from cai_experiment.observe.screen import escaped
 from cai_experiment.records.files import make_folder, write_atomic, write_json, write_jsonl
 
 RESULTS, ANSWERS, EXAMPLES, PAGE, PLOTS = "results.json", "answers.jsonl", "examples.jsonl", "report.html", "plots"
+OPEN = 3  # examples that need no click: those with the most changes of speaker
 STYLES = 6  # ways to mark an expert's words on the page; letters go on
 
 
@@ -44,12 +45,14 @@ def render(results: Mapping[str, Any], examples: Sequence[Mapping[str, Any]], dr
     made.filters |= {
         "shown": lambda value: escaped(str(value)), "percent": percent, "points": points, "between": between,
         "count": lambda number: f"{number:,}", "letter": letter, "verdict": verdict, "figure": _figure,
+        "p": lambda value: "p < 0.001" if value < 0.001 else f"p = {value:.3f}",
         "group": lambda name: "all questions" if name == ALL else name,
     }  # fmt: skip
     page: str = made.get_template("report.html.j2").render(
         results=results, short=readings(results), examples=examples, rivals=rival_rows(results), styles=STYLES,
         experts=short_names(results["settings"]["experts"]), groups=list(results["patterns"]),
         plots={plot.name: {"title": plot.title, "svg": Markup(plot.svg)} for plot in drawn},
+        open=[one["id"] for one in sorted(examples, key=lambda one: -len(one["pieces"]))[:OPEN]],
         accuracy_plots=[plot.name for plot in drawn if plot.name.startswith("accuracy_")],
     )  # fmt: skip
     return page

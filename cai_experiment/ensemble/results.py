@@ -34,7 +34,7 @@ RIVALS = {
     BY_DATASET: "the best expert of each dataset", ORACLE: "the oracle", "select": "its own select mode",
     "mixture": "its own mixture mode",
 }  # fmt: skip
-CUT = 0.1  # a share of answers that ended at --max_new_tokens from which on it is told
+TENTH = 0.1  # of an arm's answers: from there on it is told that they were cut or could not be read
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,16 +201,18 @@ def _pattern_lines(results: Mapping[str, Any]) -> list[str]:
 
 
 def _doubts(results: Mapping[str, Any]) -> list[str]:
-    """What makes the figures doubtful: answers that were cut or could not be read."""
-    lines = []
-    for arm in results["arms"].values():
-        n, unread = arm["accuracy"][ALL]["n"], arm["accuracy"][ALL]["unread"]
-        if n and arm.get("cut", 0) >= CUT * n:
-            lines.append(f"{arm['label']}: {arm['cut']} of {n} answers were cut at "
-                         f"{results['settings']['max_new_tokens']} tokens; give --max_new_tokens more.")  # fmt: skip
-        if "cost" in arm and n and unread >= CUT * n:
-            lines.append(f"{arm['label']}: {unread} of {n} answers could not be read; they count as wrong.")
-    return lines
+    """What makes the figures doubtful: answers that were cut or could not be read, a tenth of an arm's or more."""
+    arms = [arm for arm in results["arms"].values() if "cost" in arm]
+    n, limit = results["settings"]["questions"], results["settings"]["max_new_tokens"]
+    cut = {arm["label"]: arm["cut"] for arm in arms if arm["cut"] >= TENTH * n}
+    unread = {arm["label"]: arm["accuracy"][ALL]["unread"] for arm in arms
+              if arm["accuracy"][ALL]["unread"] >= TENTH * n}  # fmt: skip
+    lines = [f"Cut at {limit} tokens, of {n:,} answers: {_counted(cut)}; give --max_new_tokens more."] if cut else []
+    return lines + ([f"Not read, so counted as wrong, of {n:,} answers: {_counted(unread)}."] if unread else [])
+
+
+def _counted(found: Mapping[str, int]) -> str:
+    return ", ".join(f"{label} {count}" for label, count in found.items())
 
 
 # ---------------------------------------------------------------- figures as text

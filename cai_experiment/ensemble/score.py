@@ -156,6 +156,8 @@ def ratio(over: Sequence[float], under: Sequence[float], seed: int = 0) -> Resul
 
     None if the sum below is 0; no interval for fewer than two pairs, or if a draw in forty has nothing below.
     """
+    import warnings
+
     import numpy as np
     from scipy.stats import bootstrap
 
@@ -165,7 +167,8 @@ def ratio(over: Sequence[float], under: Sequence[float], seed: int = 0) -> Resul
     value = float(top.sum() / bottom.sum())
     if len(top) < 2:
         return Result(value, len(top), None, scale="rate")
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of draws with nothing below, which are left out here
         drawn = bootstrap(
             (top, bottom), lambda a, b, axis: a.sum(axis) / b.sum(axis), paired=True, n_resamples=RESAMPLES, batch=500,
             method="percentile", rng=np.random.default_rng(seed),

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from cai_experiment.ensemble.arms import Asked, Asking, ask, expert_names
+from cai_experiment.ensemble.arms import Asked, Asking, Known, arms, ask, expert_names
 from cai_experiment.ensemble.data import SHIPPED_DATASETS, load_sets
 from cai_experiment.ensemble.experts import SHIPPED, canonical
 from cai_experiment.ensemble.files import read_info
@@ -97,12 +97,12 @@ def fitting(model: MultiModelWithScalarHeads, rows: Sequence[Row]) -> tuple[list
 def _ask(
     model: MultiModelWithScalarHeads, rows: Sequence[Row], asking: Asking, folder: RunFolder, verbosity: int
 ) -> Asked:
-    arms = 1 if asking.only_ensemble else len(model.experts) + 2
-    with Progress(arms * len(rows), noun="answers", verbosity=verbosity if verbosity > 1 else 0) as progress:
-        asked = ask(model, rows, asking, folder.journal, progress.update)
-    if asked.kept and verbosity > 1:
-        print(f"{asked.kept:,} of {arms * len(rows):,} answers were kept from before")
-    return asked
+    wanted = arms(model, asking)
+    total, kept = len(wanted) * len(rows), Known(folder.journal).count(wanted, rows)
+    if kept and verbosity > 1:
+        print(f"{kept:,} of {total:,} answers are kept from before")
+    with Progress(total, noun="answers", verbosity=verbosity if verbosity > 1 else 0, done=kept) as progress:
+        return ask(model, rows, asking, folder.journal, progress.update)
 
 
 def _settings(args: argparse.Namespace, model: MultiModelWithScalarHeads, too_long: int) -> dict[str, Any]:
