@@ -109,7 +109,7 @@ def packed_attention(
         placed = tokens[: group.rows] if group.take is None else tokens.index_select(0, group.take)
         rows = placed.reshape(group.rows, group.steps, *placed.shape[1:])
         keys, values = group.read(key, fresh_keys), group.read(value, fresh_values)
-        out = _attend(rows, keys, values, group.mask, softcap).flatten(0, 1)
+        out = attend(rows, keys, values, group.mask, softcap).flatten(0, 1)
         parts.append(out if group.put is None else out.index_select(0, group.put))
     out = torch.cat(parts)
     if len(out) < len(tokens):  # the tail that fills up the rows of linear layers; in the last layer what nobody reads
@@ -120,7 +120,7 @@ def packed_attention(
     return out.unsqueeze(0), None
 
 
-def _attend(
+def attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, softcap: float | None
 ) -> torch.Tensor:
     """query [R, T, H, D] (scaled), key and value [R, Hkv, L, D], mask [R, 1, T, 1, L] -> [R, T, H, D]."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Callable, Sequence
+from typing import TYPE_CHECKING, Callable, Sequence
 
 import numpy as np
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 MODES = ("select", "mixture", "uniform", "single")
 
 Logits = Callable[[int, "torch.Tensor"], "torch.Tensor"]  # (expert, hidden [n, H]) -> [n, V]
+Scalars = Callable[[Sequence["torch.Tensor"]], "torch.Tensor"]  # hidden [n, H_m] of each -> [n, M]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,8 @@ class Rule:
     uniform: the same with equal weights. single: expert `expert` alone. Draws are keyed by position (see `draw`).
     """
 
-    model: Any  # MultiModelWithScalarHeads
+    count: int  # of experts
+    scalars: Scalars
     mode: str
     expert: int
     temperature: float
@@ -46,11 +48,6 @@ class Rule:
             raise BadInputError(f"mode {self.mode!r} is unknown", f"use one of {', '.join(MODES)}")
         if not 0 <= self.expert < self.count:
             raise BadInputError(f"expert {self.expert} of {self.count} does not exist", "count from 0")
-
-    @property
-    def count(self) -> int:
-        """How many experts there are."""
-        return len(self.model.experts)
 
     @property
     def members(self) -> tuple[int, ...]:
@@ -79,9 +76,7 @@ class Rule:
             return one
         if self.mode == "uniform":
             return torch.full((len(given[0]), self.count), 1 / self.count)
-        with torch.inference_mode():
-            scalars: torch.Tensor = self.model.scalars(given)
-            return torch.softmax(scalars.float(), dim=-1)
+        return torch.softmax(self.scalars(given), dim=-1)
 
     def _select(
         self, hidden: Sequence[torch.Tensor | None], weights: torch.Tensor, numbers: np.ndarray, logits: Logits

@@ -1,0 +1,181 @@
+"""Accelerated decoding, exactly: one expert drafts a block, all read it in one pass each, the rule judges every token.
+
+Speculative decoding (Leviathan et al. 2023) with a rule in the place of rejection sampling: since each draw is keyed by
+its position, the token that the plain loop would take can be computed from the block's hidden states, and drafted
+tokens are kept as far as they are those. The first that is not is replaced by the rule's own, so that every block
+brings at least one token. The expert that rules drafts; after a rejection it is the one whose token was taken.
+
+Rows of a batch that have the same drafter go on together. A draft of a single row is read in the fastest arithmetic
+and once more by the block pass; in a batch the drafter's passes are exact, and count.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Sequence
+
+import numpy as np
+
+from cai_experiment.ensemble.plain import Decoder, Row
+
+if TYPE_CHECKING:
+    import torch
+
+MEMORY = 0.9  # weight of all that was seen before a new trust or time
+OUTLIER = 3.0  # a pass that takes so many times the expected time says nothing
+
+
+@dataclass(slots=True)
+class Line:
+    """Seconds over block length, a straight line through what was measured lately (weighted least squares)."""
+
+    weight: float = 0.0
+    x: float = 0.0  # weighted sums
+    y: float = 0.0
+    xx: float = 0.0
+    xy: float = 0.0
+
+    def add(self, length: int, seconds: float) -> None:
+        """One measurement."""
+        if self.weight > 2:
+            seconds = min(seconds, OUTLIER * self.at(length))
+        for name, value in (
+            ("weight", 1.0),
+            ("x", length),
+            ("y", seconds),
+            ("xx", length**2),
+            ("xy", length * seconds),
+        ):
+            setattr(self, name, MEMORY * getattr(self, name) + value)
+
+    def at(self, length: int) -> float:
+        """Expected seconds; where only one length was seen, the same for all."""
+        mean_x, mean_y = self.x / self.weight, self.y / self.weight
+        spread = self.xx / self.weight - mean_x**2
+        slope = max(0.0, (self.xy / self.weight - mean_x * mean_y) / spread) if spread > 1e-9 else 0.0
+        return max(mean_y + slope * (length - mean_x), mean_y / 10)
+
+
+class Pace:
+    """How long the next block should be, by what passes take and how often drafts are accepted."""
+
+    def __init__(self, longest: int) -> None:
+        self.longest = longest
+        self.draft, self.check, self.plain = Line(), Line(), Line()  # seconds by length: of a whole round
+
+    def best(self, trusts: Sequence[float]) -> int:
+        """The length with most tokens a second for rows with these acceptance rates; 1: the plain way."""
+        if not self.draft.weight:
+            return self.longest // 2
+        lengths = np.arange(2, self.longest + 1)
+        tokens = np.array([sum((1 - t**n) / (1 - t) for t in trusts) for n in map(int, lengths)])
+        speed = tokens / np.array([self.draft.at(n) + self.check.at(n) for n in map(int, lengths)])
+        if self.plain.weight and len(trusts) / self.plain.at(1) > speed.max():
+            return 1
+        return int(lengths[speed.argmax()])
+
+
+class BlockDecoder(Decoder):
+    """As `Decoder`, by blocks."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.paces: dict[int, Pace] = defaultdict(lambda: Pace(self.settings.max_block))
+
+    def step(self, rows: Sequence[Row]) -> None:
+        """Rows without a drafter take a plain step, else the largest group with one drafter takes a block."""
+        fresh = [row for row in rows if row.leader < 0]
+        if fresh or len(self.rule.members) == 1 or self.settings.max_block < 2:
+            return super().step(fresh or rows)
+        groups: dict[int, list[Row]] = defaultdict(list)
+        for row in rows:
+            groups[row.leader].append(row)
+        group = max(groups.values(), key=len)
+        pace = self.paces[len(group).bit_length()]
+        length = min(pace.best([row.trust for row in group]), self._room(group))
+        if length > 1:
+            return self.block(group, length, pace)
+        started = time.perf_counter()
+        super().step(group)
+        pace.plain.add(1, time.perf_counter() - started)
+        for row in group:  # a plain step says nothing of drafts: try again after some
+            row.trust = min(0.98, row.trust + 0.02)
+
+    def _room(self, group: Sequence[Row]) -> int:
+        """No longer than the longest row may become, nor any beyond the context."""
+        wanted = max(len(row.numbers) - len(row.ids) for row in group)
+        return min(wanted, self.room - max(row.place for row in group))
+
+    def block(self, group: Sequence[Row], length: int, pace: Pace) -> None:
+        """Draft, read and judge one block of every row."""
+        started = time.perf_counter()
+        leader = group[0].leader
+        slots, starts = [row.slot for row in group], np.array([row.place for row in group])
+        numbers = np.stack([_some(row.numbers, len(row.ids), length) for row in group])
+        hidden: list[torch.Tensor | None] = [None] * self.rule.count
+        if len(group) == 1:
+            drafts = self._quick_draft(group[0], numbers[0])
+        else:
+            drafts, hidden[leader] = self._draft(leader, group, numbers)
+        drafted = time.perf_counter()
+        lasts = np.array([[row.last] for row in group])
+        length = drafts.shape[1]
+        ids = np.concatenate([lasts, drafts[:, :-1]], axis=1)
+        for member in self.rule.members:
+            if hidden[member] is None:
+                hidden[member] = self.read(member, slots, ids, starts)
+        flat = [None if states is None else states.flatten(0, 1) for states in hidden]
+        chosen = self.rule(flat, numbers[:, :length].ravel(), self.logits)
+        for place, row in enumerate(group):
+            part = slice(place * length, (place + 1) * length)
+            self._judge(row, drafts[place], chosen.tokens[part], chosen.experts[part], chosen.weights[part])
+        ended = time.perf_counter()
+        pace.draft.add(length, drafted - started)
+        pace.check.add(length, ended - drafted)
+
+    def _quick_draft(self, row: Row, numbers: np.ndarray) -> np.ndarray:
+        """The leader's tokens [1, at most length]; it stops at an end token."""
+        token, passes, drafts = row.last, self.passes[row.leader], []
+        for step in range(len(numbers)):
+            hidden = self.quick(row.leader, row.slot, token, row.place + step)
+            token = max(0, int(self.rule.draw(passes.quick_logits(hidden), numbers[step : step + 1])[0]))
+            drafts.append(token)
+            if self.stops.is_stop_token(np.array([token]))[0]:
+                break
+        return np.array([drafts])
+
+    def _draft(self, leader: int, group: Sequence[Row], numbers: np.ndarray) -> tuple[np.ndarray, torch.Tensor]:
+        """The leader's tokens [R, T] and its exact hidden states [R, T, H]."""
+        import torch
+
+        slots, starts = [row.slot for row in group], np.array([row.place for row in group])
+        tokens = np.array([row.last for row in group])
+        drafts, states = [], []
+        for step in range(numbers.shape[1]):
+            states.append(self.read(leader, slots, tokens[:, None], starts + step))
+            logits = self.logits(leader, states[-1][:, 0])
+            tokens = np.maximum(0, self.rule.draw(logits, numbers[:, step]))
+            drafts.append(tokens)
+        return np.stack(drafts, axis=1), torch.cat(states, dim=1)
+
+    def _judge(
+        self, row: Row, drafts: np.ndarray, tokens: np.ndarray, experts: np.ndarray, weights: np.ndarray
+    ) -> None:  # fmt: skip
+        """Take the rule's tokens up to the first that was not drafted, or to the end."""
+        for step, token in enumerate(tokens):
+            same, ended = bool(token == drafts[step]), self.take(row, int(token), int(experts[step]), weights[step])
+            self.counts.drafted += 1
+            self.counts.accepted += same
+            row.trust = min(0.98, MEMORY * row.trust + (1 - MEMORY) * same)
+            if ended or not same:
+                self.counts.wasted += len(tokens) - step - 1
+                break
+        if not same or self.settings.mode == "select":
+            row.leader = row.experts[-1]
+
+
+def _some(numbers: np.ndarray, start: int, count: int) -> np.ndarray:
+    """`count` numbers from `start` on; beyond the end, where tokens are dropped anyway, the last one."""
+    return numbers[np.minimum(np.arange(start, start + count), len(numbers) - 1)]
