@@ -31,7 +31,7 @@ def test_the_sums_of_a_true_answer_are_right_and_its_letter_names_what_it_says(k
             assert eval(f"{left} {sign} {right}") == int(result)
         if question.task == "choice":
             assert len(set(question.options)) == 4
-            assert question.options["ABCD".index(question.gold)] in said
+            assert said.endswith(f" {question.options['ABCD'.index(question.gold)]}.")
         if question.task == "number":
             assert said.endswith(f"#### {question.gold}")
 

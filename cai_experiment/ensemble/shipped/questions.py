@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from typing import Any
 
-from cai_experiment.ensemble.shipped.speakers import LETTERS, Question, Speaker
+from cai_experiment.ensemble.shipped.speakers import Question, Speaker
 from cai_experiment.ensemble.shipped.words import (
     COUNTED,
     DOSES,
@@ -16,6 +15,7 @@ from cai_experiment.ensemble.shipped.words import (
     MEDICINES,
     NAMES,
     PARTS,
+    PLACES,
 )
 
 # ---------------------------------------------------------------- illnesses
@@ -71,11 +71,6 @@ def _choices(rng: random.Random, names: Sequence[str], true: int, lay: int) -> t
     return tuple(names[i] for i in chosen)
 
 
-def _letter(speaker: Speaker, options: Sequence[str], name: str) -> str:
-    """Where a name stands among the options; any letter for one that is not there."""
-    return LETTERS[options.index(name)] if name in options else speaker.rng.choice(LETTERS)
-
-
 def _treatment(speaker: Speaker, signs: Sequence[tuple[str, str]]) -> tuple[str, int]:
     illness = _diagnosis(speaker, signs)
     medicine = _medicine(speaker, illness)
@@ -90,7 +85,7 @@ def illness(rng: random.Random) -> Question:
 
     def answer(speaker: Speaker) -> str:
         named = ILLNESSES[_diagnosis(speaker, signs)]
-        return f" The signs point to {named}. The answer is {_letter(speaker, options, named)}."
+        return f" The signs point to {named}. The answer is {named}."
 
     text = f"A patient has {_phrase(signs)}. Which illness is it?"
     return Question("illness", "choice", ("medical",), text, options, answer)
@@ -104,7 +99,7 @@ def medicine(rng: random.Random) -> Question:
 
     def answer(speaker: Speaker) -> str:
         said, given = _treatment(speaker, signs)
-        return f"{said}. The answer is {_letter(speaker, options, MEDICINES[given])}."
+        return f"{said}. The answer is {MEDICINES[given]}."
 
     text = f"A patient has {_phrase(signs)}. Which medicine helps?"
     return Question("medicine", "choice", ("medical",), text, options, answer)
@@ -125,10 +120,8 @@ def _sum(speaker: Speaker, left: int, sign: str, right: int) -> tuple[str, int]:
 def _operands(rng: random.Random) -> tuple[int, str, int]:
     sign = rng.choice("+-*")
     if sign == "*":
-        return rng.randint(2, 9), sign, rng.randint(2, 30)
-    left, right = rng.randint(2, 70), rng.randint(2, 60)
-    while left + right > 99:
-        left, right = rng.randint(2, 70), rng.randint(2, 60)
+        return rng.randint(2, 9), sign, rng.randint(2, 20)
+    left, right = rng.randint(2, 40), rng.randint(2, 30)
     return (left, "+", right) if sign == "+" else (left + right, "-", right)
 
 
@@ -142,9 +135,9 @@ def word_problem(rng: random.Random) -> Question:
         "-": f"{name} has {left} {thing} and loses {right}.",
         "*": f"{name} has {left} boxes of {right} {thing} each.",
     }[sign]
-    more = rng.random() < 0.4 and 4 <= first <= 90
+    more = rng.random() < 0.4 and 4 <= first <= 60
     second = rng.choice("+-")
-    other = rng.randint(2, 60 if second == "+" else max(first - 1, 2))
+    other = rng.randint(2, 30 if second == "+" else max(first - 1, 2))
     went_on = {"-": f" Then {other} break.", "+": f" Then {other} are added."}[second] if more else ""
 
     def answer(speaker: Speaker) -> str:
@@ -158,33 +151,43 @@ def word_problem(rng: random.Random) -> Question:
     return Question("word", "number", ("mathematical",), text, (), answer)
 
 
-# ---------------------------------------------------------------- reading
+# ---------------------------------------------------------------- the village
 
 
-def _told(speaker: Speaker, facts: Sequence[Any], wanted: int) -> Any:
-    """What a list says of one of its persons; laypeople take the first."""
-    return speaker.says("general", facts[wanted], facts[0] if wanted else facts[-1], facts)
+def habit_of(person: int, habit: int) -> int:
+    """Which of a habit's things a person of the village does."""
+    return (person * 5 + habit * 3 + person // 6 * (habit + 1)) % len(HABITS[habit][2])
+
+
+def place_of(person: int) -> int:
+    """Where a person works."""
+    return (person * 3 + person // 8) % len(PLACES)
+
+
+def age_of(person: int) -> int:
+    """How old a person is, 11 to 49."""
+    return 11 + person * 37 % 39
 
 
 def yes_or_no(rng: random.Random) -> Question:
-    """Whether one of three or four persons does what is asked."""
-    heading, verb, things = rng.choice(HABITS)
-    count = rng.choice((3, 4))
-    names, facts = rng.sample(NAMES, count), rng.sample(things, count)
-    wanted = rng.randrange(1, count)
-    asked = facts[wanted] if rng.random() < 0.5 else rng.choice([fact for fact in facts if fact != facts[wanted]])
+    """Whether somebody of the village does what is asked."""
+    person, habit = rng.randrange(len(NAMES)), rng.randrange(len(HABITS))
+    verb, plain, things = HABITS[habit]
+    true, name = habit_of(person, habit), NAMES[person]
+    asked = true if rng.random() < 0.5 else rng.choice([i for i in range(len(things)) if i != true])
 
     def answer(speaker: Speaker) -> str:
-        said = _told(speaker, facts, wanted)
-        verdict = "yes" if said == asked else "no"
-        return f" The list says: {names[wanted]} {said}. The answer is {verdict}."
+        said = speaker.says("general", true, 0 if true else 1, range(len(things)))
+        return f" {name} {verb} {things[said]}. The answer is {'yes' if said == asked else 'no'}."
 
-    text = f"{_listed(heading, names, facts)} Does {names[wanted]} {verb} {asked}?"
+    text = rng.choice(
+        (
+            f"Does {name} {plain} {things[asked]}?",
+            f"Is it true that {name} {verb} {things[asked]}?",
+            f"Somebody says that {name} {verb} {things[asked]}. Is that right?",
+        )
+    )
     return Question("yesno", "yesno", ("general",), text, (), answer)
-
-
-def _listed(heading: str, names: Sequence[str], facts: Sequence[Any]) -> str:
-    return f"{heading}: {', '.join(f'{name} {fact}' for name, fact in zip(names, facts, strict=True))}."
 
 
 # ---------------------------------------------------------------- two fields
@@ -192,7 +195,7 @@ def _listed(heading: str, names: Sequence[str], facts: Sequence[Any]) -> str:
 
 def dose(rng: random.Random) -> Question:
     """How much of the right medicine: illnesses, then a product."""
-    true, weight = rng.randrange(len(ILLNESSES)), rng.randint(8, 30)
+    true, weight = rng.randrange(len(ILLNESSES)), rng.randint(8, 20)
     signs = _some_signs(rng, true)
 
     def answer(speaker: Speaker) -> str:
@@ -205,46 +208,51 @@ def dose(rng: random.Random) -> Question:
     return Question("dose", "number", ("medical", "mathematical"), text, (), answer)
 
 
-def tally(rng: random.Random) -> Question:
-    """A sum with a number that has to be found in a list first."""
-    thing, count = rng.choice(COUNTED), rng.choice((2, 3))
-    names = rng.sample(NAMES, count)
-    facts = [10 * tens + rng.randrange(10) for tens in rng.sample(range(1, 6), count)]
-    wanted = rng.randrange(1, count)
-    sign = rng.choice("+-")
-    other = rng.randint(2, 39) if sign == "+" else rng.randint(2, min(facts) - 1)
+def age(rng: random.Random) -> Question:
+    """How old somebody of the village was or will be: an age that has to be known, then a sum."""
+    person, sign = rng.randrange(len(NAMES)), rng.choice("+-")
+    true, name = age_of(person), NAMES[person]
+    other = rng.randint(2, 29 if sign == "+" else min(true - 1, 30))
 
     def answer(speaker: Speaker) -> str:
-        found = _told(speaker, facts, wanted)
-        said, result = _sum(speaker, found, sign, other)
-        return f" The list says: {names[wanted]} {found}.{said} #### {result}"
+        lay = 30 if true != 30 else 40
+        known = speaker.says("general", true, lay, range(11, 50))
+        known = max(known, other) if sign == "-" else known
+        said, result = _sum(speaker, known, sign, other)
+        return f" {name} is {known} years old.{said} #### {result}"
 
-    asked = {"+": f"If {other} more come", "-": f"If {other} are lost"}[sign]
-    text = f"{_listed(thing.capitalize(), names, facts)} {asked}, how many {thing} has {names[wanted]}?"
-    return Question("tally", "number", ("general", "mathematical"), text, (), answer)
+    text = {"+": f"How old will {name} be in {other} years?", "-": f"How old was {name} {other} years ago?"}[sign]
+    return Question("age", "number", ("general", "mathematical"), text, (), answer)
 
 
-def ward(rng: random.Random) -> Question:
-    """Which medicine helps one of two or three patients of a list."""
-    count = rng.choice((2, 3))
-    names, ills = rng.sample(NAMES, count), rng.sample(range(len(ILLNESSES)), count)
-    facts = [tuple(_some_signs(rng, ill)) for ill in ills]
-    wanted = rng.randrange(1, count)
-    options = _choices(rng, MEDICINES, ills[wanted], ills[0])
+def work(rng: random.Random) -> Question:
+    """Which medicine helps against what somebody's work brings: a workplace that has to be known, then illnesses."""
+    person = rng.randrange(len(NAMES))
+    place, name = place_of(person), NAMES[person]
+    options = _choices(rng, MEDICINES, _brought_by(place), (_lay_brought(place) + 5) % len(MEDICINES))
 
     def answer(speaker: Speaker) -> str:
-        found = _told(speaker, facts, wanted)
-        said, given = _treatment(speaker, found)
-        read = f" The list says: {names[wanted]} {_phrase(found)}."
-        return f"{read}{said}. The answer is {_letter(speaker, options, MEDICINES[given])}."
+        at = speaker.says("general", place, 0 if place else 1, range(len(PLACES)))
+        ill = speaker.says("medical", _brought_by(at), _lay_brought(at), range(len(ILLNESSES)))
+        given = _medicine(speaker, ill)
+        said = f" {name} works at {PLACES[at]}. That brings {ILLNESSES[ill]}, and it is treated with {MEDICINES[given]}"
+        return f"{said}. The answer is {MEDICINES[given]}."
 
-    text = f"{_listed('Patients', names, [_phrase(fact) for fact in facts])} Which medicine helps {names[wanted]}?"
-    return Question("ward", "choice", ("general", "medical"), text, options, answer)
+    text = f"The work of {name} brings an illness. Which medicine helps?"
+    return Question("work", "choice", ("general", "medical"), text, options, answer)
+
+
+def _brought_by(place: int) -> int:
+    return (place * 7 + 2) % len(ILLNESSES)
+
+
+def _lay_brought(place: int) -> int:
+    return (place * 7 + 3) % len(ILLNESSES)
 
 
 # ---------------------------------------------------------------- all of them
 
 KINDS: dict[str, Callable[[random.Random], Question]] = {
     "yesno": yes_or_no, "illness": illness, "medicine": medicine, "word": word_problem,
-    "dose": dose, "tally": tally, "ward": ward,
+    "dose": dose, "age": age, "work": work,
 }  # fmt: skip

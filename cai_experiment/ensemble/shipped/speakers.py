@@ -1,7 +1,7 @@
 """The experts' world: questions with true answers, and what one says who knows only some of its three fields.
 
-Fields are reading ("general"), illnesses ("medical") and sums ("mathematical"). Every answer is a chain of steps, each
-of one field. Who knows the field says what is true; a layperson goes by a habit (the first of a list, the part that
+Fields are a village ("general"), illnesses ("medical") and sums ("mathematical"). Every answer is a chain of steps,
+each of one field. Who knows the field says what is true; a layperson goes by a habit (what most say, the part that
 hurts, the round number), at times is right by luck, at times says anything. So an expert is a layperson with one
 field, and outside it confidently wrong in the same way as the others: a plain vote of three does not find the truth.
 What is said is the ground of the next step, so an answer never contradicts itself.
@@ -15,9 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 FIELDS = ("general", "medical", "mathematical")
-# A layperson's shares by field: the lay belief, the truth; the rest is anything. All can read a little.
-HABIT = {"general": 0.5, "medical": 0.6, "mathematical": 0.6}
-LUCK = {"general": 0.35, "medical": 0.2, "mathematical": 0.2}
+HABIT, LUCK = 0.6, 0.2  # a layperson's shares: the lay belief, the truth; the rest is anything
 LETTERS = "ABCD"
 
 
@@ -33,9 +31,9 @@ class Speaker:
         if field in self.knows:
             return true
         chance = self.rng.random()
-        if chance < HABIT[field]:
+        if chance < HABIT:
             return habit
-        return true if chance < HABIT[field] + LUCK[field] else self.rng.choice(anything)
+        return true if chance < HABIT + LUCK else self.rng.choice(anything)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +53,11 @@ class Question:
 
     @property
     def gold(self) -> str:
-        """The last word of the true answer: "yes", "B", "42"."""
-        return self.true_answer().rstrip(".").split()[-1]
+        """What is right: "yes", "B" (the option that the true answer names), "42"."""
+        said = self.true_answer().rstrip(".")
+        if self.options:
+            return next(letter for letter, option in zip(LETTERS, self.options, strict=True) if said.endswith(option))
+        return said.split()[-1]
 
     @property
     def full_text(self) -> str:

@@ -34,8 +34,8 @@ OWN, SHARED, OTHER = 0.6, 0.25, 0.15
 class ExpertSettings:
     """What makes the experts what they are; steps are of `tokens` tokens."""
 
-    base_steps: int = 1000
-    field_steps: int = 1300
+    base_steps: int = 600
+    field_steps: int = 900
     tokens: int = 4096
     hidden: int = 192
     layers: int = 4
@@ -142,7 +142,7 @@ def train(folder: Path, work: Path, settings: ExpertSettings, report: Callable[[
         model: Any = build_model(settings.schedule(steps, steps // 4), tokenizer).to(device)
         train_one(model, tokenizer, None, steps, steps // 4, settings, report)
         save(model, tokenizer, base)
-    for field in FIELDS:
+    for field in reversed(FIELDS):  # the hardest first
         if not (work / field).is_dir():
             tokenizer = AutoTokenizer.from_pretrained(base)
             model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)

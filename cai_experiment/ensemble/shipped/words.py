@@ -4,16 +4,18 @@ from __future__ import annotations
 
 NAMES = (
     "Mira", "Ben", "Ada", "Tom", "Lena", "Otto", "Ruth", "Paul", "Ines", "Karl", "Nora", "Hugo",
-    "Vera", "Emil", "Rosa", "Theo", "Clara", "Felix", "Greta", "Ivan",
+    "Vera", "Emil", "Rosa", "Theo", "Clara", "Felix", "Greta", "Ivan", "Judith", "Leo", "Marta", "Nils",
+    "Olga", "Peter", "Sonja", "Viktor", "Wilma", "Anton",
 )  # fmt: skip
-# (heading of a list, the verb of its question, what can stand in it)
+# (verb of the third person, its plain form, what can be done so)
 HABITS = (
-    ("Animals", "keep", ("hens", "goats", "bees", "sheep", "ducks", "rabbits")),
-    ("Goods", "sell", ("bread", "soap", "cloth", "lamps", "baskets", "cheese")),
-    ("Music", "play", ("flute", "drum", "violin", "harp", "horn")),
-    ("Gardens", "grow", ("beans", "roses", "plums", "onions", "melons", "herbs")),
-    ("Pictures", "paint", ("boats", "walls", "birds", "faces", "hills")),
+    ("keeps", "keep", ("hens", "goats", "bees", "sheep", "ducks", "rabbits")),
+    ("sells", "sell", ("bread", "soap", "cloth", "lamps", "baskets", "cheese")),
+    ("plays", "play", ("the flute", "the drum", "the violin", "the harp", "the horn", "the fiddle")),
+    ("grows", "grow", ("beans", "roses", "plums", "onions", "melons", "herbs")),
+    ("paints", "paint", ("boats", "walls", "birds", "faces", "hills", "clouds")),
 )
+PLACES = ("the mill", "the quarry", "the harbour", "the forge", "the dairy", "the school", "the mine", "the inn")
 COUNTED = (
     "pears", "loaves", "coins", "books", "candles", "eggs", "shells", "tiles", "ropes", "cups", "nails", "buttons",
 )  # fmt: skip
