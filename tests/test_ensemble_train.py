@@ -1,4 +1,4 @@
-"""Heads are trained on states that are computed once; nothing is lost to a kill, and the same bytes come out."""
+"""Heads are trained on states that are computed once; nothing is lost to a kill, and the same weights come out."""
 
 from __future__ import annotations
 
@@ -221,7 +221,7 @@ def start(experts: list[Expert]) -> MultiModelWithScalarHeads:
 
 
 def same(one: Path, other: Path) -> None:
-    """Heads byte for byte, and every row of the log."""
+    """Heads bit for bit, and every row of the log."""
     assert log_of(one) == log_of(other)
     left, right = (read_heads(folder)[1] for folder in (one, other))
     assert left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)

@@ -1,7 +1,7 @@
 """Train the heads on the experts' states: AdamW, linear warm-up and decline, the best heads kept, resumable exactly.
 
-Order and dropout are keyed by seed, epoch and step, so a training that was killed and resumed ends at the same bytes
-as one that was not (on the same device).
+Order and dropout are keyed by seed, epoch and step, so a training that was killed and resumed ends at the same weights,
+bit for bit, as one that was not (on the same device).
 """
 
 from __future__ import annotations
