@@ -326,7 +326,8 @@ def test_experts_have_letters_and_on_a_terminal_colours(heads: Path, loaded: Any
     plain, bright = io.StringIO(), io.StringIO()
     args = answer_generator.parser().parse_args(["Why?", *flags_of(heads, "--show-experts")])
     for file, terminal in ((plain, False), (bright, True)):
-        console = Console(file=file, force_terminal=terminal, width=200, highlight=False, color_system="standard")
+        colours: Any = "standard" if terminal else None
+        console = Console(file=file, force_terminal=terminal, width=200, highlight=False, color_system=colours)
         speaker = _answers.Speaker(args, console)
         for question in ("Why?", "How do I grow tomatoes?"):
             speaker.answer(question)

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -153,6 +154,7 @@ class Speaker:
         if self.args.json:
             print(json.dumps(self._line(spoken, question, parts), ensure_ascii=False), flush=True)
         elif self.args.show_experts:
+            parts = pieces(self.model.tokenizer, spoken.ids, spoken.experts, spoken.text.rstrip())
             self.console.print(self._coloured(parts), soft_wrap=True)
             self._footer(spoken)
         else:
@@ -173,9 +175,9 @@ class Speaker:
 
     def _coloured(self, parts: Sequence[Piece]) -> Text:
         shown = Text()
-        for number, part in enumerate(parts):
-            text = part.text if number else part.text.lstrip()
-            shown.append_text(tag(part.expert)).append(escaped(text), style=colour(part.expert))
+        for part in parts:
+            if text := part.text if shown else part.text.lstrip():
+                shown.append_text(tag(part.expert)).append(escaped(text), style=colour(part.expert))
         return shown
 
     def _legend(self) -> Text:
@@ -200,28 +202,35 @@ class Live:
     def __init__(self, speaker: Speaker, show_experts: bool) -> None:
         self.speaker, self.show_experts = speaker, show_experts
         self.ids: list[int] = []
-        self.printed, self.last = 0, -1
-        self.said = False
+        self.owners: list[int] = []  # who spoke each character, as `pieces` has it
+        self.printed, self.said, self.last, self.expert = 0, False, -1, 0
 
     def __call__(self, index: int, token: int, expert: int) -> None:
         """`on_token` of decode."""
         self.ids.append(token)
-        whole = settled(self.speaker.model.tokenizer.decode(self.ids, skip_special_tokens=True))
-        new = whole[self.printed :]
-        new = new if self.said else new.lstrip()
-        if not new:
-            return
-        self.printed, self.said = len(whole), True
-        shown = Text()
-        if self.show_experts and expert != self.last:
-            shown.append_text(tag(expert))
-        shown.append(escaped(new), style=colour(expert) if self.show_experts else "")
-        self.last = expert
-        self.speaker.console.print(shown, end="", soft_wrap=True)
+        self.expert = expert
+        whole = self.speaker.model.tokenizer.decode(self.ids, skip_special_tokens=True)
+        if not whole.endswith(BROKEN):
+            self._print(whole, len(settled(whole).rstrip()))
 
     def end(self, text: str) -> None:
         """Print what was held back of the answer `text`, and end the line."""
-        self.speaker.console.print(Text(escaped(text[self.printed :].rstrip())), soft_wrap=True)
+        self._print(text, len(text.rstrip()))
+        self.speaker.console.print()
+
+    def _print(self, whole: str, end: int) -> None:
+        """Print the characters of `whole` up to `end` that are not printed yet, each stretch as its expert's."""
+        self.owners += [self.expert] * (len(whole) - len(self.owners))
+        for expert, places in groupby(range(self.printed, end), key=self.owners.__getitem__):
+            text = "".join(whole[place] for place in places)
+            text = text if self.said else text.lstrip()
+            if not text:
+                continue
+            shown = tag(expert) if self.show_experts and expert != self.last else Text()
+            shown.append(escaped(text), style=colour(expert) if self.show_experts else "")
+            self.said, self.last = True, expert
+            self.speaker.console.print(shown, end="", soft_wrap=True)
+        self.printed = max(self.printed, end)
 
 
 def settled(text: str) -> str:
