@@ -407,7 +407,7 @@ def test_a_card_is_measured_by_two_suites_alone() -> None:
 
 def test_an_unknown_suite_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        bench.main(["--suite", "ensemble"])
+        bench.main(["--suite", "ensembles"])
     assert stop.value.code == 2
     assert "generation" in capsys.readouterr().err
 

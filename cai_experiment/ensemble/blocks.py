@@ -67,12 +67,14 @@ class Pace:
 
     def best(self, trusts: Sequence[float]) -> int:
         """The length with most tokens a second for rows with these acceptance rates; 1: the plain way."""
+        if not self.plain.weight:
+            return 1
         if not self.draft.weight:
-            return self.longest // 2
+            return max(2, self.longest // 2)
         lengths = np.arange(2, self.longest + 1)
         tokens = np.array([sum((1 - t**n) / (1 - t) for t in trusts) for n in map(int, lengths)])
         speed = tokens / np.array([self.draft.at(n) + self.check.at(n) for n in map(int, lengths)])
-        if self.plain.weight and len(trusts) / self.plain.at(1) > speed.max():
+        if len(trusts) / self.plain.at(1) > speed.max():
             return 1
         return int(lengths[speed.argmax()])
 
@@ -88,7 +90,7 @@ class BlockDecoder(Decoder):
         """Rows without a drafter take a plain step, else the largest group with one drafter takes a block."""
         fresh = [row for row in rows if row.leader < 0]
         if fresh or len(self.rule.members) == 1 or self.settings.max_block < 2:
-            return super().step(fresh or rows)
+            return self._plain(fresh or rows)
         groups: dict[int, list[Row]] = defaultdict(list)
         for row in rows:
             groups[row.leader].append(row)
@@ -97,11 +99,14 @@ class BlockDecoder(Decoder):
         length = min(pace.best([row.trust for row in group]), self._room(group))
         if length > 1:
             return self.block(group, length, pace)
-        started = time.perf_counter()
-        super().step(group)
-        pace.plain.add(1, time.perf_counter() - started)
+        self._plain(group)
         for row in group:  # a plain step says nothing of drafts: try again after some
             row.trust = min(0.98, row.trust + 0.02)
+
+    def _plain(self, rows: Sequence[Row]) -> None:
+        started = time.perf_counter()
+        super().step(rows)
+        self.paces[len(rows).bit_length()].plain.add(1, time.perf_counter() - started)
 
     def _room(self, group: Sequence[Row]) -> int:
         """No longer than the longest row may become, nor any beyond the context."""
@@ -134,6 +139,7 @@ class BlockDecoder(Decoder):
         ended = time.perf_counter()
         pace.draft.add(length, drafted - started)
         pace.check.add(length, ended - drafted)
+        self.timed(len(group), length, ended - started)
 
     def _quick_draft(self, row: Row, numbers: np.ndarray) -> np.ndarray:
         """The leader's tokens [1, at most length]; it stops at an end token."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Callable, Sequence
@@ -66,6 +67,7 @@ class Counts:
     wasted: int = 0  # drafted tokens behind a rejected one or behind the end
     row_passes: int = 0  # rows in all passes: passes if every prompt were alone
     seconds: float = 0.0
+    rounds: dict[tuple[int, int], list[float]] = field(default_factory=dict)  # (rows, length): [number, seconds]
 
     @property
     def acceptance(self) -> float | None:
@@ -159,6 +161,7 @@ class Decoder:
 
     def step(self, rows: Sequence[Row]) -> None:
         """Every member reads every row's last token: one token for each row."""
+        started = time.perf_counter()
         hidden: list[torch.Tensor | None] = [None] * self.rule.count
         if len(rows) == 1 and not self.settings.exact:
             for member in self.rule.members:
@@ -173,6 +176,13 @@ class Decoder:
         for row, *one in zip(rows, chosen.tokens, chosen.experts, chosen.weights, strict=True):
             self.take(row, *one)
             row.leader = row.experts[-1]
+        self.timed(len(rows), 1, time.perf_counter() - started)
+
+    def timed(self, rows: int, length: int, seconds: float) -> None:
+        """Count a step (length 1) or a block of `rows` rows."""
+        one = self.counts.rounds.setdefault((rows, length), [0.0, 0.0])
+        one[0] += 1
+        one[1] += seconds
 
     def quick(self, member: int, slot: int, token: int, place: int) -> torch.Tensor:
         """One counted pass over one token of one row, in the fastest arithmetic; [1, H]."""

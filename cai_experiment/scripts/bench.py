@@ -6,6 +6,7 @@ Run: python cai_experiment/scripts/bench.py --suite generation --json bench.json
      python cai_experiment/scripts/bench.py --suite scale        (5,000 examples to the end, and 500: hours)
      python cai_experiment/scripts/bench.py --suite equality     (the same greedy texts from every engine)
      python cai_experiment/scripts/bench.py --suite log          (what the content log costs a run: two minutes)
+     python cai_experiment/scripts/bench.py --suite ensemble --model model_outputs   (trained heads: some minutes)
      python cai_experiment/scripts/bench.py --suite generation --gpu --random-weights qwen2.5-32b
      python cai_experiment/scripts/bench.py --suite dpo --gpu --random-weights qwen2.5-32b
      ... the same with --engine vllm (generation), --model (real weights: Unsloth too), or --tiny: a dry run on a CPU
@@ -79,6 +80,10 @@ def _suite(args: argparse.Namespace) -> Report:
         from cai_experiment.scripts._bench_dpo import dpo
 
         return dpo(args, _say)
+    if args.suite == "ensemble":
+        from cai_experiment.scripts._bench_ensemble import ensemble
+
+        return ensemble(args, _say)
     if args.suite == "log":
         from cai_experiment.scripts._bench_log import log
 
@@ -104,17 +109,18 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--suite", choices=("generation", "dpo", "records", "scale", "equality", "log"), required=True)
+    suites = ("generation", "dpo", "records", "scale", "equality", "log", "ensemble")
+    parser.add_argument("--suite", choices=suites, required=True)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
     rows = ("examples (400), pairs (300), journal lines (100,000), examples of the larger run (5,000), prompts (50), "
-            "examples of the log's runs (100)")  # fmt: skip
+            "examples of the log's runs (100), the ensemble's prompts (200)")  # fmt: skip
     parser.add_argument("--rows", type=positive_int, metavar="N", help=rows)
     parser.add_argument("--repeats", type=positive_int, default=3, help="interleaved rounds; medians are shown")
     parser.add_argument("--threads", type=positive_int, default=2, help="CPU threads of every arm (default: 2)")
     parser.add_argument("--seed", type=int, default=0)
     principles = "as in the milestones: targeted asks a verdict for each principle, random for one a round"
     parser.add_argument("--principles", choices=("targeted", "random"), default="targeted", help=principles)
-    parser.add_argument("--model", help="a model folder or preset (default: what the hardware allows)")
+    parser.add_argument("--model", help="a model folder or preset (default: what the hardware allows); ensemble: heads")
     parser.add_argument("--batch-size", type=positive_int, metavar="N", help="slots of our engine (default: its own)")
     parser.add_argument("--pairs", type=Path, metavar="FILE", help="dpo: these pairs (default: makes them)")
     parser.add_argument("--no-distilabel", action="store_true", help="leave that arm out; its figure is then null")

@@ -1,0 +1,305 @@
+"""Decoding: the plain loop against transformers, the accelerated one against the plain one, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cai_experiment.engines.sampling import uniforms
+from cai_experiment.ensemble.blocks import Pace, _some
+from cai_experiment.ensemble.decode import MODES, DecodeSettings, Spoken, decode, prompt_log_probs
+from cai_experiment.ensemble.experts import Expert, load_experts
+from cai_experiment.ensemble.heads import ScalarHead
+from cai_experiment.ensemble.lean import LeanPasses, weights_of
+from cai_experiment.ensemble.linear import Fused
+from cai_experiment.ensemble.model import MultiModelWithScalarHeads
+from cai_experiment.ensemble.passes import HfPasses, open_passes
+from cai_experiment.errors import BadInputError, EngineError
+
+TEXTS = ("How do I grow tomatoes", "Principle: Give no advice", "x", "Reply with A or B. Does the last answer break")
+NEW = 24
+
+
+def related(folder: Path, count: int, scale: float) -> list[Expert]:
+    """Experts made from one model by noise of `scale` standard deviations: mostly of one mind."""
+    experts = load_experts([str(folder)] * count, precision="fp32", device="cpu")
+    chance = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for expert in experts[1:]:
+            for parameter in expert.model.parameters():
+                if parameter.dim() == 2:
+                    parameter.add_(torch.randn(parameter.shape, generator=chance) * parameter.std() * scale)
+    return experts
+
+
+def with_heads(experts: Sequence[Expert]) -> MultiModelWithScalarHeads:
+    """Random heads, far enough from zero to have an opinion."""
+    torch.manual_seed(5)
+    heads = [ScalarHead(expert.hidden_size) for expert in experts]
+    with torch.no_grad():
+        for head in heads:
+            for parameter in head.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.3)
+    return MultiModelWithScalarHeads(experts, heads)
+
+
+@pytest.fixture(scope="module")
+def ensemble(tiny_model_dir: Path) -> MultiModelWithScalarHeads:
+    """Three tiny experts that disagree now and then."""
+    return with_heads(related(tiny_model_dir, 3, 0.15))
+
+
+@pytest.fixture(scope="module")
+def prompts(ensemble: MultiModelWithScalarHeads) -> list[list[int]]:
+    """Of several lengths, one of a single token."""
+    return [ensemble.encode(text) for text in TEXTS]
+
+
+def said(model: Any, prompts: Sequence[Sequence[int]], **settings: Any) -> list[Spoken]:
+    """What `decode` gives with NEW tokens."""
+    keys = [f"key {index}" for index in range(len(prompts))]
+    return decode(model, prompts, DecodeSettings(max_new_tokens=NEW, **settings), keys)[0]
+
+
+# ---------------------------------------------------------------- the lean pass
+
+
+def test_the_lean_pass_gives_a_token_the_same_bits_alone_in_blocks_and_in_batches(
+    ensemble: MultiModelWithScalarHeads,
+) -> None:
+    weights = weights_of(ensemble.experts[0].model)
+    assert weights is not None
+    ids = np.random.default_rng(0).integers(0, ensemble.vocabulary, (5, 90))
+    whole = LeanPasses(weights, ensemble.vocabulary, 5, 96)(range(5), ids, np.zeros(5, dtype=np.int64))
+    for steps, rows in ((1, [0]), (1, [0, 2, 3]), (3, [1]), (7, [1, 2, 4]), (16, [0, 1, 2, 3, 4])):
+        passes = LeanPasses(weights, ensemble.vocabulary, 5, 96)
+        for start in range(0, 90, steps):
+            part = ids[rows, start : start + steps]
+            out = passes(rows, part, np.full(len(rows), start))
+            assert torch.equal(out, whole[rows, start : start + steps]), (steps, rows, start)
+            assert torch.equal(passes.logits(out[:, 0]), passes.logits(whole[:, start])[rows])
+
+
+def test_rejected_tokens_are_forgotten(ensemble: MultiModelWithScalarHeads) -> None:
+    expert, size = ensemble.experts[1], ensemble.vocabulary
+    for passes in (open_passes(expert, size, 1, 64), HfPasses(expert, size, 1)):
+        zero, four = np.array([0]), np.array([4])
+        passes([0], np.array([[1, 2, 3, 4]]), zero)
+        first = passes([0], np.array([[5, 6]]), four)
+        passes([0], np.array([[7, 8, 9, 10, 11]]), four)
+        assert torch.allclose(passes([0], np.array([[5, 6]]), four), first, atol=1e-5)
+        assert torch.allclose(passes.quick(0, 5, 4), first[:, 0], atol=1e-4)
+
+
+def test_other_architectures_go_through_their_own_pass(tmp_path: Path, tiny_model_dir: Path) -> None:
+    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(
+        GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=2, n_positions=64)
+    ).eval()
+    assert weights_of(model) is None
+    eos = frozenset({tokenizer.eos_token_id})
+    other = Expert("gpt2", model.requires_grad_(False), tokenizer, 32, "fp32", "seed:0", "random", eos, 64)
+    mixed = with_heads([other, *related(tiny_model_dir, 1, 0)])
+    prompts = [mixed.encode(text) for text in TEXTS]
+    plain = said(mixed, prompts, temperature=0.0, accelerate=False)
+    fast = said(mixed, prompts, temperature=0.0, batch_size=2)
+    assert [one.ids for one in fast] == [one.ids for one in plain]
+
+
+def test_linear_layers_become_one_without_a_second_copy() -> None:
+    layers = [torch.nn.Linear(32, size) for size in (16, 48)]
+    x = torch.randn(3, 32)
+    apart = torch.cat([layer(x) for layer in layers], dim=-1)
+    fused = Fused(layers)
+    assert torch.allclose(fused(x), apart, atol=1e-6)
+    assert all(
+        layer.weight.untyped_storage().data_ptr() == fused.weight.untyped_storage().data_ptr() for layer in layers
+    )
+
+
+# ---------------------------------------------------------------- the rule
+
+
+def test_a_single_expert_speaks_as_transformers_does(
+    ensemble: MultiModelWithScalarHeads, prompts: list[list[int]]
+) -> None:
+    for expert in (0, 2):
+        model = ensemble.experts[expert].model
+        ours = said(ensemble, prompts, mode="single", expert=expert, temperature=0.0)
+        alone = said(with_heads([ensemble.experts[expert]]), prompts, temperature=0.0)
+        assert [one.ids for one in ours] == [one.ids for one in alone]
+        for prompt, spoken in zip(prompts, ours, strict=True):
+            theirs = model.generate(torch.tensor([prompt]), max_new_tokens=NEW, do_sample=False)[0, len(prompt) :]
+            assert list(spoken.ids) == theirs.tolist()
+            assert set(spoken.experts) == {expert}
+
+
+def by_hand(model: MultiModelWithScalarHeads, text: list[int], mode: str, temperature: float, number: float) -> int:
+    """The next token from whole forward passes, by the definition."""
+    out = model(torch.tensor([text]))
+    pi = torch.softmax(out.scalars[0, -1].double(), dim=-1)
+    log_p = torch.stack([logits[0, -1].double().log_softmax(-1) for logits in out.logits])
+    if mode == "uniform":
+        pi = torch.full_like(pi, 1 / len(pi))
+    log_q = log_p[int(pi.argmax())] if mode == "select" else (pi @ log_p.exp()).log()
+    if temperature == 0:
+        return int(log_q.argmax())
+    return int((torch.softmax(log_q / temperature, dim=-1).cumsum(0) <= number).sum())
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+@pytest.mark.parametrize("mode", ["select", "mixture", "uniform"])
+def test_tokens_are_those_of_the_definition(
+    ensemble: MultiModelWithScalarHeads, prompts: list[list[int]], mode: str, temperature: float
+) -> None:
+    spoken = said(ensemble, prompts[:1], mode=mode, temperature=temperature, accelerate=False)[0]
+    numbers, text = uniforms(0, "key 0", NEW), list(prompts[0])
+    with torch.no_grad():
+        for token, number in zip(spoken.ids, numbers, strict=False):
+            assert token == by_hand(ensemble, text, mode, temperature, number)
+            text.append(token)
+    assert np.allclose(np.sum(spoken.pi, axis=1), 1, atol=1e-6)
+    assert len(spoken.ids) == len(spoken.experts) == len(spoken.pi)
+
+
+def test_prompts_are_weighed_by_every_expert(ensemble: MultiModelWithScalarHeads, prompts: list[list[int]]) -> None:
+    found = prompt_log_probs(ensemble, prompts, batch_size=3)
+    assert found.shape == (4, 3)
+    with torch.no_grad():
+        for prompt, row in zip(prompts, found, strict=True):
+            for expert, value in enumerate(row):
+                logits = ensemble(torch.tensor([prompt])).logits[expert][0, :-1].double().log_softmax(-1)
+                each = logits[range(len(prompt) - 1), prompt[1:]]
+                assert value == pytest.approx(each.mean().item() if len(prompt) > 1 else 0.0, abs=1e-4)
+
+
+# ---------------------------------------------------------------- accelerated: the same tokens
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+@pytest.mark.parametrize("mode", MODES)
+def test_blocks_change_no_bit(
+    ensemble: MultiModelWithScalarHeads, prompts: list[list[int]], mode: str, temperature: float
+) -> None:
+    plain = said(ensemble, prompts, mode=mode, temperature=temperature, accelerate=False, batch_size=1)
+    for batch, longest in ((1, 16), (3, 5)):
+        fast = said(ensemble, prompts, mode=mode, temperature=temperature, batch_size=batch, max_block=longest)
+        assert fast == plain, (batch, longest)  # tokens, experts and all weights
+
+
+def test_counts_say_what_was_saved(ensemble: MultiModelWithScalarHeads, prompts: list[list[int]]) -> None:
+    settings = DecodeSettings(temperature=0.0, max_new_tokens=NEW, batch_size=1, accelerate=False)
+    plain = decode(ensemble, prompts, settings, ["k"] * 4)[1]
+    assert plain.passes_per_token == 3.0 and plain.acceptance is None and plain.block_passes == 0
+    fast = decode(ensemble, prompts, replace(settings, accelerate=True), ["k"] * 4)[1]
+    assert fast.tokens == plain.tokens and fast.prompts == 4
+    assert fast.acceptance is not None and 0 < fast.acceptance <= 1 and fast.drafted >= fast.accepted
+    assert sum(fast.passes) == fast.row_passes  # one row at a time
+    assert sum(number for number, _ in fast.rounds.values()) > 0
+
+
+def test_a_text_does_not_depend_on_its_neighbours(
+    ensemble: MultiModelWithScalarHeads, prompts: list[list[int]]
+) -> None:
+    keys = ["a", "b", "c", "d"]
+    settings = DecodeSettings(mode="mixture", temperature=0.7, max_new_tokens=NEW)
+    together = decode(ensemble, prompts, settings, keys)[0]
+    alone = [decode(ensemble, [p], settings, [key])[0][0] for p, key in zip(prompts, keys, strict=True)]
+    assert together == alone
+    limited, _ = decode(ensemble, prompts, settings, keys, max_new=[1, 2, 3, 4])
+    assert [one.ids for one in limited] == [one.ids[:n] for n, one in enumerate(together, start=1)]
+    assert {one.finish for one in limited} == {"length"}
+
+
+def test_tokens_are_told_as_they_are_fixed(ensemble: MultiModelWithScalarHeads, prompts: list[list[int]]) -> None:
+    told: dict[int, list[tuple[int, int]]] = {}
+    settings = DecodeSettings(temperature=0.7, max_new_tokens=NEW)
+    spoken, _ = decode(
+        ensemble, prompts, settings, list("abcd"),
+        on_token=lambda index, token, expert: told.setdefault(index, []).append((token, expert)),
+    )  # fmt: skip
+    assert [told[i] for i in range(4)] == [list(zip(one.ids, one.experts, strict=True)) for one in spoken]
+
+
+@pytest.mark.parametrize("accelerate", [False, True])
+def test_end_tokens_and_stop_strings_end_a_text(
+    ensemble: MultiModelWithScalarHeads, prompts: list[list[int]], accelerate: bool
+) -> None:
+    settings = DecodeSettings(temperature=0.9, max_new_tokens=NEW, accelerate=accelerate, seed=1)
+    free, _ = decode(ensemble, prompts, settings, list("abcd"))
+    stop = free[0].text[3:5]
+    cut, _ = decode(ensemble, prompts, settings, list("abcd"), stop=[stop])
+    assert cut[0].text == free[0].text[: free[0].text.find(stop)] and cut[0].finish == "stop"
+    assert cut[0].ids == free[0].ids[: len(cut[0].ids)]
+    ending, before = free[1].ids[5], ensemble.eos_ids
+    ensemble.eos_ids = frozenset({ending})
+    try:
+        ended, _ = decode(ensemble, prompts, settings, list("abcd"))
+    finally:
+        ensemble.eos_ids = before
+    assert ended[1].ids == free[1].ids[: free[1].ids.index(ending) + 1] and ended[1].finish == "stop"
+
+
+def test_heads_that_were_trained_on_are_read_anew(
+    ensemble: MultiModelWithScalarHeads, prompts: list[list[int]]
+) -> None:
+    model = with_heads(ensemble.experts)
+    before = said(model, prompts[:1], temperature=0.0)[0]
+    with torch.no_grad():
+        for head in model.heads:
+            head.layers[-1].weight.neg_()  # type: ignore[union-attr, index, operator]
+            head.layers[-1].bias.neg_()  # type: ignore[union-attr, index, operator]
+    after = said(model, prompts[:1], temperature=0.0)[0]
+    assert int(np.argmax(before.pi[0])) == int(np.argmin(after.pi[0]))
+
+
+# ---------------------------------------------------------------- refusals, and the pace
+
+
+def test_refusals(ensemble: MultiModelWithScalarHeads, prompts: list[list[int]]) -> None:
+    for wrong, words in (({"mode": "vote"}, "use one of"), ({"mode": "single", "expert": 3}, "expert 3 of 3")):
+        with pytest.raises(BadInputError, match=words):
+            said(ensemble, prompts, **wrong)
+    with pytest.raises(BadInputError, match="prompt 1 has no tokens"):
+        said(ensemble, [prompts[0], []])
+    with pytest.raises(BadInputError, match="prompt 0 has 2048 tokens"):
+        said(ensemble, [[1] * 2048])
+    assert len(said(ensemble, [[1] * 2040])[0].ids) <= 8  # what the context leaves
+
+
+def test_numbers_that_are_none_are_an_error(tiny_model_dir: Path) -> None:
+    broken = with_heads(related(tiny_model_dir, 2, 0.1))
+    with torch.no_grad():
+        for expert in broken.experts:
+            expert.model.get_output_embeddings().weight[:] = float("nan")
+    with pytest.raises(EngineError, match="not finite"):
+        said(broken, [[1, 2, 3]])
+
+
+def test_pace_follows_costs_and_acceptance() -> None:
+    pace = Pace(16)
+    assert pace.best([0.9]) == 1  # the plain way is measured first
+    pace.plain.add(1, 3.0)
+    assert pace.best([0.9]) == 8
+    for length in (4, 8, 4, 8):
+        pace.draft.add(length, length * 1.0)
+        pace.check.add(length, 3.0)
+    assert pace.best([0.98]) > pace.best([0.7]) > 1
+    pace.plain.add(1, 0.3)
+    pace.plain.add(1, 0.3)
+    for _ in range(60):
+        pace.plain.add(1, 0.3)
+    assert pace.best([0.9]) == 1  # where a plain step is cheap, no block pays
+
+
+def test_numbers_beyond_the_end_repeat_the_last() -> None:
+    assert _some(np.array([0.1, 0.2, 0.3]), 1, 4).tolist() == [0.2, 0.3, 0.3, 0.3]
