@@ -287,18 +287,15 @@ def test_numbers_that_are_none_are_an_error(tiny_model_dir: Path) -> None:
 
 def test_pace_follows_costs_and_acceptance() -> None:
     pace = Pace(16)
-    assert pace.best([0.9]) == 1  # the plain way is measured first
-    pace.plain.add(1, 3.0)
-    assert pace.best([0.9]) == 8
+    assert pace.best([0.9]) == (8, float("inf"))  # a first block is measured
     for length in (4, 8, 4, 8):
-        pace.draft.add(length, length * 1.0)
-        pace.check.add(length, 3.0)
-    assert pace.best([0.98]) > pace.best([0.7]) > 1
-    pace.plain.add(1, 0.3)
-    pace.plain.add(1, 0.3)
-    for _ in range(60):
-        pace.plain.add(1, 0.3)
-    assert pace.best([0.9]) == 1  # where a plain step is cheap, no block pays
+        pace.add(length * 1.0, 3.0, length, length, length)
+    assert pace.best([0.98])[0] > pace.best([0.7])[0] > 1
+    assert pace.best([0.98])[1] == pytest.approx(0.7, abs=0.1)  # tokens a second: at most 16 in 19 seconds
+    assert pace.best([0.9] * 3)[1] == pytest.approx(3 * pace.best([0.9])[1])
+    before = pace.best([0.98])[1]
+    pace.add(8.0, 3.0, 8, 2, 8.0)  # a text ended within
+    assert pace.best([0.98])[1] < before
 
 
 def test_numbers_beyond_the_end_repeat_the_last() -> None:

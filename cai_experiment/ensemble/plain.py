@@ -118,6 +118,7 @@ class Decoder:
         stop: Sequence[str], max_new: Sequence[int] | None, on_token: OnToken | None,
     ) -> None:  # fmt: skip
         self.settings, self.on_token = settings, on_token
+        self.device = model.device
         heads = Heads(model.heads)
         self.rule = Rule(len(model.experts), heads, settings.mode, settings.expert, settings.temperature)
         self.stops = _stop_rule(model.tokenizer, tuple(sorted(model.eos_ids)), tuple(stop))
