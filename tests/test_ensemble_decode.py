@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from cai_experiment.engines.sampling import uniforms
+from cai_experiment.ensemble import blocks
 from cai_experiment.ensemble.blocks import Pace, _some
 from cai_experiment.ensemble.decode import MODES, DecodeSettings, Spoken, decode, prompt_log_probs
 from cai_experiment.ensemble.experts import Expert, load_experts
@@ -188,8 +189,11 @@ def test_prompts_are_weighed_by_every_expert(ensemble: MultiModelWithScalarHeads
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 @pytest.mark.parametrize("mode", MODES)
 def test_blocks_change_no_bit(
-    ensemble: MultiModelWithScalarHeads, prompts: list[list[int]], mode: str, temperature: float
-) -> None:
+    ensemble: MultiModelWithScalarHeads, prompts: list[list[int]], mode: str, temperature: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(blocks, "FULL", 99)  # a CPU's batches too, as on a GPU
+    monkeypatch.setattr(Pace, "best", lambda pace, trusts: (pace.longest, float("inf")))  # whatever the clock says
     plain = said(ensemble, prompts, mode=mode, temperature=temperature, accelerate=False, batch_size=1)
     for batch, longest in ((1, 16), (3, 5)):
         fast = said(ensemble, prompts, mode=mode, temperature=temperature, batch_size=batch, max_block=longest)
