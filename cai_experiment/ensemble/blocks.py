@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 MEMORY = 0.9  # weight of all that was seen before a new trust or time
 WAITING = 1.15  # how much faster a block must be while other rows wait: they will be fewer, and dearer, at the end
-FULL = 3  # rows from which a CPU takes plain steps: seldom have they one drafter (4 and 16 rows by blocks: 0.91-1.04 times)
+FULL = 3  # rows from which a CPU takes plain steps: seldom have they one drafter (4 and 16 by blocks: 0.91-1.04 times)
 OUTLIER = 3.0  # a pass that takes so many times the expected time says nothing
 
 

@@ -6,7 +6,7 @@ Run: python cai_experiment/scripts/bench.py --suite generation --json bench.json
      python cai_experiment/scripts/bench.py --suite scale        (5,000 examples to the end, and 500: hours)
      python cai_experiment/scripts/bench.py --suite equality     (the same greedy texts from every engine)
      python cai_experiment/scripts/bench.py --suite log          (what the content log costs a run: two minutes)
-     python cai_experiment/scripts/bench.py --suite ensemble --model model_outputs   (trained heads: some minutes)
+     python cai_experiment/scripts/bench.py --suite ensemble --threads 1 --model model_outputs   (trained heads)
      python cai_experiment/scripts/bench.py --suite generation --gpu --random-weights qwen2.5-32b
      python cai_experiment/scripts/bench.py --suite dpo --gpu --random-weights qwen2.5-32b
      ... the same with --engine vllm (generation), --model (real weights: Unsloth too), or --tiny: a dry run on a CPU
