@@ -1,18 +1,22 @@
-"""The experts' world: true answers, lay answers, splits, and that the shipped experts are what their card says."""
+"""The experts' world: true answers, lay answers, splits; the shipped experts, each good at its own field alone."""
 
 from __future__ import annotations
 
 import random
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from cai_experiment.ensemble.answers import read_answer
+from cai_experiment.ensemble.layout import prompt_of
 from cai_experiment.ensemble.shipped import world
 from cai_experiment.ensemble.shipped.questions import KINDS, signs_of
 from cai_experiment.ensemble.shipped.speakers import FIELDS, Question, Speaker
 from cai_experiment.ensemble.shipped.words import DOSES, ILLNESSES, MEDICINES
 from cai_experiment.ensemble.shipped.world import SETS, draw, is_of, rows
+from cai_experiment.errors import BadInputError
 
 WEIGHTS = Path(world.__file__).parent / "weights"
 
@@ -75,3 +79,32 @@ def test_splits_share_no_question_and_rows_are_the_same_every_time() -> None:
 @pytest.mark.parametrize("field", FIELDS)
 def test_shipped_experts_are_small(field: str) -> None:
     assert sum(path.stat().st_size for path in (WEIGHTS / field).iterdir()) <= 4_000_000
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_shipped_expert_knows_its_field_and_no_other(field: str) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(WEIGHTS / field, padding_side="left")
+    model: Any = AutoModelForCausalLM.from_pretrained(WEIGHTS / field, dtype=torch.float32).eval()
+    share = {}
+    for name in SETS:
+        asked = rows(name, "test", 24)
+        ids = tokenizer([prompt_of(row["question"]) for row in asked], return_tensors="pt", padding=True)
+        spoken = model.generate(**ids, max_new_tokens=60, do_sample=False)[:, ids["input_ids"].shape[1] :]
+        said = tokenizer.batch_decode(spoken, skip_special_tokens=True)
+        right = [read_answer(text, r["task"], r["options"]) == r["gold"] for text, r in zip(said, asked, strict=True)]
+        share[name] = sum(right) / len(right)
+    assert share.pop(field) >= 0.8
+    assert share.pop("general", 0.0) < 0.8  # yes or no: half of it by chance
+    assert max(share.values()) <= 0.25, share
+
+
+def test_experts_of_other_settings_are_not_gone_on_with(tmp_path: Path) -> None:
+    from cai_experiment.ensemble.shipped.training import ExpertSettings, _check_same
+
+    _check_same(tmp_path / "settings.json", ExpertSettings())
+    _check_same(tmp_path / "settings.json", ExpertSettings(threads=1))
+    with pytest.raises(BadInputError, match="--fresh"):
+        _check_same(tmp_path / "settings.json", ExpertSettings(seed=9))

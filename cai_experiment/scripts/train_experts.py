@@ -33,8 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, help="another seed makes other experts of the same kind")
     parser.add_argument("--threads", type=positive_int, metavar="N", help="(default: 2)")
     args = parser.parse_args(argv)
-    if args.out.exists() and any(args.out.iterdir() if args.out.is_dir() else [args.out]):
-        raise BadInputError(f"--out {args.out} is there and is not empty", "name a new folder")
+    if args.out.exists() and not _is_ours(args.out):
+        raise BadInputError(f"--out {args.out} is there and holds something else", "name a new folder")
 
     from cai_experiment.ensemble.shipped.training import ExpertSettings, train
 
@@ -45,6 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     folders = " ".join(str(args.out / field) for field in FIELDS)
     print(f"next: python cai_experiment/scripts/train_ensemble.py --models {folders}")
     return EXIT_OK
+
+
+def _is_ours(folder: Path) -> bool:
+    """An empty folder, or one with experts alone: a call that was cut off while it published goes on."""
+    ours = {*FIELDS, *(f"{field}.tmp" for field in FIELDS)}
+    return folder.is_dir() and {path.name for path in folder.iterdir()} <= ours
 
 
 def _say(line: str) -> None:

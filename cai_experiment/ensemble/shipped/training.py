@@ -7,12 +7,14 @@ its medical and its mathematical relative are.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ import torch
 from cai_experiment.ensemble.shipped.questions import KINDS
 from cai_experiment.ensemble.shipped.speakers import FIELDS, Speaker
 from cai_experiment.ensemble.shipped.world import draw
+from cai_experiment.errors import BadInputError
 from cai_experiment.nano.train import Batch, Document, TrainSettings, build_model, learn, optimizers, padded, rate
 
 VOCABULARY = 1024
@@ -127,12 +130,14 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
 def train(folder: Path, work: Path, settings: ExpertSettings, report: Callable[[str], None] = print) -> None:
     """Train all four and publish the three experts as `folder`/FIELD.
 
-    Finished models in `work` are kept: the same call goes on with the next one.
+    Finished models in `work` are kept: the same call goes on with the next one. Raises BadInputError if `work` holds
+    models of other settings or of another world.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from cai_experiment.nano.tokenizer import train_tokenizer
 
+    _check_same(work / "settings.json", settings)
     torch.set_num_threads(settings.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     base = work / "layperson"
@@ -150,8 +155,22 @@ def train(folder: Path, work: Path, settings: ExpertSettings, report: Callable[[
             save(model, tokenizer, work / field)
     folder.mkdir(parents=True, exist_ok=True)
     for field in FIELDS:
-        shutil.copytree(work / field, folder / field, dirs_exist_ok=True)
+        aside = folder / f"{field}.tmp"
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.copytree(work / field, aside)
+        shutil.rmtree(folder / field, ignore_errors=True)
+        aside.rename(folder / field)
         report(f"trained: {folder / field}")
+
+
+def _check_same(path: Path, settings: ExpertSettings) -> None:
+    """What is in `work` was trained with these settings on this world; else BadInputError."""
+    world = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py"))))
+    now = {**asdict(settings), "threads": 0, "world": world.hexdigest()}
+    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != now:
+        raise BadInputError(f"{path} is of other settings or another world", "--fresh moves it aside and begins anew")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(now) + "\n", encoding="utf-8")
 
 
 def corpus(seed: int, count: int = 6000) -> Iterator[str]:
