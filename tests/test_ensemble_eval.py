@@ -483,3 +483,15 @@ def test_two_evaluations_in_one_folder_are_refused(
         code, _, error = evaluate(capsys, "--model_weights", heads, "--datasets", questions(tmp_path), "--output_dir",
                                   tmp_path / "r", "--device", "cpu")  # fmt: skip
     assert code == 2 and str(os.getpid()) in error
+
+
+def test_training_says_what_each_data_set_weighs() -> None:
+    from cai_experiment.ensemble.encoding import EncodedRow
+    from cai_experiment.scripts._train_ensemble import _weights_of_sets
+
+    short, long = EncodedRow("1", "boolq", (1, 2, 3, 4), 2), EncodedRow("2", "gsm8k", tuple(range(20)), 2)
+    assert _weights_of_sets([short, long]) == (
+        "share of the tokens that count: boolq 10%, gsm8k 90%; warning: the heads learn gsm8k for the most part "
+        "(its texts are the longest)"
+    )
+    assert "warning" not in _weights_of_sets([long]) and "warning" not in _weights_of_sets([short] * 9 + [long])

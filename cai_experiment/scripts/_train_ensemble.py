@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import glob
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from cai_experiment.ensemble.clock import Watch
 from cai_experiment.ensemble.data import HUB_DATASETS, SHIPPED_DATASETS, Row, balanced, load_sets, split_rows
 from cai_experiment.ensemble.encoding import EncodedRow, encode_rows, sha256_of, text_sha256
-from cai_experiment.ensemble.experts import SHIPPED, canonical, default_models
+from cai_experiment.ensemble.experts import SHIPPED, canonical, default_models, default_precision
 from cai_experiment.ensemble.patterns import letter
 from cai_experiment.ensemble.train_log import check_reporter
 from cai_experiment.errors import BadInputError
@@ -28,9 +29,10 @@ if TYPE_CHECKING:
 
 SUMMARY = "summary.json"
 STATES = "states"
+MUCH = 0.6  # of the tokens that count: from there on one data set rules the loss
 # decide the heads, beside the rows and the experts' weights
 DECISIVE = ("num_epochs", "batch_size", "learning_rate", "warmup_steps", "entropy_weight", "head_hidden_dim",
-            "head_dropout", "seed", "precision", "train_on_prompt", "max_length")  # fmt: skip
+            "head_dropout", "seed", "train_on_prompt", "max_length")  # fmt: skip
 
 Say = Callable[[str], None]
 
@@ -59,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
         print(*lines(args, work_of(args, names, say)), sep="\n")
         return
     with RunFolder(args.output_dir, args.fresh) as folder:
-        _told_moved(folder, say)
+        _take_states_back(folder, say)
         work = work_of(args, names, say)
         summary = _finished(folder.path, work)
         if summary is None:
@@ -85,13 +87,15 @@ def work_of(args: argparse.Namespace, names: tuple[str, ...], say: Say) -> Work:
     parts = [split_rows(rows, args.validation_share, args.seed) for rows in balanced(sets, args.seed, say).values()]
     training, held_out = ([row for part in parts for row in part[side]] for side in (0, 1))
     say(f"rows: {len(training):,} to train on, {len(held_out):,} held out ({', '.join(sets)})")
-    said = {**{name: getattr(args, name) for name in DECISIVE}, "models": list(names),
+    precision = args.precision or default_precision(names, args.device)  # the flag left out is not another setting
+    said = {**{name: getattr(args, name) for name in DECISIVE}, "precision": precision, "models": list(names),
             "rows_sha256": text_sha256([*training, *held_out])}  # fmt: skip
     return Work(names, training, held_out, said)
 
 
 def _finished(folder: Path, work: Work) -> dict[str, Any] | None:
     """The summary of a training that came to its end with these settings; BadInputError if it had others."""
+    from cai_experiment.ensemble.files import read_heads
     from cai_experiment.ensemble.train import check_same
 
     path = folder / SUMMARY
@@ -99,16 +103,26 @@ def _finished(folder: Path, work: Work) -> dict[str, Any] | None:
         return None
     summary = read_json(path)
     check_same(summary["said"], work.said, folder)
-    return summary if Path(folder / summary["heads_file"]).exists() else None
+    try:
+        epoch = read_heads(folder / summary["heads_file"])[0].facts.get("epoch")
+    except BadInputError:  # gone or damaged: the last checkpoint holds them too
+        return None
+    return summary if epoch == summary["best_epoch"] else None
 
 
-def _told_moved(folder: RunFolder, say: Say) -> None:
-    """After --fresh: the states, named after what they depend on, stay valid, so they are taken back."""
-    if folder.moved_to is None:
+def _take_states_back(folder: RunFolder, say: Say) -> None:
+    """After --fresh: the states, named after what they depend on, stay valid, so they are taken back.
+
+    If an earlier call was killed between the two renames, they lie in the newest DIR.<time>.
+    """
+    if not folder.fresh:
         return
-    if (folder.moved_to / STATES).exists():
-        (folder.moved_to / STATES).rename(folder.path / STATES)
-    say(f"the old training is now {show(folder.moved_to)}; the states that were computed for it stay in use")
+    older = sorted(folder.path.parent.glob(f"{glob.escape(folder.path.name)}.2*"), key=lambda one: one.name)
+    moved = folder.moved_to or (older[-1] if older else None)
+    if moved and (moved / STATES).exists() and not (folder.path / STATES).exists():
+        (moved / STATES).rename(folder.path / STATES)
+    if folder.moved_to:
+        say(f"the old training is now {show(moved)}; the states that were computed for it stay in use")
 
 
 # ---------------------------------------------------------------- doing it
@@ -117,10 +131,11 @@ def _told_moved(folder: RunFolder, say: Say) -> None:
 def train(args: argparse.Namespace, work: Work, folder: Path, say: Say) -> dict[str, Any]:
     """Load, compute what states are missing, train the heads; gives the summary, which is on disk then."""
     from cai_experiment.ensemble.model import MultiModelWithScalarHeads
-    from cai_experiment.ensemble.train import HeadTrainer, settings_named
+    from cai_experiment.ensemble.schedule import settings_named
+    from cai_experiment.ensemble.train import HeadTrainer
 
     model = MultiModelWithScalarHeads.from_pretrained(
-        work.names, None, precision=args.precision, device=args.device, head_hidden_dim=args.head_hidden_dim,
+        work.names, None, precision=work.said["precision"], device=args.device, head_hidden_dim=args.head_hidden_dim,
         head_dropout=args.head_dropout, tokenizer=args.tokenizer, seed=args.seed,
     )  # fmt: skip
     say(f"loaded: {model.experts[0].precision} on {model.device}, {model.vocabulary:,} tokens in common")
@@ -157,7 +172,21 @@ def encoded(
     counted = sum(row.counted for row in (*training, *held_out))
     tokens = sum(len(row.ids) for row in (*training, *held_out))
     say(f"tokens: {tokens:,}, of which {counted:,} count ({'all' if args.train_on_prompt else 'answers'})")
+    say(_weights_of_sets([*training, *held_out]))
     return [*training, *held_out], len(training)
+
+
+def _weights_of_sets(rows: Sequence[EncodedRow]) -> str:
+    """Each data set's share of the tokens that count: the loss is a mean over tokens, so long answers weigh more."""
+    counted: dict[str, int] = {}
+    for row in rows:
+        counted[row.dataset] = counted.get(row.dataset, 0) + row.counted
+    shares = {name: number / max(sum(counted.values()), 1) for name, number in counted.items()}
+    line = f"share of the tokens that count: {', '.join(f'{name} {part:.0%}' for name, part in shares.items())}"
+    most = max(shares, key=shares.__getitem__)
+    if len(shares) > 1 and shares[most] > MUCH:
+        line += f"; warning: the heads learn {most} for the most part (its texts are the longest)"
+    return line
 
 
 def states_of(
