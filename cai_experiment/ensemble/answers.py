@@ -8,23 +8,20 @@ occurs, a yes or no the whole last sentence. A base model goes on to write the n
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from cai_experiment.ensemble.letters import implied_letter, said_letter, words
 from cai_experiment.ensemble.numerals import Numeral, canonical, numerals, plain
+from cai_experiment.ensemble.said import NEXT_QUESTION, boxed, tails, until_next_question
 from cai_experiment.errors import BadInputError
 
 if TYPE_CHECKING:
     from cai_experiment.ensemble.layout import Row
 
-TASKS = ("number", "choice", "yesno", "text")
-LETTERS = "ABCDEFGHIJ"
-UNKNOWN_OPTIONS = 5  # letters that count where the options are not at hand
+__all__ = ["NEXT_QUESTION", "TASKS", "read_answer", "right", "stated_task", "until_next_question"]
 
-_GOES_ON = re.compile(r"\bQuestion(?:\s*\d+)?\s*:|\n\s*(?:Q|Human|User)\s*:|<\|(?:endoftext|im_end|im_start)\|>")
-_IS = r"\s*(?:is|was|would be|must be|should be|has to be|equals|:|=)[\s:=]*"
-_SAID = re.compile(rf"\banswer\b(?:\s+(?:to|for|of)\b[^.:\n]{{0,80}}?)?{_IS}", re.IGNORECASE)
-_COLON = re.compile(r"\banswer\s*:\s*\Z", re.IGNORECASE)
+TASKS = ("number", "choice", "yesno", "text")
 
 
 def read_answer(text: str, task: str, options: Sequence[str] = ()) -> str | None:
@@ -39,7 +36,7 @@ def read_answer(text: str, task: str, options: Sequence[str] = ()) -> str | None
     if task == "number":
         return _said_number(text) or _last_number(text)
     if task == "choice":
-        return _said_letter(text, options) or _implied_letter(text, options)
+        return said_letter(text, options) or implied_letter(text, options)
     if task == "yesno":
         return _said_truth(text) or _implied_truth(text)
     return text.strip() or None
@@ -50,42 +47,17 @@ def right(row: Row, text: str) -> bool | None:
     answer = read_answer(text, row.task, row.options)
     if answer is None:
         return None
-    return answer == row.gold if row.task != "text" else _words(answer) == _words(row.gold)
+    return answer == row.gold if row.task != "text" else words(answer) == words(row.gold)
 
 
 def stated_task(answer: str, options: Sequence[str] = ()) -> str:
     """The task that a reference answer belongs to, by what it plainly says; "text" if that is none of the others."""
-    if options and _said_letter(answer, options):
+    if options and said_letter(answer, options):
         return "choice"
     whole = list(numerals(plain(answer.strip())))
     if _said_number(answer) or (len(whole) == 1 and whole[0].end - whole[0].start >= len(plain(answer.strip())) - 1):
         return "number"
     return "yesno" if _said_truth(answer) else "text"
-
-
-def until_next_question(text: str) -> str:
-    """The text up to where a base model begins to write the next question, or the turn of the other."""
-    found = _GOES_ON.search(text)
-    return text[: found.start()] if found else text
-
-
-# ---------------------------------------------------------------- what is said to be the answer
-
-
-def _boxed(text: str) -> Iterator[str]:
-    r"""The contents of every \boxed{...}, the last one first; braces within are matched."""
-    for found in reversed(list(re.finditer(r"\\f?boxed\s*\{", text))):
-        depth, at = 1, found.end()
-        while at < len(text) and depth:
-            depth += {"{": 1, "}": -1}.get(text[at], 0)
-            at += 1
-        yield text[found.end() : at - 1 if not depth else at]
-
-
-def _tails(text: str) -> Iterator[tuple[str, bool]]:
-    """(what follows "the answer is", True if that was "Answer:"), the last one first."""
-    for found in reversed(list(_SAID.finditer(text))):
-        yield text[found.end() :], _COLON.search(found[0]) is not None
 
 
 # ---------------------------------------------------------------- numbers
@@ -102,16 +74,16 @@ def _said_number(text: str) -> str | None:
         number = _direct(plain(found["line"]))
         if number:
             return canonical(number.value)
-    for content in _boxed(text):
+    for content in boxed(text):
         number = _of_equation(plain(content))
         if number:
             return canonical(number.value)
-    tails = [(plain(tail), colon) for tail, colon in _tails(text)]
-    for tail, _ in tails:
+    after = [(plain(tail), colon) for tail, colon in tails(text)]
+    for tail, _ in after:
         number = _direct(tail)
         if number:
             return canonical(number.value)
-    for tail, colon in tails:  # "The answer is that she makes 18 dollars"; but "Answer:" may begin a whole derivation
+    for tail, colon in after:  # "The answer is that she makes 18 dollars"; but "Answer:" may begin a whole derivation
         sentence = _SENTENCE.split(tail.strip(), maxsplit=1)
         number = None if colon and sentence[1:] and sentence[1].strip() else _of_equation(sentence[0])
         if number:
@@ -152,86 +124,6 @@ def _last_number(text: str) -> str | None:
     return None
 
 
-# ---------------------------------------------------------------- letters
-
-_TOWARDS = re.compile(r"\A(?:[\s:*_\"'`$#=-]|(?:most likely|probably|likely|therefore|thus|definitely|clearly|option|"
-                      r"choice|letter|the|indeed)\b)*", re.IGNORECASE)  # fmt: skip
-_CHOSEN = re.compile(r"(?:\b(?:answer|option|choice|response|diagnosis|treatment)\b"
-                     rf"(?:\s+(?:to|for|of)\b[^.:\n]{{0,80}}?)?{_IS}"
-                     r"|\b(?:choose|select|pick|go with|went with)\b)", re.IGNORECASE)  # fmt: skip
-_CALLED_RIGHT = re.compile(r"(?<![\w-])\(?(?P<letter>[A-J])\)?\s+(?:is|seems|would be|must be)\s+(?:the\s+)?"
-                           r"(?:most\s+likely\s+)?(?:correct|right|best|answer|most\s+appropriate)\b")  # fmt: skip
-_LETTER = re.compile(r"\A(?P<open>[(\[{]?)\s*(?P<letter>[A-Ja-j])(?P<rest>(?![^\W_]).*)\Z", re.DOTALL)
-_ENDS = re.compile(r"\A(?:[\s.!?*_\"'`$)\]}]*\Z|\n|[)\]}:;!?]|\*|\.(?=\s+[A-Z(*])|,(?=\s+[a-z])|\.\s*\n|"
-                   r"\s+(?:because|since|as|is|which|due)\b|\s+[(–—-])")  # fmt: skip
-_SECOND = re.compile(r"\A[)\].*\"']*\s*(?:,|/|&|and\b|or\b)\s*(?:option\s+)?\(?[A-J](?![\w'-])")
-_BRACKETED = re.compile(r"(?<![\w)])(?:\((?P<both>[A-Ja-j])\)|(?P<one>[A-J])\))(?!\w)")
-
-
-def _said_letter(text: str, options: Sequence[str]) -> str | None:
-    for content in _boxed(text):
-        letter = _letter_at(plain(content), options)
-        if letter:
-            return letter
-    text = plain(text)
-    for found in reversed(list(_CHOSEN.finditer(text))):
-        letter = _letter_at(text[found.end() :], options)
-        if letter:
-            return letter
-    called = [found["letter"] for found in _CALLED_RIGHT.finditer(text) if found["letter"] in _letters(options)]
-    return called[-1] if called else _letter_at(text, options)
-
-
-def _letter_at(tail: str, options: Sequence[str]) -> str | None:
-    """The letter, or the option's text, with which a plain text begins. "A patient" and "B cells" begin with none."""
-    lead = _TOWARDS.match(tail)
-    tail = tail[lead.end() :] if lead else tail
-    named = _option_named(tail, options, at_start=True)
-    if named:
-        return named
-    found = _LETTER.match(tail)
-    if found is None or found["letter"].upper() not in _letters(options) or _SECOND.match(found["rest"]):
-        return None
-    letter, rest = found["letter"].upper(), found["rest"]
-    own = options[LETTERS.index(letter)] if options else ""
-    if own and _begins(_words(rest), _words(own)):
-        return letter
-    if found["letter"].islower() and not (rest[:1] in set(")]}") or not rest.strip(" .*\"'`\n")):
-        return None
-    return letter if _ENDS.match(rest) else None
-
-
-def _implied_letter(text: str, options: Sequence[str]) -> str | None:
-    """The only letter in brackets, or that of the only option whose text occurs."""
-    letters = {(found["both"] or found["one"]).upper() for found in _BRACKETED.finditer(plain(text))}
-    letters &= set(_letters(options))
-    if len(letters) == 1:
-        return letters.pop()
-    return None if letters else _option_named(text, options, at_start=False)
-
-
-def _option_named(text: str, options: Sequence[str], at_start: bool) -> str | None:
-    """The letter of the only option whose text occurs, whole words; an option within a longer one gives way to it."""
-    said = _words(text)
-    named = [option for option in options if _words(option)]
-    named = [one for one in named if (_begins(said, _words(one)) if at_start else f" {_words(one)} " in f" {said} ")]
-    named = [one for one in named if not any(one != other and _words(one) in _words(other) for other in named)]
-    return LETTERS[list(options).index(named[0])] if len(named) == 1 else None
-
-
-def _letters(options: Sequence[str]) -> str:
-    return LETTERS[: len(options) or UNKNOWN_OPTIONS]
-
-
-def _words(text: str) -> str:
-    """Letters and digits in lower case, one space between words: how texts are compared."""
-    return " ".join(re.findall(r"[^\W_]+", text.lower()))
-
-
-def _begins(said: str, start: str) -> bool:
-    return bool(start) and f"{said} ".startswith(f"{start} ")
-
-
 # ---------------------------------------------------------------- yes and no
 
 _TRUTH = re.compile(r"\A(?:[\s:*_\"'`(\[{$-]|(?:therefore|thus|so|hence|clearly|probably|definitely)\b,?)*"
@@ -246,8 +138,8 @@ _YES = ("yes", "true")
 
 
 def _said_truth(text: str) -> str | None:
-    contents = [plain(content) for content in _boxed(text)]
-    for tail in [*contents, *(plain(tail) for tail, _ in _tails(text)), plain(text)]:
+    contents = [plain(content) for content in boxed(text)]
+    for tail in [*contents, *(plain(tail) for tail, _ in tails(text)), plain(text)]:
         found = _TRUTH.match(tail)
         if found and not (found["said"].lower() == "no" and _DETERMINES.match(found["rest"])):
             return "yes" if found["said"].lower() in _YES else "no"
@@ -259,5 +151,5 @@ def _implied_truth(text: str) -> str | None:
     found = _BARE.search(plain(text))
     if found:
         return "yes" if found["said"].lower() in _YES else "no"
-    words = set(_words(text).split())
-    return "yes" if "yes" in words and not words & {"no", "not", "false"} else None
+    said = set(words(text).split())
+    return "yes" if "yes" in said and not said & {"no", "not", "false"} else None
