@@ -342,6 +342,41 @@ def test_models_and_adapters_of_the_hub(folders: list[str], tmp_path: Path) -> N
     assert said[1] == said[0]
 
 
+PLAN = """
+import sys
+from cai_experiment.ensemble.experts import architecture, load_experts, whole_model
+from cai_experiment.errors import UserError
+print(whole_model('org/adapter'), architecture('org/adapter').hidden)
+for name in sys.argv[1:]:
+    try:
+        load_experts([name], device='cpu')
+    except UserError as error:
+        print(error)
+"""
+
+
+@pytest.mark.slow
+def test_a_plan_downloads_configs_alone_and_refusals_of_the_hub_are_said(folders: list[str], tmp_path: Path) -> None:
+    config = {"base_model_name_or_path": "org/base", "peft_type": "LORA"}
+    adapter = {"adapter_config.json": json.dumps(config).encode()}
+    base = {"config.json": (Path(folders[0]) / "config.json").read_bytes(), "model.safetensors": b"x" * 100}
+    hub = Hub({"org/adapter": {**adapter, "adapter_model.safetensors": b"x" * 100}, "org/base": base,
+               "org/empty": adapter}, gated=("org/gated",))  # fmt: skip
+    with hub:
+        environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(tmp_path / "cache"),
+                       "HF_HUB_OFFLINE": "0", "NO_PROXY": "*", "PYTHONPATH": str(ROOT)}  # fmt: skip
+        names = ["org/gated", "org/empty", "org/none"]
+        done = subprocess.run([sys.executable, "-c", PLAN, *names], env=environment, capture_output=True, text=True,
+                              timeout=300, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    plan, gated, empty, none = done.stdout.splitlines()
+    assert plan == f"org/base {HIDDEN[0]}" and not [path for _, path, _ in hub.requests if "/org/base/resolve" in path
+                                                    and path.endswith(".safetensors")]  # fmt: skip
+    assert not [path for _, path, _ in hub.requests if path.startswith("/org/adapter/") and "adapter_model" in path]
+    assert "org/gated is gated" in gated and "adapter_model.safetensors is missing" in empty
+    assert "the hub has no such model" in none
+
+
 # ---------------------------------------------------------------- the model
 
 
@@ -425,7 +460,11 @@ def test_fresh_heads_are_drawn_by_the_seed_alone(experts: list[Expert]) -> None:
 def test_missing_heads_name_the_command_that_makes_them(saved: Path, folders: list[str], tmp_path: Path) -> None:
     refused("train_ensemble.py --output_dir", folders, tmp_path / "nothing")
     refused("neither models nor heads are named", None)
-    refused("heads are read from .safetensors; give", folders, saved / "best_model_heads.pt")
+    found = MultiModelWithScalarHeads.from_pretrained(folders, saved / "best_model_heads.pt", device="cpu")
+    assert found.trained and len(found.notes) == 1 and "best_model_heads.pt" in found.notes[0]
+    refused("no such heads", folders, saved / "none.pt")
+    (saved / "pickle.pt").write_bytes(b"")
+    refused("pickled heads are not loaded", folders, saved / "pickle.pt")
     (saved / "best_model_heads.safetensors").rename(saved / "other.safetensors")
     refused("holds no best_model_heads.safetensors; give one of its files", folders, saved)
     assert heads_file(saved / "other.safetensors").name == "other.safetensors"
@@ -476,45 +515,74 @@ def test_damaged_heads_are_refused(saved: Path, folders: list[str]) -> None:
 
 # ---------------------------------------------------------------- the true size
 
+# As train_ensemble.py does it: states by StateComputer, in shards, a step of HeadTrainer; then decoding.
 TRUE_SIZE = """
 import json, resource, sys, time
-import torch
-from cai_experiment.ensemble.loss import perfect_alignment_loss
+from pathlib import Path
+from cai_experiment.ensemble.encoding import EncodedRow
+from cai_experiment.ensemble.files import read_heads
 from cai_experiment.ensemble.model import MultiModelWithScalarHeads
+from cai_experiment.ensemble.schedule import TrainSettings
+from cai_experiment.ensemble.state_cache import StateCache
+from cai_experiment.ensemble.train import HeadTrainer
 
+folder, tokenizer, names = Path(sys.argv[1]), sys.argv[2] or None, sys.argv[3:]
 marks = [time.time()]
-names = ["random:qwen2.5-1.5b-base", "random:qwen2.5-1.5b", "random:qwen2.5-math-1.5b"]
-model = MultiModelWithScalarHeads.from_pretrained(names, precision="bf16", device="cpu", tokenizer=sys.argv[1])
+model = MultiModelWithScalarHeads.from_pretrained(names, precision="bf16", device="cpu", tokenizer=tokenizer)
 marks.append(time.time())
 prompt = model.encode("Question: Five apples and two more apples are how many?\\nAnswer:")
-ids = torch.tensor([prompt + model.encode(" 5 + 2 = 7\\n#### 7") + [model.tokenizer.eos_token_id]])
-out = model.train()(ids)
-log_p = torch.stack([one[:, :-1].float().log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0] for one in out.logits], -1)
-mask = torch.arange(1, ids.shape[1])[None] >= len(prompt)
-found = perfect_alignment_loss(out.scalars[:, :-1], log_p, mask)
-found.loss.backward()
-moved = all(p.grad is not None and bool(p.grad.any()) for p in model.parameters())
-torch.optim.AdamW(model.parameters(), lr=1e-4).step()
+answers = [model.encode(text) for text in (" 5 + 2 = 7\\n#### 7", " 7")]
+end = model.tokenizer.eos_token_id
+rows = [EncodedRow(str(n), "sums", (*prompt, *ids, end), len(prompt)) for n, ids in enumerate(answers)]
+cache = StateCache(folder, model, rows, "true size")
+cache.fill(cache.missing())
+cache.open()
+found = cache.states([0, 1])
+before = [p.detach().clone() for p in model.parameters()]
+trainer = HeadTrainer(model, cache, rows, 1, folder, TrainSettings(num_epochs=1, warmup_steps=0), {}, lambda line: None)
+result = trainer.run()
+moved = [bool((p != old).any()) for p, old in zip(model.parameters(), before)]
+frozen = not any(p.requires_grad or p.grad is not None for one in model.experts for p in one.model.parameters())
 marks.append(time.time())
 spoken = model.eval().speak("Question: Is water wet?\\nAnswer:", max_new_tokens=20, temperature=0.0)[0]
 marks.append(time.time())
 print(json.dumps({
-    "vocabulary": model.vocabulary, "loss": found.loss.item(), "moved": moved, "tokens": len(spoken.ids),
-    "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
-    "seconds": [round(b - a, 1) for a, b in zip(marks, marks[1:])], "read": ids.shape[1],
+    "vocabulary": model.vocabulary, "loss": result.history[1]["train_loss"], "moved": all(moved), "frozen": frozen,
+    "held_out": result.history[1]["held_out"]["all rows"]["loss"], "steps": result.steps, "tokens": len(spoken.ids),
+    "types": sorted({str(one.dtype) for one in found.hidden}), "saved": len(read_heads(result.saved)[1]),
+    "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, "shards": len(cache.shards),
+    "seconds": [round(b - a, 1) for a, b in zip(marks, marks[1:])], "read": sum(len(row.ids) for row in rows),
 }))
 """
 
 
+def trained_a_step(found: dict[str, Any]) -> None:
+    """What TRUE_SIZE prints is what it must be, whatever the experts' size."""
+    assert found["moved"] and found["frozen"] and found["types"] == ["torch.bfloat16"] and found["steps"] == 1
+    assert math.isfinite(found["loss"]) and math.isfinite(found["held_out"])
+    assert 0 < found["tokens"] <= 20 and found["shards"] >= 1 and found["saved"] > 0
+
+
+def test_small_experts_in_bfloat16_take_the_same_step(
+    folders: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["", str(tmp_path), "", *folders])
+    exec(compile(TRUE_SIZE, "TRUE_SIZE", "exec"), {})
+    trained_a_step(json.loads(capsys.readouterr().out.splitlines()[-1]))
+
+
 @pytest.mark.slow
-def test_three_experts_of_the_true_size_take_a_step_and_speak_within_24_gb(shared_data: Path) -> None:
+def test_three_experts_of_the_true_size_take_a_step_and_speak_within_24_gb(
+    shared_data: Path, tmp_path: Path
+) -> None:
     """Random weights in bfloat16 on this CPU; the real Qwen2 vocabulary. Needs 12 GB of memory and some minutes."""
+    names = ["random:qwen2.5-1.5b-base", "random:qwen2.5-1.5b", "random:qwen2.5-math-1.5b"]
     done = subprocess.run(
-        [sys.executable, "-c", TRUE_SIZE, str(shared_data / "qwen2_tokenizer")],
+        [sys.executable, "-c", TRUE_SIZE, str(tmp_path), str(shared_data / "qwen2_tokenizer"), *names],
         env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     print(found)
-    assert found["vocabulary"] == 151_646 and found["moved"] and found["peak_gb"] < 24
-    assert 0 < found["tokens"] <= 20 and math.isfinite(found["loss"])
+    assert found["vocabulary"] == 151_646 and found["peak_gb"] < 24
+    trained_a_step(found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,9 +25,10 @@ from cai_experiment.ensemble.experts import SHIPPED, Expert, load_experts
 from cai_experiment.ensemble.files import read_heads
 from cai_experiment.ensemble.held_out import ALL, measure
 from cai_experiment.ensemble.model import MultiModelWithScalarHeads, fresh_heads
+from cai_experiment.ensemble.schedule import TrainSettings, learning_rate_at, order_of
 from cai_experiment.ensemble.state_cache import StateCache, bytes_of
 from cai_experiment.ensemble.states import TOKENS_A_PASS, DirectStates, StateComputer, States
-from cai_experiment.ensemble.train import HeadTrainer, TrainSettings, learning_rate_at, order_of
+from cai_experiment.ensemble.train import HeadTrainer
 from cai_experiment.errors import BadInputError, DiskError, EngineError
 from cai_experiment.scripts import train_ensemble
 from cai_experiment.scripts._common import run_main
@@ -185,10 +187,25 @@ def test_a_disk_that_is_too_small_is_named_before_anything_is_computed(
 def test_a_disk_that_fills_up_keeps_whole_shards(cache: StateCache, rows: list[EncodedRow], tmp_path: Path) -> None:
     full = StateCache(tmp_path, cache.model, rows, "x")
     full.folder.mkdir()
-    (full.folder / "shard-0002.safetensors.tmp").symlink_to("/dev/full")
+    own = f"shard-0002.safetensors.{os.uname().nodename}-{os.getpid()}.tmp"
+    (full.folder / own).symlink_to("/dev/full")
     with pytest.raises(DiskError, match="shard-0002"):
         full.fill(full.missing())
     assert full.missing() == list(range(2, len(full.shards)))
+
+
+def test_what_killed_processes_left_goes_and_what_others_write_stays(cache: StateCache, rows: list[EncodedRow],
+                                                                    tmp_path: Path) -> None:  # fmt: skip
+    again = StateCache(tmp_path, cache.model, rows, "x")
+    again.folder.mkdir()
+    left, now = (again.folder / f"shard-0001.safetensors.elsewhere-{pid}.tmp" for pid in (1, 2))
+    for file in (left, now):
+        file.write_bytes(b"half a shard")
+    os.utime(left, (0, 0))
+    again.fill([1])
+    assert not left.exists() and now.read_bytes() == b"half a shard"
+    names = sorted(file.name for file in again.folder.iterdir())
+    assert names == ["about.json", "shard-0001.safetensors", now.name]
 
 
 # ---------------------------------------------------------------- training
@@ -295,6 +312,26 @@ def test_a_full_disk_keeps_the_older_checkpoint(cache: StateCache, experts: list
     same(folder, unbroken)
 
 
+@pytest.mark.parametrize("lost", ["gone", "damaged", "of another training"])
+def test_best_heads_that_are_lost_come_back_from_the_checkpoint(
+    cache: StateCache, experts: list[Expert], unbroken: Path, tmp_path: Path, lost: str
+) -> None:
+    folder = tmp_path / "again"
+    shutil.copytree(unbroken, folder)
+    heads = folder / "best_model_heads.safetensors"
+    if lost == "gone":
+        heads.unlink()
+    elif lost == "damaged":
+        heads.write_bytes(heads.read_bytes()[:-1] + b"?")
+    else:
+        MultiModelWithScalarHeads(experts, fresh_heads(experts, 32, seed=5)).save_pretrained(folder)
+    heard: list[str] = []
+    result = trainer(cache, start(experts), folder, say=heard.append).run()
+    assert result.saved == heads and result.resumed_from == result.steps and "written again" in heard[1]
+    same(folder, unbroken)
+    assert read_heads(heads)[0] == read_heads(unbroken)[0]
+
+
 def test_another_training_in_the_folder_is_refused(cache: StateCache, experts: list[Expert], unbroken: Path) -> None:
     with pytest.raises(BadInputError, match=r"seed 42 -> 43.*--fresh"):
         trainer(cache, start(experts), unbroken, identity={"seed": 43})
@@ -322,6 +359,17 @@ def test_the_learning_rate_rises_then_falls() -> None:
     assert learning_rate_at(0, 3, TrainSettings(warmup_steps=0)) == 1e-4
 
 
+def test_a_warm_up_is_half_of_a_short_training_at_most(cache: StateCache, experts: list[Expert],
+                                                      tmp_path: Path) -> None:  # fmt: skip
+    settings = TrainSettings(learning_rate=1.0, warmup_steps=50)
+    rates = [learning_rate_at(step, 6, settings) for step in range(6)]
+    assert rates == pytest.approx([1 / 3, 2 / 3, 1, 1, 2 / 3, 1 / 3])
+    assert learning_rate_at(0, 1, settings) == 1.0
+    heard: list[str] = []
+    trainer(cache, start(experts), tmp_path / "out", replace(QUICK, warmup_steps=50), say=heard.append)
+    assert heard == ["warm-up: 9 of 18 steps; --warmup_steps 50 is over half"]
+
+
 def test_equal_scalars_measure_as_the_uniform_mixture(cache: StateCache, experts: list[Expert]) -> None:
     model = start(experts)
     for head in model.heads:
@@ -343,8 +391,29 @@ def test_equal_scalars_measure_as_the_uniform_mixture(cache: StateCache, experts
 def test_weights_that_are_no_numbers_end_the_training(cache: StateCache, experts: list[Expert], tmp_path: Path) -> None:
     model = start(experts)
     list(model.heads[0].parameters())[-1].data.fill_(float("nan"))
-    with pytest.raises(EngineError, match=r"step 5: the loss is nan.*--learning_rate"):
+    with pytest.raises(EngineError, match=r"step 0: the held-out loss is nan.*--learning_rate"):
         trainer(cache, model, tmp_path / "out").run()
+
+
+@pytest.mark.parametrize(("every", "line"), [(1, "step 3: the loss is nan"), (1000, "step 9: the loss is nan")])
+def test_heads_that_are_no_numbers_never_become_the_best(
+    cache: StateCache, experts: list[Expert], tmp_path: Path, every: int, line: str
+) -> None:
+    model = start(experts)
+
+    class Spoiling(Breaking):
+        """The third step meets heads that are no numbers; dropout off or on, the loss is none either."""
+
+        def states(self, rows: Sequence[int]) -> States:
+            self.left -= 1
+            if self.left == 0:
+                list(model.heads[0].parameters())[-1].data.fill_(float("nan"))
+            return self.cache.states(rows)
+
+    folder = tmp_path / "out"
+    with pytest.raises(EngineError, match=rf"{line}.*--fresh$"):
+        trainer(Spoiling(cache, 4), model, folder, replace(QUICK, log_every_n_steps=every)).run()
+    assert not list(folder.glob("best_model_heads*")) and len([row for row in log_of(folder) if "held_out" in row]) == 1
 
 
 # ---------------------------------------------------------------- the script
@@ -391,15 +460,21 @@ def test_the_script_trains_ends_with_the_next_command_and_shows_a_finished_run_a
     heads = out / "best_model_heads.safetensors"
     assert f"eval_ensemble.py --model_weights {heads}" in said.splitlines()[-1]
     assert list((out / "tensorboard").glob("events*")) and read_heads(heads)[0].facts["rows"] == 44
-    monkeypatch.setattr(MultiModelWithScalarHeads, "from_pretrained", None)  # a finished run loads no model
+    with monkeypatch.context() as no_model:
+        no_model.setattr(MultiModelWithScalarHeads, "from_pretrained", None)  # a finished run loads no model
+        assert run(*asked, "--precision", "fp32") == 0  # what it is without the flag
+        assert "is finished" in capsys.readouterr().out
+    heads.unlink()
     assert run(*asked) == 0
-    assert "is finished" in capsys.readouterr().out
+    assert "written again" in capsys.readouterr().out and read_heads(heads)[0].facts["rows"] == 44
     assert run(*asked, "--learning_rate", "1e-3") == 2
     assert "learning_rate 0.0001 -> 0.001" in capsys.readouterr().err
-    monkeypatch.undo()
+    out.rename(tmp_path / "out.20260101-000000")  # as a --fresh that was killed before it took the states back
     assert run(*asked, "--learning_rate", "1e-3", "--fresh") == 0
+    assert "all there" in capsys.readouterr().out, "the states of a folder that was left half moved stay in use"
+    assert len(list(tmp_path.glob("out.*"))) == 1 and not list(tmp_path.glob("out.*/states"))
+    assert run(*asked, "--fresh") == 0
     assert "all there" in capsys.readouterr().out, "the states of the moved folder stay in use"
-    assert len(list(tmp_path.glob("out.*"))) == 1
 
 
 @pytest.mark.parametrize(
@@ -410,6 +485,7 @@ def test_the_script_trains_ends_with_the_next_command_and_shows_a_finished_run_a
         (("--max_length", "5"), "no row is left to train on"),
         (("--report_to", "wandb"), "the package wandb is not installed"),
         (("--validation_share", "1"), "not between 0 and 1"),
+        (("--head_hidden_dim", "1"), "1 is not 2 or more"),
     ],
 )
 def test_what_cannot_be_used_is_said_in_a_line(folders: list[str], files: list[str], tmp_path: Path, more: tuple[str],

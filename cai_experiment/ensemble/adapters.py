@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cai_experiment.engines.weights import safetensors_problem, weights_hash
+from cai_experiment.engines.weights import loading_error, safetensors_problem, weights_hash
 from cai_experiment.errors import BadInputError, EngineError, UserError
 from cai_experiment.models import configs
 from cai_experiment.models.disk import hub_cache
@@ -35,32 +35,34 @@ class Adapter:
         return weights_hash(self.folder)
 
 
-def adapter_of(place: str, fetch: bool = True) -> Adapter | None:
-    """The adapter in a folder or of a hub id; None for a whole model, and for what cannot be asked for.
+def adapter_of(place: str, weights: bool = True) -> Adapter | None:
+    """The adapter in a folder or of a hub id; None for a whole model, and for what the hub does not have.
 
-    As in transformers, adapter_config.json decides. `fetch`: ask the hub, where the cache does not say, and download
-    the adapter. Raises BadInputError for one that lacks its weights or does not name its model.
+    As in transformers, adapter_config.json decides; where the cache does not say, the hub is asked. `weights` False:
+    that small file is all that is downloaded and looked at. Raises BadInputError for an adapter that lacks its weights
+    or does not name its model, EngineError or DiskError if it cannot be downloaded.
     """
     folder = Path(place).expanduser()
-    found = (folder if (folder / CONFIG).is_file() else None) if folder.is_dir() else _on_hub(place, fetch)
+    found = (folder if (folder / CONFIG).is_file() else None) if folder.is_dir() else _on_hub(place, weights)
     if found is None:
         return None
     base = str(read_json(found / CONFIG, "copy the adapter again").get("base_model_name_or_path") or "")
     if not base:
         raise BadInputError(f"{show(found / CONFIG)} does not name the model it was trained on", "name a whole model")
-    if problem := safetensors_problem(found / TENSORS):
+    if weights and (problem := safetensors_problem(found / TENSORS)):
         raise BadInputError(f"{show(found / TENSORS)} {problem}", "copy or download the adapter again")
     # QLoRA's adapters name the weights in 4 bit that they were trained over; a preset knows those they were made from
     return Adapter(found, next((p.hub_id for p in PRESETS.values() if p.four_bit.lower() == base.lower()), base))
 
 
-def _on_hub(hub_id: str, fetch: bool) -> Path | None:
-    """The cache's folder of a hub id's adapter, downloaded if need be; None if it has none or cannot be asked."""
+def _on_hub(hub_id: str, weights: bool) -> Path | None:
+    """The cache's folder of a hub id's adapter, downloaded if need be; None if it has none, or is unreachable."""
     commit = commit_of(hub_id, "main")
     snapshot = cache_folder(hub_id) / "snapshots" / commit
-    if commit and (snapshot / CONFIG).is_file() and (snapshot / TENSORS).is_file():
-        return snapshot
-    if (commit and (snapshot / "config.json").is_file()) or not fetch:
+    if commit and (snapshot / CONFIG).is_file():
+        if not weights or (snapshot / TENSORS).is_file():
+            return snapshot
+    elif commit and (snapshot / "config.json").is_file():
         return None
     try:
         configs.ask(hub_id)
@@ -68,14 +70,25 @@ def _on_hub(hub_id: str, fetch: bool) -> Path | None:
         return None
     except BadInputError:  # no config.json, as an adapter alone has it, or no such model
         pass
-    from huggingface_hub import hf_hub_download
+    file = _download(hub_id, CONFIG)
+    if file is not None and weights:
+        _download(hub_id, TENSORS)
+    return None if file is None else file.parent
+
+
+def _download(hub_id: str, name: str) -> Path | None:
+    """A file of a hub id in the cache; None if the hub has no such file or model: whoever needs it says so."""
+    from huggingface_hub import errors, hf_hub_download
 
     try:
-        file = hf_hub_download(hub_id, CONFIG, cache_dir=hub_cache())
-        hf_hub_download(hub_id, TENSORS, cache_dir=hub_cache())
-    except Exception:  # there is none, or access is denied: the load of the whole model says which
+        return Path(hf_hub_download(hub_id, name, cache_dir=hub_cache()))
+    except (errors.EntryNotFoundError, errors.RepositoryNotFoundError, errors.HFValidationError) as error:
+        # the subclasses of the first two: the network is down, access is denied
+        if isinstance(error, (errors.LocalEntryNotFoundError, errors.GatedRepoError)):
+            raise loading_error(hub_id, error) from error
         return None
-    return Path(file).parent
+    except Exception as error:  # the disk's, the network's and the hub's have no common class
+        raise loading_error(hub_id, error) from error
 
 
 def put_on(model: Any, adapter: Adapter, precision: str, name: str) -> Any:

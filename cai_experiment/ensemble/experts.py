@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -119,20 +120,28 @@ def default_precision(names: Sequence[str], device: str | None = None) -> str:
 
 
 def architecture(name: str) -> Architecture:
-    """The numbers of an expert by its name (an adapter's: of its model), of a hub id from config.json alone."""
+    """The numbers of an expert by its name (an adapter's: of its model), of a hub id from config files alone."""
     with _own_words(name):
-        adapter = _adapter(name)
-        return numbers_of(resolve_model(adapter.base if adapter else _plain(name), detect(), "--models"))
+        return numbers_of(resolve_model(whole_model(name), detect(), "--models"))
 
 
-def _adapter(name: str) -> Adapter | None:
+def whole_model(name: str) -> str:
+    """The preset, folder or hub id of the model that an expert's name means, an adapter's: of the model it is put on.
+
+    Of a hub id adapter_config.json alone is downloaded.
+    """
+    adapter = _adapter(name, weights=False)
+    return adapter.base if adapter else _plain(name)
+
+
+def _adapter(name: str, weights: bool = True) -> Adapter | None:
     """The adapter that a name means, if it does."""
     if name in SHIPPED or name.startswith(RANDOM):
         return None
     with suppress(BadInputError):
         get_model_preset(name)
         return None
-    return adapter_of(name)
+    return adapter_of(name, weights)
 
 
 def _plain(name: str) -> str:
@@ -182,6 +191,8 @@ def _load(name: str, seed: int, precision: str, device: str, tokenizer: str | No
             key = get_model_preset(_plain(name)).key
             settings = replace(settings, model=None, random_weights=key, seed=seed, tokenizer=tokenizer)
         plan = make_plan(settings, hardware)
+        if precision == "8bit":  # bitsandbytes warns at every call of a layer that it casts to float16, as it always does
+            logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         model, words, facts = load_model(plan, settings)
         weights, source = _identity(plan, facts)
         if adapter is not None:
@@ -240,6 +251,6 @@ def _own_words(name: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        line = str(error).replace("--quantization", "--precision")
+        line = str(error).replace("--quantization", "--precision").replace("--model ", "--models ")
         error.args = (line if name in line else f"--models {name}: {line}", *error.args[1:])
         raise

@@ -38,7 +38,8 @@ class HeadsInfo:
 
 
 def heads_file(weights_path: str | Path) -> Path:
-    """The heads' file that a path means: itself, or best_model_heads.safetensors in a folder.
+    """The heads' file that a path means: itself, best_model_heads.safetensors in a folder, or the .safetensors beside
+    a .pt (the original's name for heads) or .json (the readable copy).
 
     Raises BadInputError, with the command that makes one, if there is none.
     """
@@ -46,8 +47,8 @@ def heads_file(weights_path: str | Path) -> Path:
     file = path / f"{BEST}{SUFFIX}" if path.is_dir() else path
     if file.is_file() and file.suffix == SUFFIX:
         return file
-    if file.with_suffix(SUFFIX).is_file():  # the original's name for them ended in .pt; the .json is the readable copy
-        raise BadInputError(f"{show(file)}: heads are read from .safetensors", f"give {show(file.with_suffix(SUFFIX))}")
+    if file.with_suffix(SUFFIX).is_file():
+        return file.with_suffix(SUFFIX)
     if file.is_file():
         raise BadInputError(f"{show(file)} is no .safetensors file", "pickled heads are not loaded")
     if path.is_dir() and (others := sorted(path.glob(f"*{SUFFIX}"))):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from cai_experiment.errors import BadInputError
+
 HIDDEN_DIM, DROPOUT = 256, 0.1
 
 
@@ -18,8 +20,10 @@ class ScalarHead(nn.Module):
     """
 
     def __init__(self, hidden: int, hidden_dim: int = HIDDEN_DIM, dropout: float = DROPOUT) -> None:
-        """`hidden`: the expert's hidden size; `hidden_dim`: of the first layer, at least 2."""
+        """`hidden`: the expert's hidden size; `hidden_dim`: of the first layer. BadInputError if it is below 2."""
         super().__init__()
+        if hidden_dim < 2:
+            raise BadInputError(f"--head_hidden_dim {hidden_dim}: the second layer has half as many", "give 2 or more")
         self.hidden, self.hidden_dim, self.dropout = hidden, hidden_dim, dropout
         half = hidden_dim // 2
         self.layers = nn.Sequential(

@@ -105,7 +105,7 @@ class MultiModelWithScalarHeads(nn.Module):
         if info and tensors and file:
             _check_experts(info, experts, wide, file)
             model.heads.load_state_dict(tensors)
-            model.trained, model.notes, model.facts = True, _notes(info, experts), info.facts
+            model.trained, model.notes, model.facts = True, _notes(info, experts, file, weights_path), info.facts
         return model
 
     def info(self, facts: Mapping[str, Any] | None = None) -> HeadsInfo:
@@ -243,9 +243,13 @@ def _check_experts(info: HeadsInfo, experts: Sequence[Expert], head_hidden_dim: 
         raise BadInputError(message, "leave the flag out, or train anew")
 
 
-def _notes(info: HeadsInfo, experts: Sequence[Expert]) -> tuple[str, ...]:
-    """Heads go with experts in another precision; that is said, not refused."""
-    if experts[0].precision == info.precision:
-        return ()
-    here, there = NAMES[experts[0].precision], NAMES[info.precision]
-    return (f"the heads were trained over experts in {there}, and these are in {here}: their states differ a little",)
+def _notes(info: HeadsInfo, experts: Sequence[Expert], file: Path, given: str | Path | None) -> tuple[str, ...]:
+    """Heads go with experts in another precision, and a .pt means the file beside it: both are said, not refused."""
+    found = []
+    if given is not None and Path(given).suffix not in ("", file.suffix) and not Path(given).expanduser().is_dir():
+        found.append(f"heads are read from .safetensors: {show(file)} was taken for {show(Path(given))}")
+    if experts[0].precision != info.precision:
+        here, there = NAMES[experts[0].precision], NAMES[info.precision]
+        found.append(f"the heads were trained over experts in {there}, and these are in {here}: their states differ "
+                     "a little")  # fmt: skip
+    return tuple(found)

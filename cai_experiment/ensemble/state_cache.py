@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -22,7 +25,7 @@ from cai_experiment.ensemble.encoding import EncodedRow, sha256_of
 from cai_experiment.ensemble.states import StateComputer, States
 from cai_experiment.errors import DiskError
 from cai_experiment.models.disk import free_gb
-from cai_experiment.records.files import make_folder, show, write_atomic, write_json
+from cai_experiment.records.files import make_folder, show, write_atomic, writing_error
 
 if TYPE_CHECKING:
     from cai_experiment.ensemble.model import MultiModelWithScalarHeads
@@ -31,6 +34,7 @@ SHARD_BYTES = 128 * 2**20  # a kill costs a shard's work: some seconds of three 
 SHARDS = 32  # of a small cache: a kill costs a 32nd of the work
 SPARE_GB = 0.1  # left free for heads, checkpoints and the log
 HALF, SINGLE = 2, 4  # bytes
+LEFT_SECONDS = 3600  # a shard is written in seconds
 RESIDENT_SHARE = 0.5  # of the GPU's free memory that states may take, so that steps need not read from the disk
 
 
@@ -124,7 +128,8 @@ class StateCache:
         if not missing:
             return
         make_folder(self.folder)
-        write_json(self.folder / "about.json", self.facts)
+        self._tidy()
+        self._put(self.folder / "about.json", json.dumps(self.facts, indent=2).encode())
         computer = StateComputer(self.model)
         for number in missing:
             self._write(self.shards[number], computer, done)
@@ -141,7 +146,23 @@ class StateCache:
             f"hidden.{m}": torch.cat([part.hidden[m] for part in parts]) for m in range(len(self.hidden_sizes))
         }
         tensors["log_p"] = torch.cat([part.log_p for part in parts])
-        write_atomic(shard.path, [save(tensors, {"key": self.key})])
+        self._put(shard.path, save(tensors, {"key": self.key}))
+
+    def _put(self, path: Path, data: bytes) -> None:
+        """Whole or absent, under a name of this process beside: with one --cache_dir, two may write the same shard."""
+        aside = path.with_name(f"{path.name}.{os.uname().nodename}-{os.getpid()}")
+        write_atomic(aside, [data])
+        try:
+            os.replace(aside, path)
+        except OSError as error:
+            raise writing_error(path, error) from error
+
+    def _tidy(self) -> None:
+        """Delete what killed processes left half written; what another one writes now is younger than LEFT_SECONDS."""
+        for file in [*self.folder.glob("*.safetensors.*"), *self.folder.glob("about.json.*")]:
+            with suppress(FileNotFoundError):  # another process was quicker
+                if time.time() - file.lstat().st_mtime > LEFT_SECONDS:
+                    file.unlink()
 
     # ------------------------------------------------------------ reading
 

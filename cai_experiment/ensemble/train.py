@@ -6,8 +6,6 @@ bit for bit, as one that was not (on the same device).
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -21,9 +19,10 @@ from cai_experiment.ensemble import checkpoint
 from cai_experiment.ensemble.checkpoint import Checkpoint
 from cai_experiment.ensemble.clock import Clock, Watch
 from cai_experiment.ensemble.encoding import EncodedRow
-from cai_experiment.ensemble.files import BEST
+from cai_experiment.ensemble.files import BEST, read_heads, write_heads
 from cai_experiment.ensemble.held_out import ALL, Measures, measure
-from cai_experiment.ensemble.loss import ENTROPY_WEIGHT, perfect_alignment_loss
+from cai_experiment.ensemble.loss import perfect_alignment_loss
+from cai_experiment.ensemble.schedule import TrainSettings, keyed, learning_rate_at, order_of, warmup_of
 from cai_experiment.ensemble.states import Source
 from cai_experiment.ensemble.train_log import TrainLog
 from cai_experiment.errors import BadInputError, EngineError
@@ -34,28 +33,7 @@ if TYPE_CHECKING:
 
 WEIGHT_DECAY = 0.01  # AdamW's default
 MOST_NORM = 1.0  # of the gradient: one odd row must not undo an epoch
-OPTIMIZER, HEADS, SUMS = "optimizer.", "heads.", "sums"  # of a checkpoint's tensors
-
-
-@dataclass(frozen=True, slots=True)
-class TrainSettings:
-    """The seed's values."""
-
-    num_epochs: int = 5
-    batch_size: int = 4  # rows a step
-    learning_rate: float = 1e-4
-    warmup_steps: int = 50
-    entropy_weight: float = ENTROPY_WEIGHT
-    seed: int = 42
-    # the rest changes no weight
-    log_every_n_steps: int = 5
-    report_to: str = "none"
-    checkpoint_seconds: float = 20.0  # so much of a training a kill costs, at most; each epoch's end writes one too
-
-    def identity(self) -> dict[str, Any]:
-        """What must not change between an interrupted call and the one that resumes it."""
-        names = ("num_epochs", "batch_size", "learning_rate", "warmup_steps", "entropy_weight", "seed")
-        return {name: getattr(self, name) for name in names}
+OPTIMIZER, HEADS, BEST_HEADS, SUMS = "optimizer.", "heads.", "best.", "sums"  # of a checkpoint's tensors
 
 
 @dataclass(slots=True)
@@ -69,24 +47,6 @@ class TrainResult:
     steps: int
     resumed_from: int
     history: list[dict[str, Any]] = field(default_factory=list)
-
-
-def learning_rate_at(step: int, total: int, settings: TrainSettings) -> float:
-    """That of step `step` (from 0) of `total`: up to the full rate by the end of the warm-up, then down to 0."""
-    if step < settings.warmup_steps:
-        return settings.learning_rate * (step + 1) / settings.warmup_steps
-    return settings.learning_rate * (total - step) / max(total - settings.warmup_steps, 1)
-
-
-def order_of(epoch: int, rows: int, seed: int) -> list[int]:
-    """The order of the training rows in an epoch (from 1), by seed and epoch alone."""
-    generator = torch.Generator().manual_seed(_keyed(seed, "order", epoch))
-    found: list[int] = torch.randperm(rows, generator=generator).tolist()
-    return found
-
-
-def _keyed(seed: int, what: str, number: int) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}/{what}/{number}".encode()).digest()[:7], "big")
 
 
 class HeadTrainer:
@@ -124,7 +84,10 @@ class HeadTrainer:
         self.sums = torch.zeros(4, dtype=exact, device=model.device)
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {}
+        self.best_heads: dict[str, torch.Tensor] = {}
         self.before = Clock()  # of the running epoch, in earlier calls
+        if (warmup := warmup_of(self.total, settings)) < settings.warmup_steps:
+            self.say(f"warm-up: {warmup} of {self.total} steps; --warmup_steps {settings.warmup_steps} is over half")
         self._resume()
 
     # ------------------------------------------------------------ the run
@@ -185,7 +148,7 @@ class HeadTrainer:
 
     def _seed_dropout(self) -> None:
         """By seed and step. (torch.manual_seed would keep a traceback of each call for a GPU that is not there.)"""
-        number = _keyed(self.settings.seed, "dropout", self.step)
+        number = keyed(self.settings.seed, "dropout", self.step)
         if self.model.device.type == "cpu":
             torch.default_generator.manual_seed(number)
         else:
@@ -193,20 +156,29 @@ class HeadTrainer:
 
     def _log_step(self, log: TrainLog, epoch: int, parts: torch.Tensor) -> None:
         loss, alignment, entropy = parts.tolist()
-        if not math.isfinite(loss):
-            message = f"step {self.step}: the loss is {loss}, so a weight of the heads is no number any more"
-            raise EngineError(message, "lower --learning_rate and add --fresh; the best heads so far are kept")
+        self._check_finite("loss", loss)
         rate = learning_rate_at(self.step - 1, self.total, self.settings)
         log.write("step", self.step, epoch=epoch, loss=loss, alignment=alignment, entropy=entropy, learning_rate=rate)
+
+    def _check_finite(self, what: str, value: float) -> None:
+        if not math.isfinite(value):
+            message = f"step {self.step}: the {what} is {value}, so a weight of the heads is no number any more"
+            kept = "; the best heads so far are kept" if self.best else ""
+            raise EngineError(message, f"lower --learning_rate and add --fresh{kept}")
 
     # ------------------------------------------------------------ an epoch's end
 
     def _end_epoch(self, log: TrainLog, epoch: int, took: Clock, states: Clock) -> None:
-        """Measure the held-out rows, keep the heads if they are the best so far, write log and checkpoint."""
+        """Measure the held-out rows, keep the heads if they are the best so far, write log and checkpoint.
+
+        Raises EngineError, before anything is written, for a loss that is no finite number.
+        """
         clock = Watch()
+        self._check_finite("loss", float(self.sums[0]))
         held_out = self._measure()
         took = took + clock.passed() if epoch else took
         loss = held_out[ALL].loss
+        self._check_finite("held-out loss", loss)
         better = epoch > 0 and (not self.best or loss < self.best["loss"])
         train = (self.sums[:3] / self.sums[3].clamp(min=1)).tolist() if epoch else [None, None, None]
         row = {"epoch": epoch, "train_loss": train[0], "train_alignment": train[1], "train_entropy": train[2],
@@ -214,13 +186,18 @@ class HeadTrainer:
                "seconds": took.wall, "cpu_seconds": took.cpu, "states_seconds": states.wall,
                "states_cpu_seconds": states.cpu}  # fmt: skip
         if better:
-            self.best = {"epoch": epoch, "loss": loss, "held_out": row["held_out"]}
-            self.model.save_pretrained(self.folder, BEST, self._facts(epoch, held_out))
+            self.best = {"epoch": epoch, "loss": loss, "held_out": row["held_out"],
+                         "facts": self._facts(epoch, held_out)}  # fmt: skip
+            self.best_heads = {name: t.detach().cpu().clone() for name, t in self.model.heads.state_dict().items()}
+            self._write_best()
         self.history.append(row)
         log.write("epoch", self.step, **row)
         self.sums, self.before = torch.zeros_like(self.sums), Clock()
         self._save()
         self.say(epoch_line(row, self.settings.num_epochs))
+
+    def _write_best(self) -> None:
+        write_heads(self.folder, BEST, self.model.info(self.best["facts"]), self.best_heads)
 
     def _measure(self) -> dict[str, Measures]:
         numbers = range(self.training, len(self.rows))
@@ -240,6 +217,7 @@ class HeadTrainer:
         tensors = {HEADS + name: tensor for name, tensor in self.model.heads.state_dict().items()}
         for number, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"{OPTIMIZER}{number}.{name}": torch.as_tensor(value) for name, value in state.items()}
+        tensors |= {BEST_HEADS + name: tensor for name, tensor in self.best_heads.items()}
         tensors[SUMS] = self.sums
         facts = {"step": self.step, "best": self.best, "history": self.history, "seconds": list(self.before),
                  "identity": self.identity}  # fmt: skip
@@ -251,7 +229,10 @@ class HeadTrainer:
         if found is None:
             return
         check_same(found.facts["identity"], self.identity, self.folder)
-        heads = {name.removeprefix(HEADS): t for name, t in found.tensors.items() if name.startswith(HEADS)}
+        heads, self.best_heads = (
+            {name.removeprefix(kind): t for name, t in found.tensors.items() if name.startswith(kind)}
+            for kind in (HEADS, BEST_HEADS)
+        )
         self.model.heads.load_state_dict(heads)
         state: dict[int, dict[str, torch.Tensor]] = {}
         for name, tensor in found.tensors.items():
@@ -264,6 +245,21 @@ class HeadTrainer:
         self.resumed_from = self.step
         if self.step:
             self.say(f"resumed at step {self.step} of {self.total}")
+        if self.best and not self._best_is_there():
+            self._write_best()
+            self.say(f"{BEST}.safetensors was not what the checkpoint calls the best heads: written again")
+
+    def _best_is_there(self) -> bool:
+        """True if the file holds the checkpoint's best heads: it may be deleted, damaged or a killed epoch's."""
+        try:
+            _, tensors = read_heads(self.folder / f"{BEST}.safetensors")
+        except BadInputError:
+            if not self.best_heads:
+                raise
+            return False
+        return not self.best_heads or (tensors.keys() == self.best_heads.keys() and all(
+            torch.equal(tensor, self.best_heads[name]) for name, tensor in tensors.items()
+        ))
 
 
 def check_same(then: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
@@ -284,9 +280,3 @@ def epoch_line(row: dict[str, Any], epochs: int) -> str:
         return f"before training | {said} (nats a token)"
     took = f"{row['seconds']:.1f} s" + (f" + {row['states_seconds']:.1f} s for states" if row["states_seconds"] else "")
     return f"epoch {row['epoch']}/{epochs} | loss {row['train_loss']:.4f} | {said} | {took}"
-
-
-def settings_named(**values: Any) -> TrainSettings:
-    """TrainSettings of those `values` that it knows."""
-    known = {one.name for one in dataclasses.fields(TrainSettings)}
-    return TrainSettings(**{name: value for name, value in values.items() if name in known})

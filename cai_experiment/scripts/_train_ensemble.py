@@ -122,7 +122,7 @@ def _take_states_back(folder: RunFolder, say: Say) -> None:
     if moved and (moved / STATES).exists() and not (folder.path / STATES).exists():
         (moved / STATES).rename(folder.path / STATES)
     if folder.moved_to:
-        say(f"the old training is now {show(moved)}; the states that were computed for it stay in use")
+        say(f"the old training is now {show(folder.moved_to)}; the states that were computed for it stay in use")
 
 
 # ---------------------------------------------------------------- doing it

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cai_experiment.ensemble.experts import RANDOM, SHIPPED, architecture, default_precision
+from cai_experiment.ensemble.experts import RANDOM, SHIPPED, architecture, default_precision, whole_model
 from cai_experiment.models.disk import downloaded_gb, free_gb, hub_cache
 from cai_experiment.models.hardware import Hardware, detect, gpu_speed
 from cai_experiment.models.memory import Architecture, weights_gb
@@ -89,9 +89,13 @@ def _disk(args: argparse.Namespace, need: int, about: str) -> str:
 
 
 def _downloads(names: Sequence[str], numbers: Sequence[Architecture]) -> list[str]:
-    """Of hub models, what is not in the cache yet; their files are 16-bit, whatever they are loaded in."""
-    todo = sum(max(0.0, weights_gb(one, "bf16") - downloaded_gb(name)) for name, one in zip(names, numbers, strict=True)
-               if "/" in name and not name.startswith(("/", RANDOM)))  # fmt: skip
+    """Of hub models, what is not in the cache yet; their files are 16-bit, whatever they are loaded in.
+
+    Of an adapter the model that it is put on counts; its own weights are a hundredth of that.
+    """
+    hub = [(name, one) for name, one in zip(names, numbers, strict=True) if not name.startswith(("/", RANDOM))]
+    wanted = {whole_model(name): one for name, one in hub if name not in SHIPPED}  # each once
+    todo = sum(max(0.0, weights_gb(one, "bf16") - downloaded_gb(name)) for name, one in wanted.items() if "/" in name)
     return [in_line("download", f"{todo:.1f} GB to {hub_cache()}")] if todo >= 0.05 else []
 
 

@@ -51,6 +51,14 @@ def whole(text: str) -> int:
     return value
 
 
+def two_or_more(text: str) -> int:
+    """argparse type: a whole number of 2 or more."""
+    value = int(text)
+    if value < 2:
+        raise argparse.ArgumentTypeError(f"{text} is not 2 or more")
+    return value
+
+
 def below_one(text: str) -> float:
     """argparse type: a number from 0 to below 1."""
     value = float(text)
@@ -72,9 +80,10 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--batch_size", type=positive_int, default=4, metavar="N",
                        help="rows a step (default: %(default)s)")  # fmt: skip
     flags.add_argument("--learning_rate", type=positive, default=1e-4, metavar="RATE", help="(default: 1e-4)")
-    flags.add_argument("--warmup_steps", type=whole, default=50, metavar="N", help="(default: %(default)s)")
+    flags.add_argument("--warmup_steps", type=whole, default=50, metavar="N",
+                       help="at most half of all steps (default: %(default)s)")  # fmt: skip
     flags.add_argument("--entropy_weight", type=not_negative, default=0.1, metavar="W", help="(default: %(default)s)")
-    flags.add_argument("--head_hidden_dim", type=positive_int, default=256, metavar="N", help="(default: %(default)s)")
+    flags.add_argument("--head_hidden_dim", type=two_or_more, default=256, metavar="N", help="(default: %(default)s)")
     flags.add_argument("--head_dropout", type=below_one, default=0.1, metavar="P", help="(default: %(default)s)")
     flags.add_argument("--seed", type=int, default=42, help="(default: %(default)s)")
     flags.add_argument("--device", choices=("cuda", "cpu", "mps"), help="(default: the best there is)")
