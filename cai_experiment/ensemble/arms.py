@@ -1,22 +1,25 @@
 """Every arm answers the same questions: the ensemble, each expert alone, the uniform mixture; and the router's choice.
 
-All have the same decoding settings and the same random numbers, keyed by question and position. Answers are kept in a
-journal by everything that decides them (question, arm, weights, settings): a killed evaluation goes on, one with more
-questions keeps those that it has, and new heads cost the ensemble's answers alone.
+All have the same decoding settings and the same random numbers, keyed by question and position. On a CPU in float32 an
+answer depends on nothing else; elsewhere its last bits, and so a token that is nearly tied, on what is read together.
+Run again from the start the same evaluation gives the same answers; one that went on may differ there.
+
+Answers are kept in a journal by everything that decides them (question, arm, weights, settings): a killed evaluation
+goes on, one with more questions keeps those that it has, and new heads cost the ensemble's answers alone.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from cai_experiment.ensemble.answers import NEXT_QUESTION
 from cai_experiment.ensemble.decode import BATCH, DecodeSettings, decode, prompt_log_probs
+from cai_experiment.ensemble.kept import Cost, Known, question_key, short_hash
 from cai_experiment.ensemble.score import ENSEMBLE, RESERVED, UNIFORM
-from cai_experiment.errors import BadInputError, EngineError
-from cai_experiment.records.files import show
+from cai_experiment.errors import EngineError
 
 if TYPE_CHECKING:
     from cai_experiment.ensemble.decode import Counts, Spoken
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
     from cai_experiment.records.store import Journal
 
 Mode = Literal["select", "mixture"]
-STOP = ("\nQuestion:",)  # how a base model goes on that should have ended
+STOP = NEXT_QUESTION  # how a base model goes on that should have ended: what is read ends there too
 PROMPTS = "router"  # the journal's name for log-probabilities of prompts
 CHUNK = 64  # answers between two lines of the journal: what a kill costs at most
 DIGITS = 3  # of the heads' weights in the journal
@@ -52,32 +55,6 @@ class Arm:
     name: str
     settings: DecodeSettings
     key: str
-
-
-@dataclass(slots=True)
-class Cost:
-    """What an arm's answers took, over all sessions. `passes`: forward passes, as if every answer were alone."""
-
-    tokens: int = 0
-    seconds: float = 0.0
-    passes: int = 0
-    drafted: int = 0
-    accepted: int = 0
-
-    def add(self, counts: Mapping[str, Any]) -> None:
-        """Add a chunk's counts, as the journal has them."""
-        for name in ("tokens", "seconds", "passes", "drafted", "accepted"):
-            setattr(self, name, getattr(self, name) + counts[name])
-
-    def to_json(self) -> dict[str, Any]:
-        """The counts with tokens per second, passes per token and the share of drafted tokens that were accepted."""
-        return {
-            **asdict(self),
-            "seconds": round(self.seconds, 3),
-            "tokens_per_second": self.tokens / self.seconds if self.seconds else None,
-            "passes_per_token": self.passes / self.tokens if self.tokens else None,
-            "acceptance": self.accepted / self.drafted if self.drafted else None,
-        }
 
 
 @dataclass(slots=True)
@@ -113,7 +90,7 @@ def arms(model: MultiModelWithScalarHeads, asking: Asking) -> list[Arm]:
     """The arms that are asked: the ensemble first, then each expert alone and the uniform mixture, unless the ensemble
     alone is wanted.
     """
-    experts, heads = identities(model), heads_hash(model)
+    experts, heads = identities(model), headsshort_hash(model)
     found = [_arm(ENSEMBLE, asking, {"mode": asking.mode}, [*experts, heads])]
     if asking.only_ensemble:
         return found
@@ -125,7 +102,7 @@ def arms(model: MultiModelWithScalarHeads, asking: Asking) -> list[Arm]:
 def other_mode(model: MultiModelWithScalarHeads, asking: Asking) -> Arm:
     """The ensemble in its other mode, for answers that an earlier evaluation may have left; its name is the mode."""
     other = "mixture" if asking.mode == "select" else "select"
-    return _arm(other, asking, {"mode": other}, [*identities(model), heads_hash(model)])
+    return _arm(other, asking, {"mode": other}, [*identities(model), headsshort_hash(model)])
 
 
 def _arm(name: str, asking: Asking, own: Mapping[str, Any], weights: Sequence[Any]) -> Arm:
@@ -136,9 +113,10 @@ def _arm(name: str, asking: Asking, own: Mapping[str, Any], weights: Sequence[An
     decides = {
         "mode": own["mode"], "weights": weights, "temperature": asking.temperature, "seed": asking.seed,
         "max_new_tokens": asking.max_new_tokens, "stop": STOP,
-        "accelerate": asking.accelerate and own["mode"] != "single",  # the answers are the same, the cost is not
+        # the cost is another; the answers are the same on a CPU in float32, elsewhere nearly (see `blocks`)
+        "accelerate": asking.accelerate and own["mode"] != "single",
     }  # fmt: skip
-    return Arm(name, settings, _hash(decides))
+    return Arm(name, settings, short_hash(decides))
 
 
 def identities(model: MultiModelWithScalarHeads) -> list[list[str]]:
@@ -150,7 +128,7 @@ def identities(model: MultiModelWithScalarHeads) -> list[list[str]]:
     return [[of(expert), expert.precision, model.device.type] for expert in model.experts]
 
 
-def heads_hash(model: MultiModelWithScalarHeads) -> str:
+def headsshort_hash(model: MultiModelWithScalarHeads) -> str:
     """sha256 of the heads' weights, name by name."""
     whole = hashlib.sha256()
     for name, value in sorted(model.heads.state_dict().items()):
@@ -158,16 +136,7 @@ def heads_hash(model: MultiModelWithScalarHeads) -> str:
     return whole.hexdigest()[:16]
 
 
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
 # ---------------------------------------------------------------- asking
-
-
-def question_key(row: Row) -> str:
-    """What the journal, and the random numbers, know a question by: its dataset, id and words."""
-    return f"{row.dataset}/{row.id}/{_hash(row.prompt)}"
 
 
 def ask(
@@ -210,7 +179,7 @@ def _chunks(places: Sequence[int], asking: Asking) -> Iterator[Sequence[int]]:
 
 def _collect(asked: Asked, arm: Arm, keys: Sequence[str], known: Known) -> None:
     asked.answers[arm.name] = [known.of(arm)[key] for key in keys]
-    asked.cost[arm.name] = known.cost.get(arm.key, Cost())
+    asked.cost[arm.name] = known.cost(arm, keys)
 
 
 def _answer(
@@ -225,16 +194,18 @@ def _answer(
     try:
         spoken, counts = decode(model, prompts, arm.settings, keys, stop=STOP, on_token=on_token)
     except torch.OutOfMemoryError:
-        size = arm.settings.batch_size or BATCH
-        step = f"use --batch_size {size // 2}" if size > 1 else "use --precision 4bit"
-        message = f"{arm.name}: out of memory with {size} answers at a time"
-        raise EngineError(message, f"{step} (finished answers are kept)") from None
+        raise _too_much(arm.name, arm.settings.batch_size or BATCH) from None
     line = {
         "arm": arm.key, "name": arm.name, "counts": _counts(counts),
         "answers": {key: _said(one, arm) for key, one in zip(keys, spoken, strict=True)},
     }  # fmt: skip
     journal.append(line)
     known.take(line)
+
+
+def _too_much(name: str, size: int, what: str = "answers") -> EngineError:
+    step = f"use --batch_size {size // 2}" if size > 1 else "use --precision 4bit"
+    return EngineError(f"{name}: out of memory with {size} {what} at a time", f"{step} (finished answers are kept)")
 
 
 def _said(spoken: Spoken, arm: Arm) -> dict[str, Any]:
@@ -257,40 +228,17 @@ def _routed(
     known: Known,
 ) -> list[list[float]]:  # fmt: skip
     """Each prompt's mean log-probability under each expert."""
-    arm = _hash([PROMPTS, identities(model)])
+    import torch
+
+    size = asking.batch_size or BATCH
+    arm = short_hash([PROMPTS, identities(model)])
     have = known.answers.setdefault(arm, {})
     for chunk in _chunks([i for i, key in enumerate(keys) if key not in have], asking):
-        values = prompt_log_probs(model, [model.encode(rows[i].prompt) for i in chunk]).tolist()
+        try:
+            values = prompt_log_probs(model, [model.encode(rows[i].prompt) for i in chunk], size).tolist()
+        except torch.OutOfMemoryError:
+            raise _too_much(PROMPTS, size, "prompts") from None
         line = {"arm": arm, "name": PROMPTS, "answers": {keys[i]: row for i, row in zip(chunk, values, strict=True)}}
         journal.append(line)
         known.take(line)
     return [have[key] for key in keys]
-
-
-class Known:
-    """What the journal holds: answers by arm and question, and what they took."""
-
-    def __init__(self, journal: Journal) -> None:
-        """Reads it all. Raises BadInputError for the journal of another kind of run."""
-        self.answers: dict[str, dict[str, Any]] = {}
-        self.cost: dict[str, Cost] = {}
-        for line in journal.rows():
-            if not {"arm", "answers"} <= line.keys():
-                message = f"{show(journal.path)} is of another kind of run"
-                raise BadInputError(message, "give another --output_dir, or --fresh, which moves that one aside")
-            self.take(line)
-
-    def count(self, wanted: Sequence[Arm], rows: Sequence[Row]) -> int:
-        """How many of the wanted answers are there."""
-        keys = [question_key(row) for row in rows]
-        return sum(key in self.of(arm) for arm in wanted for key in keys)
-
-    def of(self, arm: Arm) -> dict[str, Any]:
-        """An arm's answers by question."""
-        return self.answers.get(arm.key, {})
-
-    def take(self, line: Mapping[str, Any]) -> None:
-        """Add one line of the journal."""
-        self.answers.setdefault(line["arm"], {}).update(line["answers"])
-        if "counts" in line:
-            self.cost.setdefault(line["arm"], Cost()).add(line["counts"])

@@ -1,4 +1,4 @@
-"""Accelerated decoding, exactly: one expert drafts a block, all read it in one pass each, the rule judges every token.
+"""Accelerated decoding: one expert drafts a block, all read it in one pass each, the rule judges every token.
 
 Speculative decoding (Leviathan et al. 2023) with a rule in the place of rejection sampling: since each draw is keyed by
 its position, the token that the plain loop would take can be computed from the block's hidden states, and drafted
@@ -6,7 +6,14 @@ tokens are kept as far as they are those. The first that is not is replaced by t
 brings at least one token. The expert that rules drafts; after a rejection it is the one whose token was taken.
 
 Rows of a batch that have the same drafter go on together. A draft of a single row is read in the fastest arithmetic
-and once more by the block pass; in a batch the drafter's passes are exact, and count.
+and once more by the block pass; in a batch the drafter's passes are those that count.
+
+On a CPU in float32, with the lean pass over unquantised weights, a block's hidden states have the bits of single steps,
+so the texts are the plain ones to the last bit, whatever the block lengths: these follow measured times. Elsewhere
+(CUDA, MPS, bfloat16, quantised weights, other architectures) the draws and the distribution are the same, but last bits
+depend on how many tokens are read at once: where two tokens are nearly as likely, an accelerated text may part from the
+plain one. There block lengths follow acceptance and fixed costs alone, no clock, so that the same command on the same
+machine gives the same texts again; it is the default there too, and `accelerate=False` gives the plain loop.
 """
 
 from __future__ import annotations
@@ -26,6 +33,7 @@ if TYPE_CHECKING:
 MEMORY = 0.9  # weight of all that was seen before a new trust or time
 WAITING = 1.15  # how much faster a block must be while other rows wait: they will be fewer, and dearer, at the end
 FULL = 3  # rows from which a CPU takes plain steps: seldom have they one drafter (4 and 16 by blocks: 0.91-1.04 times)
+STEP, READ, TOKEN = 1.0, 1.0, 0.02  # fixed costs of a drafted token, of an expert's pass over a block, and its tokens
 OUTLIER = 3.0  # a pass that takes so many times the expected time says nothing
 
 
@@ -60,12 +68,36 @@ class Line:
         return max(mean_y + slope * (length - mean_x), mean_y / 10)
 
 
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """A line that no measurement changes, in passes of one expert: on a GPU one of a block takes little longer."""
+
+    start: float
+    slope: float
+    weight: float = 1.0
+
+    def add(self, length: int, seconds: float) -> None:
+        """Nothing."""
+
+    def at(self, length: int) -> float:
+        """Its height."""
+        return self.start + self.slope * length
+
+
+def fixed_costs(experts: int, alone: bool) -> tuple[Fixed, Fixed, Fixed]:
+    """(draft, check, plain step) for `experts` of about one size; a draft of several rows is its expert's own check."""
+    readers = experts if alone else experts - 1
+    return Fixed(0, STEP), Fixed(readers * READ, readers * TOKEN), Fixed(experts * STEP, 0)
+
+
 class Pace:
     """How long the next block of about so many rows should be: by what passes take, and what drafts bring."""
 
-    def __init__(self, longest: int) -> None:
+    def __init__(self, longest: int, costs: tuple[Fixed, Fixed, Fixed] | None = None) -> None:
+        """`costs` (see `fixed_costs`): None measures them."""
         self.longest = longest
-        self.draft, self.check, self.plain = Line(), Line(), Line()  # seconds by length
+        lines: tuple[Line | Fixed, ...] = costs or (Line(), Line(), Line())
+        self.draft, self.check, self.plain = lines  # seconds, or fixed costs, by length
         self.expected = self.brought = 1.0  # tokens of the blocks so far, the latest weighing most: texts end within
 
     def best(self, trusts: Sequence[float]) -> tuple[int, float]:
@@ -96,7 +128,8 @@ class BlockDecoder(Decoder):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.on_cpu = self.device.type == "cpu"
-        self.paces: dict[int, Pace] = defaultdict(lambda: Pace(self.settings.max_block))
+        self.exact = self.on_cpu and all(passes.exact for passes in self.passes.values())
+        self.paces: dict[int, Pace] = {}
 
     def step(self, rows: Sequence[Row]) -> None:
         """The largest group of rows with one drafter takes a block; all take a plain step when one has none yet.
@@ -104,7 +137,7 @@ class BlockDecoder(Decoder):
         They do so too where that gives more tokens a second.
         """
         fresh = any(row.leader < 0 for row in rows)
-        plain = self.paces[len(rows).bit_length()].plain
+        plain = self.pace(len(rows)).plain
         full = self.on_cpu and len(rows) >= FULL
         if fresh or full or not plain.weight or len(self.rule.members) == 1 or self.settings.max_block < 2:
             return self._plain(rows)
@@ -112,7 +145,7 @@ class BlockDecoder(Decoder):
         for row in rows:
             groups[row.leader].append(row)
         group = max(groups.values(), key=len)
-        pace = self.paces[len(group).bit_length()]
+        pace = self.pace(len(group))
         length, speed = pace.best([row.trust for row in group])
         length = min(length, self._room(group))
         if length > 1 and speed > (WAITING if len(rows) > len(group) else 1) * len(rows) / plain.at(1):
@@ -121,10 +154,18 @@ class BlockDecoder(Decoder):
         for row in rows:  # a plain step says nothing of drafts: try again after some
             row.trust = min(0.98, row.trust + 0.02)
 
+    def pace(self, rows: int) -> Pace:
+        """Of about so many rows; by the clock only where that cannot change a token."""
+        kind = rows.bit_length()
+        if kind not in self.paces:
+            costs = None if self.exact else fixed_costs(len(self.rule.members), kind == 1)
+            self.paces[kind] = Pace(self.settings.max_block, costs)
+        return self.paces[kind]
+
     def _plain(self, rows: Sequence[Row]) -> None:
         started = time.perf_counter()
         super().step(rows)
-        self.paces[len(rows).bit_length()].plain.add(1, time.perf_counter() - started)
+        self.pace(len(rows)).plain.add(1, time.perf_counter() - started)
 
     def _room(self, group: Sequence[Row]) -> int:
         """No longer than the longest row may become, nor any beyond the context."""

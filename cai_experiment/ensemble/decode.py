@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Sequence
+from typing import TYPE_CHECKING, Any, Sequence
 
 import numpy as np
 
 from cai_experiment.ensemble.blocks import BlockDecoder
-from cai_experiment.ensemble.passes import open_passes
+from cai_experiment.ensemble.passes import Passes, open_passes
 from cai_experiment.ensemble.plain import BATCH as BATCH
 from cai_experiment.ensemble.plain import Counts, Decoder, DecodeSettings, OnToken, Spoken
 from cai_experiment.ensemble.rules import MODES as MODES
+
+if TYPE_CHECKING:
+    import torch
+
+LOGITS = 256  # positions whose logits are held at a time
 
 
 def decode(
@@ -38,8 +43,6 @@ def prompt_log_probs(model: Any, prompts: Sequence[Sequence[int]], batch_size: i
 
     exp of minus it is the prompt's perplexity; a prompt of one token gives 0.
     """
-    import torch
-
     found = np.zeros((len(prompts), len(model.experts)))
     for m, expert in enumerate(model.experts):
         passes = open_passes(expert, model.vocabulary, batch_size, max(map(len, prompts), default=1))
@@ -50,7 +53,18 @@ def prompt_log_probs(model: Any, prompts: Sequence[Sequence[int]], batch_size: i
             hidden = passes(range(len(batch)), ids, np.zeros(len(batch), dtype=np.int64))
             for row, one in enumerate(batch):
                 if len(one) > 1:
-                    logs = torch.log_softmax(passes.logits(hidden[row, : len(one) - 1]).double(), dim=-1)
-                    target = torch.from_numpy(one[1:]).to(logs.device)
-                    found[first + row, m] = logs.gather(1, target[:, None]).mean().item()
+                    found[first + row, m] = _log_probs(passes, hidden[row, : len(one) - 1], one[1:]).mean()
     return found
+
+
+def _log_probs(passes: Passes, hidden: torch.Tensor, targets: np.ndarray) -> np.ndarray:
+    """Log-probabilities [n] of `targets` [n] after states [n, H]: in float32, some rows of the vocabulary at a time."""
+    import torch
+
+    parts = []
+    for start in range(0, len(targets), LOGITS):
+        logits = passes.logits(hidden[start : start + LOGITS]).float()
+        at = torch.from_numpy(targets[start : start + LOGITS]).to(logits.device)
+        own = logits.gather(1, at[:, None]).squeeze(1)
+        parts.append((own - torch.logsumexp(logits, dim=-1)).cpu().numpy().astype(np.float64))
+    return np.concatenate(parts)

@@ -1,7 +1,8 @@
 """The ensemble behind the pipeline's seam: `stream` and `choose` over several frozen experts and their heads.
 
 Prompts are rendered as for a single model, by the experts' shared tokenizer; texts are drawn by keyed sampling. So a
-completion depends on its prompt, seed and key, and in float32 not on what else is in the batch but for the last bits.
+completion depends on its prompt, seed and key; on a CPU in float32 on nothing else, elsewhere on what is read together
+as far as last bits go (see lean.py and blocks.py). Every device decodes by blocks: the manifest records it.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class EnsembleEngine(GenerateEngine):
             raise BadInputError(f"mode {mode} is unknown", f"use one of {', '.join(MODES)}")
         self.rows = batch_size or BATCH
         super().__init__(model, tokenizer, renderer, AHEAD * self.rows, facts)
-        model.eos_ids = frozenset(model.eos_ids) | set(renderer.stop_token_ids)  # the layout's end is one
+        self.ends = frozenset(renderer.stop_token_ids)  # the layout's end beside the model's own
         self.mode, self.accelerate = mode, accelerate
         self.counts = Counts(passes=[0] * len(model.experts))
 
@@ -66,6 +67,7 @@ class EnsembleEngine(GenerateEngine):
             **self.facts,
             "engine": self.name,
             "mode": self.mode,
+            "accelerate": self.accelerate,  # off a CPU in float32 it may change a token where two are nearly as likely
             "experts": list(self.model.names),
             "weights_sha256": weights_of(self.model),
             "quantization": self.model.experts[0].precision,
@@ -90,7 +92,7 @@ class EnsembleEngine(GenerateEngine):
         """Texts of prompts that are drawn alike."""
         settings = DecodeSettings(
             mode=self.mode, temperature=temperature, seed=seed, accelerate=self.accelerate,
-            batch_size=min(self.rows, self.batch_size),
+            batch_size=min(self.rows, self.batch_size), ends=self.ends,
         )  # fmt: skip
         spoken, counts = decode(
             self.model,

@@ -2,9 +2,16 @@
 
 `weights_of` reads a transformers model; `LeanPasses` runs it. Both arms of decoding, plain and accelerated, use it.
 
-On a CPU in float32 a token's hidden state has the same bits whether it is read alone or within a block, and whatever
-else is in the batch: accelerated texts are thus the plain ones by construction. Attention is engines/attention.py's,
-linear layers are those of linear.py, or rows are filled up to a multiple of ROWS. A draft need not be exact: `quick`.
+On a CPU in float32 (`Weights.exact`) a token's hidden state has the same bits whether it is read alone or within a
+block, and whatever else is in the batch: accelerated texts are thus the plain ones by construction. Attention is
+engines/attention.py's, linear layers are those of linear.py, or rows are filled up to a multiple of ROWS. A draft need
+not be exact: `quick`.
+
+Elsewhere there is no such promise. On a GPU a single token's attention is matrix products and a block's is torch's
+scaled_dot_product_attention, cuBLAS chooses a kernel by the number of rows, and in bfloat16 the likeliest two
+tokens are often equal; quantised layers round by what they read. Last bits then differ between plain and accelerated,
+and between batches, and where two tokens are nearly as likely the text may turn there. Both follow the same
+distribution.
 """
 
 from __future__ import annotations
@@ -52,6 +59,7 @@ class Weights:
     kv_heads: int
     width: int
     rows: int
+    exact: bool  # rows have the same bits in any number, as far as the layers go: on a CPU, float32, no other kinds
     rotary: Any  # transformers' module: (x, positions [1, L]) -> cos, sin [1, L, D]
 
 
@@ -103,11 +111,14 @@ def _read(model: Any) -> Weights:
     head = joined([model.get_output_embeddings()])
     embedding = model.get_input_embeddings().weight.data
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    linear = [head, *(each for layer in layers for each in (layer.qkv, layer.out, layer.gate_up, layer.down))]
-    rows = ROWS if embedding.device.type == "cpu" and not pack_all(linear) else 1
+    linear: list[Fused | Apart] = [head]
+    linear += [each for layer in layers for each in (layer.qkv, layer.out, layer.gate_up, layer.down)]
+    on_cpu = embedding.device.type == "cpu"
+    rows = ROWS if on_cpu and not pack_all(linear) else 1
+    exact = on_cpu and all(isinstance(one, Fused) and one.weight.dtype == torch.float32 for one in linear)
     return Weights(
         embedding, tuple(layers), decoder.norm.weight.data, head, config.rms_norm_eps, config.num_attention_heads,
-        config.num_key_value_heads, width, rows, decoder.rotary_emb,
+        config.num_key_value_heads, width, rows, exact, decoder.rotary_emb,
     )  # fmt: skip
 
 
@@ -127,7 +138,7 @@ class LeanPasses:
 
     def __init__(self, weights: Weights, vocabulary: int, rows: int, length: int) -> None:
         """`rows` texts of at most `length` tokens, what is drafted in vain included."""
-        self.weights, self.vocabulary = weights, vocabulary
+        self.weights, self.vocabulary, self.exact = weights, vocabulary, weights.exact
         self.device, dtype = weights.embedding.device, weights.embedding.dtype
         length = round_up(length, VIEW_STEP)
         shape = (2, rows, weights.kv_heads, length, weights.width)

@@ -1,7 +1,8 @@
-"""Linear layers whose rows do not depend on how many there are: what makes accelerated decoding exact on a CPU.
+"""Linear layers whose rows do not depend on how many there are: what makes decoding exact on a CPU in float32.
 
 oneDNN's layer with packed weights gives a row the same bits alone, in a block and in a batch (tried when it is made),
-and takes eight rows nearly in the time of one; MKL's does neither, but is faster for a single row (`quick`).
+and takes eight rows nearly in the time of one; MKL's does neither, but is faster for a single row (`quick`). Nothing of
+this is promised on a GPU or in bfloat16, where the plain layers are used.
 """
 
 from __future__ import annotations
@@ -15,6 +16,11 @@ from torch.nn import functional
 from cai_experiment.engines.forward import ROWS
 
 PACKED_AT_MOST = 2**29  # parameters that are held twice on a CPU; 2 GB in float32
+MANY = 4096  # rows of a prefill: oneDNN may block so many in another way
+TRIED = 2**31  # products in that trial, at most: wide layers are tried with fewer rows
+
+
+_MANY_ROWS: dict[tuple[int | bool, ...], bool] = {}  # by output, input, no bias, threads: rows keep their bits
 
 
 class Fused:
@@ -57,7 +63,12 @@ class Fused:
         """Whether rows have the same bits alone, in blocks and in batches."""
         rows = torch.randn(67, self.weight.shape[1], generator=torch.Generator().manual_seed(0))
         whole = self(rows)
-        return all(torch.equal(self(rows[3 : 3 + size]), whole[3 : 3 + size]) for size in (1, 2, 3, 4, 7, 8, 16, 33))
+        few = all(torch.equal(self(rows[3 : 3 + size]), whole[3 : 3 + size]) for size in (1, 2, 3, 4, 7, 8, 16, 33))
+        kind = (*self.weight.shape, self.bias is None, torch.get_num_threads())
+        if few and kind not in _MANY_ROWS:  # what oneDNN does with many rows is a matter of the sizes: tried once
+            many = rows.repeat(-(-min(MANY, TRIED // self.weight.numel()) // len(rows)) or 1, 1)
+            _MANY_ROWS[kind] = bool((self(many).view(-1, *whole.shape) == whole).all())
+        return few and _MANY_ROWS[kind]
 
 
 class Apart:

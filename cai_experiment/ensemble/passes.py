@@ -27,6 +27,8 @@ class Passes(Protocol):
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[n, H] -> [n, V] over the shared vocabulary."""
 
+    exact: bool  # a token has the same bits alone, in a block and in any batch: on a CPU in float32, if at all
+
     def quick(self, row: int, token: int, place: int) -> torch.Tensor:
         """The hidden state [1, H] of one token, kept like the others; its last bits may be others than a block's."""
 
@@ -47,6 +49,8 @@ def open_passes(expert: Expert, vocabulary: int, rows: int, length: int) -> Pass
 
 class HfPasses:
     """Through the model's own forward pass, row by row with caches that are cropped: slower, for all architectures."""
+
+    exact = False
 
     def __init__(self, expert: Expert, vocabulary: int, rows: int) -> None:
         self.expert, self.vocabulary = expert, vocabulary

@@ -26,7 +26,7 @@ BATCH = 16
 
 @dataclass(frozen=True, slots=True)
 class DecodeSettings:
-    """How to decode. `accelerate` changes the speed, never the tokens (float32; see `blocks`)."""
+    """How to decode. `accelerate` changes the speed; on a CPU in float32 never the tokens: see `blocks`."""
 
     mode: str = "select"  # one of MODES
     expert: int = 0  # of mode "single"
@@ -36,6 +36,7 @@ class DecodeSettings:
     accelerate: bool = True
     batch_size: int | None = None  # prompts at a time; None: BATCH
     max_block: int = 16  # tokens drafted at a time, at most
+    ends: frozenset[int] = frozenset()  # tokens that end a text beside the model's own
     exact: bool = True  # False: a single row in the fastest arithmetic, whose last bits no block would have
 
 
@@ -121,7 +122,7 @@ class Decoder:
         self.device = model.device
         heads = Heads(model.heads)
         self.rule = Rule(len(model.experts), heads, settings.mode, settings.expert, settings.temperature)
-        self.stops = _stop_rule(model.tokenizer, tuple(sorted(model.eos_ids)), tuple(stop))
+        self.stops = _stop_rule(model.tokenizer, tuple(sorted(model.eos_ids | settings.ends)), tuple(stop))
         wanted = [settings.max_new_tokens] * len(prompts) if max_new is None else list(max_new)
         self.room = room = model.context
         self.waiting = [

@@ -22,7 +22,7 @@ def weigh(model: MultiModelWithScalarHeads, requests: Sequence[Request], mode: s
     """One completion a request, in their order, with the log-probabilities of its options.
 
     Mode "select": those of the expert that the heads choose there; "mixture": log sum_m pi_m p_m(option). Requests that
-    share a stem (an example's verdicts) have it read once by each expert.
+    share a stem (an example's verdicts) have it read once by each expert. In float32: Apple's GPUs have no float64.
     """
     return [done for run, stem in groups(requests) for done in _weigh(model, run, stem, mode)]
 
@@ -32,9 +32,9 @@ def _weigh(model: MultiModelWithScalarHeads, run: Sequence[Request], stem: int, 
 
     hidden = [_last_states(expert, run, stem) for expert in model.experts]
     both = zip(model.experts, hidden, strict=True)
-    logits = [expert.logits(states)[:, : model.vocabulary].double() for expert, states in both]
+    logits = [expert.logits(states)[:, : model.vocabulary].float() for expert, states in both]
     logs = torch.stack([torch.log_softmax(one, dim=-1) for one in logits], dim=1)  # [R, M, V]
-    pi = torch.log_softmax(model.scalars(hidden).double(), dim=-1).to(logs.device)  # [R, M]
+    pi = torch.log_softmax(model.scalars(hidden), dim=-1).to(logs.device)  # [R, M]
     if mode == "select":
         found = logs[torch.arange(len(run), device=logs.device), pi.argmax(dim=-1)]
     else:
