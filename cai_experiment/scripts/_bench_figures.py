@@ -30,6 +30,7 @@ class Figure:
     at_most: bool = False  # the target is an upper bound
     reason: str = ""
     rounds: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    note: str = ""  # what a reader of the figure must know
 
     @property
     def met(self) -> bool:
@@ -45,7 +46,8 @@ class Figure:
         row: dict[str, object] = {"value": self.value, "target": self.target, "limit": self.limit}
         row["arms"] = dict(self.arms)
         row["rounds"] = {arm: [None if math.isnan(one) else one for one in each] for arm, each in self.rounds.items()}
-        return row | ({"reason": self.reason} if self.reason else {})
+        said = {"reason": self.reason, "note": self.note}
+        return row | {name: words for name, words in said.items() if words}
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +160,8 @@ def print_table(figures: Sequence[Figure]) -> None:
     console.print(table)
     for figure in figures:
         arms = ", ".join(f"{name} {_short(value)}" for name, value in figure.arms.items())
-        console.print(f"{figure.name}: {figure.reason and 'not measured, ' + figure.reason + '; '}{arms}")
+        note = f" ({figure.note})" if figure.note else ""
+        console.print(f"{figure.name}: {figure.reason and 'not measured, ' + figure.reason + '; '}{arms}{note}")
 
 
 def _short(value: float | None) -> str:
