@@ -191,7 +191,7 @@ class Scripted:
         spoken = [Spoken(t, tuple(map(ord, t)), (0,) * len(t), ((1.0, 0.0),) * len(t), "stop") for t in texts]
         return spoken, Counts(tokens=len(texts), prompts=len(texts), row_passes=2 * len(texts), seconds=0.5)
 
-    def log_probs(self, model: Any, prompts: Sequence[Sequence[int]]) -> np.ndarray:
+    def log_probs(self, model: Any, prompts: Sequence[Sequence[int]], batch_size: int) -> np.ndarray:
         return np.array([[-2.0, -1.0] if len(prompt) % 2 else [-1.0, -2.0] for prompt in prompts])
 
 
@@ -313,7 +313,8 @@ def test_findings_hold_arms_differences_patterns_settings(found: results.Finding
     assert table["arms"]["oracle"]["accuracy"][ALL]["value"] == 1.0
     assert table["arms"]["router"]["accuracy"][ALL]["value"] == 1.0, "it found every question's expert"
     assert table["arms"]["medical"] | {"accuracy": 0, "cost": 0} == {
-        "kind": "expert", "label": "B medical", "expert": 1, "accuracy": 0, "cost": 0, "cut": 40
+        "kind": "expert", "label": "B medical", "expert": 1, "accuracy": 0, "cost": 0, "cut": 40,
+        "cut_unread": 4, "drafting": "–",
     }  # fmt: skip
     assert table["router"]["reading"] == {"general": 14, "medical": 0, "mathematical": 0}
     assert table["differences"]["ensemble_minus_best_single"][ALL]["interval"][0] > 0
@@ -327,7 +328,8 @@ def test_readings_say_what_is_clear_and_what_is_doubtful(found: results.Findings
     assert lines[0].startswith("The ensemble (select) answers 90.0% of 40 questions right (")
     assert re.search(r"\+55\.0 points against its best single expert \(A general\) \(.*\): clearly above\.", text)
     assert "It reaches 90.0% of what an oracle would" in text
-    assert "Cut at 64 tokens, of 40 answers: B medical 40; give --max_new_tokens more." in text
+    assert "Cut at 64 tokens before there was an answer to read, of 40: B medical 4; give --max_new" in text
+    assert "Cut at 64 tokens, an answer was read all the same, of 40: B medical 36;" in text
     assert re.search(r"Not read, so counted as wrong, of 40 answers: A general \d", text)
     assert "points against the router by prompt perplexity" in text and "not told apart; about" in text
 
@@ -495,3 +497,47 @@ def test_training_says_what_each_data_set_weighs() -> None:
         "(its texts are the longest)"
     )
     assert "warning" not in _weights_of_sets([long]) and "warning" not in _weights_of_sets([short] * 9 + [long])
+
+
+def test_clearly_needs_the_interval_and_the_adjusted_p() -> None:
+    """The words, the plot's colour and the page's sign all come of `score.side`."""
+    found = {"value": 0.1, "interval": [0.01, 0.19], "p_holm": 0.08, "needed": None}
+    assert score.side(found) == 0 and results.verdict(found) == "not told apart once adjusted for the number of rivals"
+    assert score.side(found | {"p_holm": 0.04}) == 1 and results.verdict(found | {"p_holm": 0.04}) == "clearly above"
+    below = {"value": -0.1, "interval": [-0.19, -0.01]}
+    assert score.side(below) == -1 and results.verdict(below) == "clearly below"
+    assert score.side({"value": None, "interval": None}) == 0
+
+
+def test_an_oracle_that_is_hardly_ever_right_is_told_by_counts() -> None:
+    """A ratio of 12 to 1 says nothing; and why an ensemble can be above the oracle is said."""
+    rows = [row(i) for i in range(20)]
+    asked = Asked()
+    asked.answers = {"ensemble": [said(WORDS["yes" if i < 12 else "no"]) for i in range(20)]}
+    asked.answers |= {name: [said(WORDS["yes" if i < 1 else "no"]) for i in range(20)] for name in NAMES}
+    asked.cost = {arm: Cost(100, 2.0, 300, 1, 1) for arm in asked.answers}
+    found = results.findings(rows, asked, NAMES, Letters(), {"mode": "select", "max_new_tokens": 64})
+    text = "\n".join(results.readings(found.results))
+    assert "above an oracle that picks a right expert for each question, 12 of 20 to 1: the oracle has one" in text
+    html = page.render(found.results, found.examples, [])
+    assert "above the oracle, 12 of 20 to 1" in html and "1200.0%" not in html
+    assert "plain steps: the batch is full" in html and html.count("may score below their published figures") == 2
+
+
+def test_a_cost_is_that_of_the_answers_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    Scripted(monkeypatch)
+    path = tmp_path / "journal.jsonl"
+    rows = [row(i) for i in range(3)]
+    once = ask(scripted_model(), rows[:1], Asking(), Journal(path)).cost["ensemble"]
+    assert once.answers == 1 and once.tokens > 0
+    assert ask(scripted_model(), rows, Asking(), Journal(path)).cost["ensemble"].answers == 3
+    assert ask(scripted_model(), rows[:1], Asking(), Journal(path)).cost["ensemble"] == once
+    assert ask(scripted_model(), rows[1:2], Asking(), Journal(path)).cost["ensemble"].answers == 2, "decoded together"
+
+
+def test_plots_of_an_older_run_are_removed_and_nothing_else(found: results.Findings, tmp_path: Path) -> None:
+    (tmp_path / "plots").mkdir()
+    for name in ("accuracy_gone.pdf", "shares.pdf", "mine.pdf"):
+        (tmp_path / "plots" / name).write_bytes(b"%PDF")
+    page.write(tmp_path, found, draw=False)
+    assert [file.name for file in (tmp_path / "plots").iterdir()] == ["mine.pdf"]

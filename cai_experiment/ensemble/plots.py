@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cai_experiment.ensemble.patterns import TENTHS, letter
-from cai_experiment.ensemble.score import ALL, RATIO
+from cai_experiment.ensemble.score import ALL, RATIO, side
 from cai_experiment.observe.screen import escaped
 
 COLOURS = ("#3b82d0", "#d9822b", "#2f9e6e", "#a066c9", "#c2556b", "#5f8f9e")  # on white and on near-black
@@ -67,8 +67,7 @@ def difference_plot(differences: Mapping[str, Any]) -> Plot:
     shown = {name: groups[ALL] for name, groups in differences.items() if name != RATIO}
     figure, axes = _axes("points (paired 95% interval)", 0.8 + ROW * len(shown))
     for place, found in enumerate(shown.values()):
-        low, high = found["interval"] or (0.0, 0.0)
-        colour, marker = (COLOURS[0], "^") if low > 0 else (COLOURS[1], "v") if high < 0 else (GREY, "o")
+        colour, marker = {1: (COLOURS[0], "^"), -1: (COLOURS[1], "v"), 0: (GREY, "o")}[side(found)]
         _point(axes, place, found, colour, marker)
     axes.axvline(0, color=INK, linewidth=1, zorder=1)
     _rows(axes, [name.removeprefix("ensemble_minus_").replace("_", " ") for name in shown])
@@ -147,10 +146,10 @@ def _axes(x: str, height: float) -> tuple[Any, Any]:
     axes.patch.set_alpha(0)
     axes.set_xlabel(x, color=INK)
     axes.tick_params(colors=INK, labelsize=8.5)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("bottom", "left"):
-        axes.spines[side].set_color(INK)
+    for edge in ("top", "right"):
+        axes.spines[edge].set_visible(False)
+    for edge in ("bottom", "left"):
+        axes.spines[edge].set_color(INK)
     axes.grid(alpha=0.25)
     axes.set_axisbelow(True)
     return figure, axes

@@ -8,6 +8,7 @@ from typing import Any
 
 from cai_experiment.ensemble.answers import read_answer, right
 from cai_experiment.ensemble.arms import Asked
+from cai_experiment.ensemble.experts import SHIPPED
 from cai_experiment.ensemble.layout import Row
 from cai_experiment.ensemble.patterns import Decoder, Turns, examples, letter, patterns, pieces, short_names
 from cai_experiment.ensemble.score import (
@@ -22,6 +23,7 @@ from cai_experiment.ensemble.score import (
     Marks,
     accuracies,
     differences,
+    side,
     with_picked,
 )
 
@@ -34,6 +36,12 @@ RIVALS = {
     BY_DATASET: "the best expert of each dataset", ORACLE: "the oracle", "select": "its own select mode",
     "mixture": "its own mixture mode",
 }  # fmt: skip
+ABOVE = "above the oracle"
+WHY_ABOVE = "the oracle has one expert give a whole answer, and the ensemble lets them take turns within it"
+SELDOM = 0.1  # of the questions: where the oracle is right on fewer, a ratio to it says little
+BARE_PROMPT = ('Every arm is asked by the bare prompt that the heads were trained on ("Question: ... Answer:", without '
+               "examples or chat layout), so single experts may score below their published figures.")  # fmt: skip
+FEW = 0.05  # drafts a token: below it decoding went by plain steps
 TENTH = 0.1  # of an arm's answers: from there on it is told that they were cut or could not be read
 
 
@@ -61,7 +69,7 @@ def findings(
     marks = with_picked(Marks.of(datasets, alone, found), asked.picks)
     turns = [Turns(tuple(one["experts"]), tuple(map(tuple, one["pi"]))) for one in said[ENSEMBLE]]
     results = {
-        "arms": dict(_arms(marks, asked, experts, str(settings["mode"]))),
+        "arms": dict(_arms(marks, asked, experts, settings)),
         "differences": differences(marks),
         "patterns": patterns(turns, datasets, experts),
         "router": _router(asked.picks, datasets, alone),
@@ -76,7 +84,9 @@ def findings(
 # ---------------------------------------------------------------- tables
 
 
-def _arms(marks: Marks, asked: Asked, experts: Sequence[str], mode: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _arms(
+    marks: Marks, asked: Asked, experts: Sequence[str], settings: Mapping[str, Any]
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every arm: the ensemble first, then what is made of all experts, the experts, what picks one of them."""
     accuracy = accuracies(marks)
     short = dict(zip(experts, short_names(experts), strict=True))
@@ -85,15 +95,30 @@ def _arms(marks: Marks, asked: Asked, experts: Sequence[str], mode: str) -> Iter
         kind = "expert" if name in marks.experts else name
         arm: dict[str, Any] = {"kind": kind, "label": LABELS.get(name, f"ensemble ({name})")}
         if kind == ENSEMBLE:
-            arm["label"] = f"ensemble ({mode})"
+            arm["label"] = f"ensemble ({settings['mode']})"
         if kind == "expert":
             place = list(experts).index(name)
             arm |= {"label": f"{letter(place)} {short[name]}", "expert": place}
         arm["accuracy"] = accuracy[name]
         if name in asked.cost:
-            arm["cut"] = sum(one["finish"] == "length" for one in asked.answers[name])
+            cut = [one["finish"] == "length" for one in asked.answers[name]]
+            arm["cut"] = sum(cut)
+            arm["cut_unread"] = sum(a and b for a, b in zip(cut, marks.unread[name], strict=True))
             arm["cost"] = asked.cost[name].to_json()
+            arm["drafting"] = _drafting(kind, arm["cost"], bool(settings.get("accelerate", True)))
         yield name, arm
+
+
+def _drafting(kind: str, cost: Mapping[str, Any], accelerate: bool) -> str:
+    """How tokens were drafted by one expert and checked by the others, in words."""
+    if kind == "expert" or not cost["tokens"]:
+        return "–"
+    if not accelerate:
+        return "off"
+    share = cost["drafted"] / cost["tokens"]
+    if share < FEW:
+        return "plain steps: the batch is full"
+    return f"{share:.0%} of the tokens drafted, {cost['acceptance']:.0%} of them accepted"
 
 
 def _router(picks: Sequence[int] | None, datasets: Sequence[str], experts: Sequence[str]) -> dict[str, dict[str, int]]:
@@ -150,9 +175,12 @@ def readings(results: Mapping[str, Any]) -> list[str]:
     lines = [f"The {arms[ENSEMBLE]['label']} answers {percent(own)} of {own['n']:,} questions right "
              f"({between(own)})."]  # fmt: skip
     for name, groups in results["differences"].items():
-        lines.append(_ratio_line(groups[ALL]) if name == RATIO else _difference_line(name, groups[ALL], results))
+        line = _ratio_line if name == RATIO else _difference_line
+        lines.append(line(name, groups[ALL], results))
     lines += _pattern_lines(results)
     lines += _doubts(results)
+    if not set(results["settings"]["experts"]) <= set(SHIPPED) and len(arms) > 1:
+        lines.append(BARE_PROMPT)
     return [line for line in lines if line]
 
 
@@ -166,22 +194,36 @@ def _difference_line(name: str, found: Mapping[str, Any], results: Mapping[str, 
     return f"{points(found)} against {rival} ({between(found, '')}): {verdict(found)}."
 
 
-def _ratio_line(found: Mapping[str, Any]) -> str:
+def _ratio_line(name: str, found: Mapping[str, Any], results: Mapping[str, Any]) -> str:
     if found["value"] is None:
         return "No expert is right on any question, so there is no oracle to hold the ensemble against."
-    oracle = "what an oracle would that picks a right expert for each question"
-    return f"It reaches {percent(found)} of {oracle} ({between(found)})."
+    oracle = "an oracle that picks a right expert for each question"
+    said, interval = of_oracle(results, ALL)
+    if found["value"] > 1:
+        said = said if said.startswith(ABOVE) else f"{ABOVE}, {said} of its accuracy ({interval})"
+        return f"It is {said.replace('the oracle', oracle, 1)}: {WHY_ABOVE}."
+    return f"It reaches {said} of what an oracle would that picks a right expert for each question ({interval})."
+
+
+def of_oracle(results: Mapping[str, Any], group: str) -> tuple[str, str]:
+    """(share of the oracle's accuracy, its interval) as text; counts where the oracle is seldom right."""
+    found = results["differences"][RATIO][group]
+    own, oracle = (results["arms"][arm]["accuracy"][group] for arm in (ENSEMBLE, ORACLE))
+    if oracle["value"] is None or oracle["value"] >= SELDOM or own["value"] <= oracle["value"]:
+        return percent(found), between(found)
+    n = own["n"]
+    return f"{ABOVE}, {round(own['value'] * n):,} of {n:,} to {round(oracle['value'] * n):,}", ""
 
 
 def verdict(found: Mapping[str, Any]) -> str:
     """A difference in words, with what it would take to tell it from none."""
     if found["interval"] is None:
         return "not measured"
+    if clear := side(found):
+        return "clearly above" if clear > 0 else "clearly below"
     low, high = found["interval"]
-    if low > 0:
-        return "clearly above"
-    if high < 0:
-        return "clearly below"
+    if low > 0 or high < 0:
+        return "not told apart once adjusted for the number of rivals"
     more = f"; about {found['needed']:,} questions would tell such a difference" if found.get("needed") else ""
     return f"not told apart{more}"
 
@@ -204,10 +246,18 @@ def _doubts(results: Mapping[str, Any]) -> list[str]:
     """What makes the figures doubtful: answers that were cut or could not be read, a tenth of an arm's or more."""
     arms = [arm for arm in results["arms"].values() if "cost" in arm]
     n, limit = results["settings"]["questions"], results["settings"]["max_new_tokens"]
-    cut = {arm["label"]: arm["cut"] for arm in arms if arm["cut"] >= TENTH * n}
+    cut = {arm["label"]: arm["cut_unread"] for arm in arms if arm["cut_unread"] >= TENTH * n}
+    went_on = {arm["label"]: arm["cut"] - arm["cut_unread"] for arm in arms}
+    went_on = {label: count for label, count in went_on.items() if count >= TENTH * n}
     unread = {arm["label"]: arm["accuracy"][ALL]["unread"] for arm in arms
               if arm["accuracy"][ALL]["unread"] >= TENTH * n}  # fmt: skip
-    lines = [f"Cut at {limit} tokens, of {n:,} answers: {_counted(cut)}; give --max_new_tokens more."] if cut else []
+    lines = []
+    if cut:
+        lines.append(f"Cut at {limit} tokens before there was an answer to read, of {n:,}: {_counted(cut)}; "
+                     "give --max_new_tokens more.")  # fmt: skip
+    if went_on:
+        lines.append(f"Cut at {limit} tokens, an answer was read all the same, of {n:,}: {_counted(went_on)}; what was "
+                     "said by then counts, and more --max_new_tokens would mostly cost more.")  # fmt: skip
     return lines + ([f"Not read, so counted as wrong, of {n:,} answers: {_counted(unread)}."] if unread else [])
 
 

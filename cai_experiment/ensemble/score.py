@@ -19,6 +19,7 @@ RESERVED = (ENSEMBLE, UNIFORM, ROUTER, BY_DATASET, ORACLE, "select", "mixture")
 BEST_SINGLE = "best_single"
 ALL = "all"  # every dataset together
 RATIO = "ensemble_over_oracle"
+LEVEL = 0.05  # of the adjusted p-values
 Z95 = 1.959964  # two-sided 95% of the normal distribution
 
 
@@ -134,6 +135,16 @@ def _difference(marks: Marks, arm: str, ensemble: str, places: Sequence[int]) ->
     result = paired_rate_difference(before, after)
     known = {"against": arm} if arm in marks.experts else {}
     return {**result.to_json(), **known, "needed": questions_needed(before, after)}
+
+
+def side(found: Mapping[str, Any]) -> int:
+    """1 or -1 where a difference is clearly above or below 0, else 0: its interval leaves 0 out, and so does its test
+    once it is adjusted for the number of rivals ("p_holm", where it has one).
+    """
+    if found["interval"] is None or found.get("p_holm", 0.0) >= LEVEL:
+        return 0
+    low, high = found["interval"]
+    return 1 if low > 0 else -1 if high < 0 else 0
 
 
 def questions_needed(before: Sequence[bool], after: Sequence[bool]) -> int | None:

@@ -47,7 +47,7 @@ def _arm(arm: Mapping[str, Any]) -> list[str]:
 def _rival(row: Mapping[str, Any]) -> list[str]:
     found = row["groups"][ALL]
     if row["ratio"]:
-        return [row["label"], percent(found), between(found), ""]
+        return [row["label"], percent(found), *row["said"][ALL][1:], "" if row["said"][ALL][1] else row["said"][ALL][0]]
     return [row["label"], points(found).removesuffix(" points"), between(found, ""), verdict(found)]
 
 
