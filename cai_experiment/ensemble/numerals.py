@@ -27,6 +27,15 @@ _NUMBER = re.compile(
     re.IGNORECASE,
 )
 
+OPEN, DENIED = "\ue000", "\ue001"  # stand for "5 or 6" and "not 18" in a `decided` text
+_WRITTEN = r"-?[$£€]?\s?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)(?:/\d+)?%?"
+_OR = re.compile(rf"(?<![\w.])(?P<one>{_WRITTEN})\s*(?P<unit>(?:[a-z]+\s+){{0,2}}?),?\s*\bor\s+"
+                 rf"(?:(?:maybe|possibly|perhaps|about)\s+|\w\s*=\s*)?(?P<two>{_WRITTEN})(?![\w/])"
+                 r"(?:\s+(?P<other>[a-z]+))?")  # fmt: skip
+_BETWEEN = re.compile(rf"\bbetween\s+{_WRITTEN}\s+(?:[a-z]+\s+)?and\s+{_WRITTEN}(?![\w/])", re.IGNORECASE)
+_NOT = re.compile(rf"(?:\b(?:not|never|rather than|instead of)|n['\"]t)\s+(?:equal to\s+|exactly\s+|the\s+)?{_WRITTEN}",
+                  re.IGNORECASE)  # fmt: skip
+
 
 class Numeral(NamedTuple):
     """A number in a text: its value, and where it is written."""
@@ -49,6 +58,20 @@ def numerals(text: str) -> Iterator[Numeral]:
         value = _value(found)
         if value is not None:
             yield Numeral(-value if _is_negative(text, found) else value, found.start(), found.end())
+
+
+def decided(text: str) -> str:
+    """A `plain` text without the numbers that it denies or leaves open; `DENIED` and `OPEN` are in their places."""
+    return _NOT.sub(DENIED, _BETWEEN.sub(OPEN, _OR.sub(_open, text)))
+
+
+def _open(found: re.Match[str]) -> str:
+    """`OPEN` for "5 or 6"; "2 hours or 120 minutes" and "0.5 or 50%" are one thing said twice."""
+    one, two = (next(numerals(found[side]), None) for side in ("one", "two"))
+    units = [(found[side] or "").split()[-1:] for side in ("unit", "other")]
+    differ = all(units) and units[0][0].rstrip("s") != units[1][0].rstrip("s")
+    same = one and two and (one.value == two.value or ("%" in found["two"] and one.value * 100 == two.value))
+    return found[0] if differ or same else OPEN
 
 
 def canonical(value: Fraction) -> str:
