@@ -30,6 +30,8 @@ from cai_experiment.ensemble.plain import Decoder, Row
 if TYPE_CHECKING:
     import torch
 
+HOPE, SOBER = 0.98, 0.9  # trust that plain steps restore: with measured times, with fixed costs
+FORGETTING = 0.98  # of what blocks failed to bring, by a plain step
 MEMORY = 0.9  # weight of all that was seen before a new trust or time
 WAITING = 1.15  # how much faster a block must be while other rows wait: they will be fewer, and dearer, at the end
 FULL = 3  # rows from which a CPU takes plain steps: seldom have they one drafter (4 and 16 by blocks: 0.91-1.04 times)
@@ -116,6 +118,10 @@ class Pace:
         self.expected = MEMORY * self.expected + hoped
         self.brought = MEMORY * self.brought + tokens
 
+    def forget(self) -> None:
+        """One plain step: what blocks brought less than expected weighs a little less."""
+        self.brought = self.expected + FORGETTING * (self.brought - self.expected)
+
 
 def expected(trusts: Sequence[float], length: int) -> float:
     """Tokens that one block of rows with these acceptance rates brings, the rule's own after a rejection included."""
@@ -152,7 +158,9 @@ class BlockDecoder(Decoder):
             return self.block(group, length, pace)
         self._plain(rows)
         for row in rows:  # a plain step says nothing of drafts: try again after some
-            row.trust = min(0.98, row.trust + 0.02)
+            row.trust = max(row.trust, min(HOPE if self.exact else SOBER, row.trust + 0.02))
+        if not self.exact:  # what clocks say of a block changes by itself, fixed costs do not
+            pace.forget()
 
     def pace(self, rows: int) -> Pace:
         """Of about so many rows; by the clock only where that cannot change a token."""

@@ -191,7 +191,7 @@ def _load(name: str, seed: int, precision: str, device: str, tokenizer: str | No
             key = get_model_preset(_plain(name)).key
             settings = replace(settings, model=None, random_weights=key, seed=seed, tokenizer=tokenizer)
         plan = make_plan(settings, hardware)
-        if precision == "8bit":  # bitsandbytes warns at every call of a layer that it casts to float16, as it always does
+        if precision == "8bit":  # bitsandbytes says at every call of a layer that it casts to float16
             logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         model, words, facts = load_model(plan, settings)
         weights, source = _identity(plan, facts)
