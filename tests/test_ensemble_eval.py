@@ -541,3 +541,48 @@ def test_plots_of_an_older_run_are_removed_and_nothing_else(found: results.Findi
         (tmp_path / "plots" / name).write_bytes(b"%PDF")
     page.write(tmp_path, found, draw=False)
     assert [file.name for file in (tmp_path / "plots").iterdir()] == ["mine.pdf"]
+
+
+def test_what_can_be_known_is_said_before_questions_are_read(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, heads: Path, tmp_path: Path
+) -> None:
+    """Experts and heads are checked before data sets are fetched; --fresh moves neither away."""
+    from cai_experiment.scripts import _eval_ensemble
+
+    monkeypatch.setattr(_eval_ensemble, "load_sets", lambda *given, **more: pytest.fail("questions were read"))
+    code, _, error = evaluate(capsys, "--model_weights", heads, "--models", "nano")
+    assert code == 2 and "not for" in error and error.count("\n") == 1
+    code, _, error = evaluate(capsys, "--model_weights", heads, "--fresh", "--output_dir", heads)
+    assert code == 2 and "--fresh would move" in error and "another --output_dir" in error and error.count("\n") == 1
+    code, _, error = evaluate(capsys, "--model_weights", heads, "--fresh", "--output_dir", heads.parent)
+    assert code == 2 and "--fresh would move" in error
+    if not torch_has_cuda():
+        code, _, error = evaluate(capsys, "--model_weights", heads, "--device", "cuda")
+        assert (code, error) == (1, "there is no GPU here; leave --device out\n") or "this torch cannot use" in error
+    (tmp_path / "heads").mkdir()
+    file = tmp_path / "heads" / "best_model_heads.safetensors"
+    whole = bytearray((heads / file.name).read_bytes())
+    whole[-1] ^= 1
+    file.write_bytes(whole)
+    code, _, error = evaluate(capsys, "--model_weights", file)
+    assert code == 2 and "is damaged" in error and error.count("\n") == 1
+
+
+def torch_has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def test_an_interrupted_question_promises_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cai_experiment.scripts import _answers, answer_generator
+    from cai_experiment.scripts._common import run_main
+
+    def stop(args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_answers, "Speaker", stop)
+    assert run_main(answer_generator.main, ["Is it?"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"

@@ -6,14 +6,17 @@ import os
 from typing import Any
 
 from cai_experiment.errors import EngineError
+from cai_experiment.models.hardware import detect
 from cai_experiment.models.serving import sharded
 
 
 def device_of(kind: str) -> str:
-    """torch's name of "cuda", "mps" or "cpu"; EngineError for a GPU that this torch cannot use."""
+    """torch's name of "cuda", "mps" or "cpu"; EngineError for a GPU that is not there or not usable by this torch."""
     import torch
 
     if kind == "cuda" and not torch.cuda.is_available():
+        if detect().kind != "cuda":
+            raise EngineError("there is no GPU here", "leave --device out")
         raise EngineError("this machine has a GPU, but this torch cannot use it", "bash setup_runpod.sh")
     own = os.environ.get("LOCAL_RANK", "0")  # set by accelerate launch: a GPU for each process
     return f"cuda:{own}" if kind == "cuda" else kind

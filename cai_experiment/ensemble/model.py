@@ -94,7 +94,7 @@ class MultiModelWithScalarHeads(nn.Module):
         file = heads_file(weights_path) if weights_path is not None else None
         info, tensors = read_heads(file) if file else (None, None)
         if info and file and base_models is not None:
-            _check_models(info, base_models, file)
+            check_models(info, base_models, file)
         elif info is None and base_models is None:
             raise BadInputError("neither models nor heads are named", f"give heads, or train some: {TRAIN}")
         names = base_models if base_models is not None else info.models if info else ()
@@ -209,8 +209,11 @@ def _keys(prompts: Sequence[str]) -> list[str]:
 # ---------------------------------------------------------------- do these heads belong to these experts?
 
 
-def _check_models(info: HeadsInfo, base_models: Sequence[str], file: Path) -> None:
-    """Names alone, before anything is loaded; folders may have moved, their weights tell later."""
+def check_models(info: HeadsInfo, base_models: Sequence[str], file: Path) -> None:
+    """Raise BadInputError where heads are for other experts: by names alone, before anything is loaded.
+
+    Folders may have moved; their weights tell later.
+    """
     names = tuple(canonical(name) for name in base_models)
     moved = len(names) == len(info.models) and all(
         name == before or (Path(name).is_dir() and weights.startswith("sha256:"))

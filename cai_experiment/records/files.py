@@ -48,7 +48,7 @@ def writing_error(path: str | Path, error: OSError) -> UserError:
     """The user's error for a failed write: BadInputError for a path that cannot be used, else DiskError."""
     message = f"cannot write {show(path)}: {error.strerror or error}"
     if error.errno in UNUSABLE_PATH:
-        return BadInputError(message, "choose a place that you may write to, for example with --data-dir")
+        return BadInputError(message, "choose a place that you may write to")
     return DiskError(message, "make room and run the same command again (everything finished is kept)")
 
 

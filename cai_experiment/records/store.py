@@ -192,7 +192,7 @@ class RunFolder:
     def _not_ours(self, error: OSError, holder: bytes) -> BadInputError:
         if not isinstance(error, BlockingIOError):  # some network file systems know no locks
             message = f"cannot lock {show(self.path)}: {error.strerror}"
-            return BadInputError(message, "choose a folder on another file system with --data-dir")
+            return BadInputError(message, "choose a folder on another file system")
         try:
             note = json.loads(holder)
             who, how = f"process {note['pid']} (started {note['started']})", f"stop it with: kill {note['pid']}"

@@ -306,7 +306,7 @@ def explain(error: Exception) -> tuple[str, int]:
         if error.errno in FULL_DISK:
             return f"{place}: {why}; nothing written is lost: make room, then the same command resumes", EXIT_FAILURE
         if error.errno in NO_PERMISSION:
-            return f"{place}: {why}; give this user permission, or another --data-dir", EXIT_BAD_INPUT
+            return f"{place}: {why}; give this user permission, or choose another place", EXIT_BAD_INPUT
         if error.errno in WRONG_PATH:
             return f"{place}: {why}; check the path", EXIT_BAD_INPUT
     text = " ".join(str(error).split())

@@ -6,10 +6,11 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from cai_experiment.engines.at_hand import quiet_retries
 from cai_experiment.ensemble.arms import Asked, Asking, Known, arms, ask, expert_names
 from cai_experiment.ensemble.data import SHIPPED_DATASETS, load_sets
 from cai_experiment.ensemble.experts import SHIPPED, canonical
-from cai_experiment.ensemble.files import read_info
+from cai_experiment.ensemble.files import heads_file, read_heads
 from cai_experiment.ensemble.layout import Row
 from cai_experiment.ensemble.page import PAGE, write
 from cai_experiment.ensemble.patterns import letter
@@ -20,6 +21,7 @@ from cai_experiment.observe.screen import escaped
 from cai_experiment.records.files import show
 from cai_experiment.records.manifest import git_revision
 from cai_experiment.records.store import RunFolder
+from cai_experiment.scripts._ensemble_experts import check_experts, check_fresh
 from cai_experiment.scripts._ensemble_tables import print_results
 
 if TYPE_CHECKING:
@@ -52,12 +54,19 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _names(args: argparse.Namespace) -> Sequence[str]:
-    """The experts' names; the first line says which and why."""
-    info = read_info(args.model_weights)
+    """The experts' names; the first line says which and why. Raises what can be known of them and the heads by now."""
+    from cai_experiment.ensemble.model import check_models
+
+    info, _ = read_heads(args.model_weights)  # a damaged file is known before questions are fetched
     names = tuple(map(canonical, args.models)) if args.models else info.models
     why = "--models" if args.models else f"those that {show(args.model_weights)} was trained over"
     said = ", ".join(f"{letter(place)} {name}" for place, name in enumerate(names))
-    print(escaped(f"experts: {said} ({why})"))
+    print(escaped(f"experts: {said} ({why})"), flush=True)
+    if args.models:
+        check_models(info, names, heads_file(args.model_weights))
+    check_experts(names, args.precision, args.device)
+    if args.fresh:
+        check_fresh(args.output_dir, args.model_weights, names)
     return names
 
 
@@ -65,8 +74,9 @@ def _rows(args: argparse.Namespace, names: Sequence[str], say: Any) -> list[Row]
     """The questions of every dataset. "all" means the shipped sets for the shipped experts, else the original's two."""
     every = SHIPPED_DATASETS if set(names) <= set(SHIPPED) else ("gsm8k", "medqa")
     wanted = [one for name in args.datasets for one in (every if name == "all" else [name])]
-    sets = load_sets(wanted, "test", args.sample_size, args.random_seed, prompt_column=args.prompt_column,
-                     answer_column=args.answer_column, say=say)  # fmt: skip
+    with quiet_retries():
+        sets = load_sets(wanted, "test", args.sample_size, args.random_seed, prompt_column=args.prompt_column,
+                         answer_column=args.answer_column, say=say)  # fmt: skip
     rows = [row for own in sets.values() for row in own]
     say(f"questions: {len(rows):,} ({', '.join(f'{name} {len(own)}' for name, own in sets.items())})")
     return rows

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cai_experiment.engines.at_hand import quiet_retries
 from cai_experiment.ensemble.clock import Watch
 from cai_experiment.ensemble.data import HUB_DATASETS, SHIPPED_DATASETS, Row, balanced, load_sets, split_rows
 from cai_experiment.ensemble.encoding import EncodedRow, encode_rows, sha256_of, text_sha256
@@ -20,6 +21,7 @@ from cai_experiment.observe.progress import Progress
 from cai_experiment.observe.screen import escaped
 from cai_experiment.records.files import read_json, show, write_json
 from cai_experiment.records.store import RunFolder
+from cai_experiment.scripts._ensemble_experts import check_experts
 from cai_experiment.scripts._train_ensemble_words import closing, print_summary, size
 from cai_experiment.scripts._verbosity import last_word
 
@@ -55,6 +57,8 @@ def run(args: argparse.Namespace) -> None:
     names = tuple(map(canonical, names))
     said = ", ".join(f"{letter(place)} {name}" for place, name in enumerate(names))
     print(escaped(f"experts: {said} ({reason})"), flush=True)
+    if not args.plan:  # which says itself what is lacking
+        check_experts(names, args.precision, args.device)
     if args.plan:
         from cai_experiment.scripts._train_ensemble_plan import lines
 
@@ -82,8 +86,9 @@ def run(args: argparse.Namespace) -> None:
 def work_of(args: argparse.Namespace, names: tuple[str, ...], say: Say) -> Work:
     """Read the rows, balance them, hold a share of each data set out."""
     datasets = args.datasets or (SHIPPED_DATASETS if set(names) <= set(SHIPPED) else HUB_DATASETS)
-    sets = load_sets(datasets, "train", args.max_rows, args.seed, prompt_column=args.prompt_column,
-                     answer_column=args.answer_column, say=say)  # fmt: skip
+    with quiet_retries():
+        sets = load_sets(datasets, "train", args.max_rows, args.seed, prompt_column=args.prompt_column,
+                         answer_column=args.answer_column, say=say)  # fmt: skip
     parts = [split_rows(rows, args.validation_share, args.seed) for rows in balanced(sets, args.seed, say).values()]
     training, held_out = ([row for part in parts for row in part[side]] for side in (0, 1))
     say(f"rows: {len(training):,} to train on, {len(held_out):,} held out ({', '.join(sets)})")

@@ -19,7 +19,7 @@ from pathlib import Path
 if not __package__:  # run as a file: import from this checkout, whatever the current folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from cai_experiment.errors import EXIT_OK, BadInputError
+from cai_experiment.errors import EXIT_CTRL_C, EXIT_OK, BadInputError
 from cai_experiment.scripts._common import QUANTIZATIONS, not_negative, plain_parser, positive_int, run_main
 
 HEADS = Path("model_outputs/best_model_heads.safetensors")  # where train_ensemble.py puts them
@@ -53,6 +53,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise BadInputError("a question and --questions both say what to ask", "use one of them")
     if args.question is not None and not args.question.strip():
         raise BadInputError("the question is empty", "write one, or leave it out for a prompt")
+    try:
+        _answer(args)
+    except KeyboardInterrupt as stop:
+        print("interrupted", file=sys.stderr)  # nothing is kept here that a next run could go on from
+        return getattr(stop, "exit_code", EXIT_CTRL_C)
+    return EXIT_OK
+
+
+def _answer(args: argparse.Namespace) -> None:
     from cai_experiment.scripts import _answers
 
     asked = _answers.read_questions(args.questions) if args.questions is not None else None  # before models are loaded
@@ -63,7 +72,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         speaker.answer(args.question)
     else:
         speaker.converse()
-    return EXIT_OK
 
 
 if __name__ == "__main__":
