@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,15 @@ import pytest
 import torch
 
 from cai_experiment.engines.sampling import uniforms
-from cai_experiment.ensemble import blocks
-from cai_experiment.ensemble.blocks import Pace, _some
+from cai_experiment.ensemble import arms, blocks
+from cai_experiment.ensemble import decode as decoding
+from cai_experiment.ensemble.arms import Asking
+from cai_experiment.ensemble.blocks import Pace, _some, fixed_costs
 from cai_experiment.ensemble.decode import MODES, DecodeSettings, Spoken, decode, prompt_log_probs
 from cai_experiment.ensemble.experts import Expert, load_experts
 from cai_experiment.ensemble.heads import ScalarHead
 from cai_experiment.ensemble.lean import LeanPasses, weights_of
-from cai_experiment.ensemble.linear import Fused
+from cai_experiment.ensemble.linear import MANY, Fused
 from cai_experiment.ensemble.model import MultiModelWithScalarHeads
 from cai_experiment.ensemble.passes import HfPasses, open_passes
 from cai_experiment.errors import BadInputError, EngineError
@@ -127,6 +130,15 @@ def test_linear_layers_become_one_without_a_second_copy() -> None:
     )
 
 
+@pytest.mark.parametrize("inputs", [64, 1536])
+def test_packed_layers_give_a_row_the_same_bits_among_thousands(inputs: int) -> None:
+    layer = Fused([torch.nn.Linear(inputs, 96)])
+    if layer.pack():  # with 1,536 inputs oneDNN may add in another order for many rows: then it is not used
+        rows = torch.randn(MANY, inputs)
+        whole = layer(rows)
+        assert all(torch.equal(layer(rows[at : at + 3]), whole[at : at + 3]) for at in (0, 5, 2000, MANY - 3))
+
+
 # ---------------------------------------------------------------- the rule
 
 
@@ -172,7 +184,10 @@ def test_tokens_are_those_of_the_definition(
     assert len(spoken.ids) == len(spoken.experts) == len(spoken.pi)
 
 
-def test_prompts_are_weighed_by_every_expert(ensemble: MultiModelWithScalarHeads, prompts: list[list[int]]) -> None:
+def test_prompts_are_weighed_by_every_expert(
+    ensemble: MultiModelWithScalarHeads, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "LOGITS", 5)  # a prompt's logits come in parts
     found = prompt_log_probs(ensemble, prompts, batch_size=3)
     assert found.shape == (4, 3)
     with torch.no_grad():
@@ -198,6 +213,64 @@ def test_blocks_change_no_bit(
     for batch, longest in ((1, 16), (3, 5)):
         fast = said(ensemble, prompts, mode=mode, temperature=temperature, batch_size=batch, max_block=longest)
         assert fast == plain, (batch, longest)  # tokens, experts and all weights
+
+
+@pytest.fixture(scope="module")
+def adapted(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The tiny model, and two adapters for it over all projections of its attention."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    names = [str(tiny_model_dir)]
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        where = ["q_proj", "k_proj", "v_proj", "o_proj"]
+        config = LoraConfig(r=4, target_modules=where, init_lora_weights=False, task_type="CAUSAL_LM")
+        names.append(str(tmp_path_factory.mktemp("adapter")))
+        get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model_dir), config).save_pretrained(names[-1])
+    return names
+
+
+@pytest.mark.parametrize("mode", ["select", "mixture"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "4bit", "8bit"])
+def test_adapters_go_by_blocks_in_every_precision(
+    adapted: list[str], precision: str, mode: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Pace, "best", lambda pace, trusts: (pace.longest, float("inf")))
+    model = with_heads(load_experts(adapted, precision=precision, device="cpu"))
+    ids = np.random.default_rng(0).integers(0, model.vocabulary, (1, 12))
+    for expert in model.experts:
+        passes = open_passes(expert, model.vocabulary, 1, 64)
+        assert isinstance(passes, LeanPasses) and passes.exact is (precision == "fp32")
+        whole = passes([0], ids, np.zeros(1, dtype=np.int64))
+        each = torch.cat([passes([0], ids[:, at : at + 1], np.array([at])) for at in range(12)], dim=1)
+        tolerance = 0.0 if precision == "fp32" else 0.02 * float(whole.abs().max())
+        assert torch.allclose(each, whole, rtol=0, atol=tolerance)
+    prompts = [model.encode(text) for text in TEXTS[:2]]
+    given = {"mode": mode, "temperature": 0.7, "batch_size": 1}
+    plain, fast = said(model, prompts, accelerate=False, **given), said(model, prompts, max_block=6, **given)
+    assert said(model, prompts, max_block=6, **given) == fast
+    if precision == "fp32":
+        assert fast == plain
+    else:  # the same draws from the same distribution up to rounding: they may part where two tokens are nearly tied
+        assert [one.ids[:2] for one in fast] == [one.ids[:2] for one in plain]
+    assert "inputs will be cast" not in caplog.text
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_without_exactness_no_clock_decides(
+    tiny_model_dir: Path, prompts: list[list[int]], batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "FULL", 99)
+    model = with_heads(load_experts([str(tiny_model_dir)] * 3, precision="bf16", device="cpu"))
+    settings, found = DecodeSettings(max_new_tokens=NEW, batch_size=batch), []
+    for seed in (0, 1):
+        ticks = np.random.default_rng(seed).random(100_000).cumsum() * 1e-3  # another clock each time
+        monkeypatch.setattr(blocks, "time", SimpleNamespace(perf_counter=iter(ticks).__next__))
+        spoken, counts = decode(model, prompts, settings, list("abcd"))
+        assert counts.block_passes > 0
+        found.append((spoken, [(kind, number) for kind, (number, _) in counts.rounds.items()]))
+    assert found[0] == found[1]
 
 
 def test_counts_say_what_was_saved(ensemble: MultiModelWithScalarHeads, prompts: list[list[int]]) -> None:
@@ -244,12 +317,8 @@ def test_end_tokens_and_stop_strings_end_a_text(
     cut, _ = decode(ensemble, prompts, settings, list("abcd"), stop=[stop])
     assert cut[0].text == free[0].text[: free[0].text.find(stop)] and cut[0].finish == "stop"
     assert cut[0].ids == free[0].ids[: len(cut[0].ids)]
-    ending, before = free[1].ids[5], ensemble.eos_ids
-    ensemble.eos_ids = frozenset({ending})
-    try:
-        ended, _ = decode(ensemble, prompts, settings, list("abcd"))
-    finally:
-        ensemble.eos_ids = before
+    ending = free[1].ids[5]
+    ended, _ = decode(ensemble, prompts, replace(settings, ends=frozenset({ending})), list("abcd"))
     assert ended[1].ids == free[1].ids[: free[1].ids.index(ending) + 1] and ended[1].finish == "stop"
 
 
@@ -300,6 +369,32 @@ def test_pace_follows_costs_and_acceptance() -> None:
     before = pace.best([0.98])[1]
     pace.add(8.0, 3.0, 8, 2, 8.0)  # a text ended within
     assert pace.best([0.98])[1] < before
+
+
+def test_pace_of_fixed_costs_follows_acceptance_alone() -> None:
+    pace = Pace(16, fixed_costs(3, alone=True))
+    pace.plain.add(1, 99.0)
+    assert pace.plain.at(1) == 3.0
+    lengths = [pace.best([trust])[0] for trust in (0.5, 0.9, 0.98)]
+    assert lengths == sorted(set(lengths)) and pace.best([0.9])[1] > 1 / pace.plain.at(1) > pace.best([0.5])[1]
+    before = pace.best([0.9])
+    pace.add(99.0, 99.0, 6, 1, 5.0)
+    assert pace.best([0.9])[1] < before[1]
+    for _ in range(300):
+        pace.forget()
+    assert pace.best([0.9])[1] == pytest.approx(before[1], rel=0.01)
+
+
+def test_a_router_without_memory_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*given: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(arms, "prompt_log_probs", fail)
+    monkeypatch.setattr(arms, "identities", lambda model: [])
+    model: Any = SimpleNamespace(encode=lambda text: [1])
+    known, rows = SimpleNamespace(answers={}), [SimpleNamespace(prompt="x")]
+    with pytest.raises(EngineError, match="out of memory with 8 prompts at a time; use --batch_size 4"):
+        arms._routed(model, rows, ["x"], Asking(batch_size=8), None, known)  # type: ignore[arg-type]
 
 
 def test_numbers_beyond_the_end_repeat_the_last() -> None:
