@@ -177,6 +177,8 @@ CASES: tuple[tuple[str, str, str | None], ...] = (
     ("number", "16 - 3 - 4 = 9\n9 * 2 = 18\n#### 18", "18"),
     ("number", "### Step 1\n3 + 4 = 7\n### Step 2\n7 * 2 = 14\n### Final answer\n14", "14"),
     ("choice", "The answer is: B\n\nExample:\nProblem: x. The answer is C", "B"),
+    ("number", "#### 18 = 9 * 2", "18"),
+    ("number", "#### 18 (9 * 2)", "18"),
     # what is denied, or left open
     ("number", "The answer is not 18, it is 20.", "20"),
     ("number", "The answer is 20, not 18.", "20"),
@@ -212,6 +214,8 @@ CASES: tuple[tuple[str, str, str | None], ...] = (
     ("yesno", "Yes and no.", None),
     ("yesno", "It is not yes.", None),
     ("yesno", "The answer is not yes.", None),
+    ("yesno", "The answer isn't yes.", None),
+    ("yesno", "The answer is neither yes nor no.", None),
 )
 
 
@@ -287,6 +291,42 @@ def test_known_shapes(raw: dict[str, object], question: str, answer: str, task: 
     assert (row.prompt, row.answer, row.task, row.gold) == (prompt_of(question), answer, task, gold)
 
 
+@pytest.mark.parametrize(("options", "more", "gold"), [
+    (["1", "2", "3"], {"answer_idx": 1, "answer": "2"}, "B"), (["1", "2", "3"], {"answer_idx": "1"}, "B"),
+    (["1", "2", "3"], {"answer": "1"}, "A"), (["x", "y"], {"answer_idx": 0}, "A"),
+    (["x", "y"], {"answer_idx": "b", "answer": "y"}, "B"), (["x", "y"], {"answer_idx": "y"}, "B"),
+    ({"1": "x", "2": "y"}, {"answer_idx": "1", "answer": "x"}, "A"),
+    ({"A": "1", "B": "2"}, {"answer_idx": "B", "answer": "2"}, "B"),
+    (["x", "y"], {"answer_idx": 1, "answer": "It is y, as it says."}, "B"),
+])  # fmt: skip
+def test_an_integer_is_an_index(options: object, more: dict[str, object], gold: str) -> None:
+    row = row_of({"question": "Q", "options": options, **more}, "x:1", "own", "own-1")
+    assert (row.gold, row.dataset, row.id) == (gold, "own", "own-1")
+
+
+def test_an_index_that_contradicts_the_answer_is_told() -> None:
+    raw = {"question": "Q", "options": ["x", "y"], "answer_idx": 1, "answer": "x"}
+    with pytest.raises(BadInputError, match=r"x:1 has the answer 'x', but the \"answer_idx\" '1' is another option"):
+        row_of(raw, "x:1", "own", "own-1")
+
+
+@pytest.mark.parametrize("options", [None, [], {}, {"A": None, "B": None}])
+def test_options_that_are_none_are_no_options(options: object) -> None:
+    row = row_of({"question": "2 + 2?", "answer": "4", "options": options}, "x:1", "own", "own-1")
+    assert (row.task, row.gold, row.options) == ("number", "4", ())
+
+
+def test_only_files_called_after_a_public_set_bear_its_name(tmp_path: Path) -> None:
+    choice = {"question": "Q", "options": ["x", "y"], "answer": "y"}
+    truth = {"question": "is it", "passage": "It is.", "answer": True}
+    for file, raw, dataset in (("exam.jsonl", choice, "exam"), ("my_medqa_part.jsonl", choice, "medqa"),
+                               ("law.jsonl", truth, "law"), ("boolq/dev.jsonl", truth, "boolq")):  # fmt: skip
+        path = tmp_path / file
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(raw) + "\n")
+        assert load_rows(str(path))[0].dataset == dataset
+
+
 def test_a_text_is_right_word_for_word() -> None:
     row = row_of({"prompt": "Who?", "completion": "Ada Lovelace"}, "x:1", "x", "x-1")
     assert right(row, " ada lovelace.\nQuestion: And who else?") is True
@@ -307,7 +347,7 @@ def test_every_kind_of_file_holds_the_same_rows(tmp_path: Path) -> None:
         writer.writerows(raw)
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(raw), tmp_path / "a.parquet")
     first, *others = [load_rows(str(tmp_path / f"a.{kind}")) for kind in ("jsonl", "json", "csv", "parquet")]
-    assert len(first) == 5 and first[2].gold == "3" and first[2].id == "gsm8k-a-00003"
+    assert len(first) == 5 and first[2].gold == "3" and first[2].id == "a-00003"
     assert all(rows == first for rows in others)
 
 
@@ -403,6 +443,7 @@ def test_names_that_mean_nothing(tmp_path: Path) -> None:
         (lambda: load_rows("gms8k"), "unknown data set 'gms8k'; use one of general, medical"),
         (lambda: load_rows("two", "dev"), "unknown split 'dev'; use one of train"),
         (lambda: load_rows("two", "test", 0), "a sample of 0 rows is none"),
+        (lambda: load_rows("two", "test", prompt_column="ask"), "two is a shipped set, .*leave out --prompt_column"),
         (lambda: load_sets(["two", "two"]), "two is named twice"),
         (lambda: load_rows(str(tmp_path)), r"no file for 'train' \(there: no \.jsonl"),
         (lambda: read_answer("1", "sum"), "unknown task 'sum'"),

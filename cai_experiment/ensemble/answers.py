@@ -1,8 +1,13 @@
 """The answer in what a model wrote: a number, a letter, yes or no; None where none can be read, never a guess.
 
 What is plainly said to be the answer counts first ("#### 18", a boxed 18, "The answer is 18", a letter or a yes at the
-beginning); else a number is the last one, a letter the only one in brackets or that of the only option whose text
-occurs, a yes or no the whole last sentence. A base model goes on to write the next "Question:": reading stops there.
+beginning); else a number is the one that the text begins with, as a line or sentence of its own, or the last one; a
+letter the only one in brackets, or that of the only option whose text occurs; a yes or no the whole last sentence. What
+is denied ("not 18") or left open ("A or D") is none. A base model goes on to write the next "Question:": reading stops
+there (`NEXT_QUESTION`).
+
+The table that this reader is tested on (tests/test_ensemble_data.py) was written by those who wrote the reader, and
+extended by a reviewer's cases: being right on all of it is no measure of how often it is right on others.
 """
 
 from __future__ import annotations
@@ -68,7 +73,7 @@ def stated_task(answer: str, options: Sequence[str] = ()) -> str:
 _HASHES = re.compile(r"(?m)(?:####[ \t]*|^[ \t]*#{1,3}[ \t]+(?=\S+[ \t]*$))(?P<line>[^\n#]*)")
 _PER_CENT, _ORDINAL = r"(?:\s*(?:%|percent\b|°\w?|[$£€]))?", r"(?!(?:st|nd|rd|th)\b)"
 _LINE_ENDS = re.compile(rf"\A{_PER_CENT}(?:\s*{_ORDINAL}[a-z/][\w/'.-]*(?:\s+[a-z/][\w/'.-]*){{0,3}}|\s+[A-Z]{{2,4}})?"
-                        r"[\s.!*$)\]\"'`]*\Z")  # fmt: skip
+                        r"[\s.!*$)\]\"'`]*(?:\Z|=|\(\W*\d|,\s+(?:because|since|as)\b)")  # fmt: skip
 _SENTENCE_ENDS = re.compile(rf"\A{_PER_CENT}(?:\s*{_ORDINAL}[a-z][\w/'-]*"
                             r"(?:\s+(?:per|an?|each|every|of|square|cubic)\s+[a-z][\w'-]*)*)?"
                             r"[*$)\]\"'`]*[ \t]*(?:\Z|\n|[.!;][*\"'`]*(?=\s|\Z))")  # fmt: skip
@@ -208,4 +213,5 @@ def _implied_truth(text: str) -> str | None:
     if found:
         return "yes" if found["said"].lower() in _YES else "no"
     said = set(words(text).split())
-    return "yes" if "yes" in said and not said & {"no", "not", "false"} else None
+    denied = said & {"no", "not", "false", "neither", "nor", "never", "cannot"} or re.search(r"n['\"]t\b", plain(text))
+    return "yes" if "yes" in said and not denied else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -43,7 +44,8 @@ def load_rows(
     on such things.
 
     Raises:
-        BadInputError: an unknown name or split, a missing file, a malformed line (file and line), a set without rows.
+        BadInputError: an unknown name or split, a missing file, a malformed line (file and line), a set without rows,
+            columns named for a shipped set.
         EngineError: the hub cannot be reached and the set is not in its cache.
     """
     if split not in SPLITS:
@@ -51,6 +53,9 @@ def load_rows(
     if limit is not None and limit < 1:
         raise BadInputError(f"{name}: a sample of {limit} rows is none", "ask for at least one")
     if name in SHIPPED_DATASETS:
+        if prompt_column is not None or answer_column is not None:
+            raise BadInputError(f"{name} is a shipped set, whose columns are known",
+                                "leave out --prompt_column and --answer_column, or name a file or hub set")  # fmt: skip
         return _shipped(name, split, limit, seed)
     rows = _all_rows(name, split, Columns(prompt_column, answer_column), say)
     if not rows:
@@ -120,7 +125,8 @@ def _all_rows(name: str, split: str, columns: Columns, say: Callable[[str], None
                             f"use one of {known}, a file ({', '.join(SUFFIXES)}) or a hub id")  # fmt: skip
     from cai_experiment.ensemble.hub import hub_rows
 
-    dataset = name.split("/")[-1].split(":")[0]
+    named = name.split(":")[0]
+    dataset = next((known for known, hub in OFFICIAL.items() if named in (known, hub)), named.split("/")[-1])
     return _rows(hub_rows(OFFICIAL.get(name, name), split, say), dataset, split, columns)
 
 
@@ -129,9 +135,12 @@ def _rows(raw: Iterable[tuple[str, Mapping[str, Any]]], dataset: str, part: str,
 
 
 def _name_of(path: Path) -> str:
-    """What a file's rows are named after where they belong to no known set."""
-    plain = path.stem.lower() in PLAIN_STEMS
-    return path.absolute().parent.name if plain else path.stem
+    """What a file's rows are named after: a public set that it or its folder is called after, else the file."""
+    stem, folder = path.stem, path.absolute().parent.name
+    for known in OFFICIAL:
+        if known in re.split(r"[\W_]+", f"{stem} {folder}".lower()):
+            return known
+    return folder if stem.lower() in PLAIN_STEMS else stem
 
 
 def _shipped(name: str, split: str, limit: int | None, seed: int) -> list[Row]:

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from cai_experiment.ensemble.answers import TASKS, read_answer, stated_task
+from cai_experiment.ensemble.letters import LETTERS
 from cai_experiment.errors import BadInputError
 
-LETTERS = "ABCDEFGHIJ"
 PAIRS = (  # columns of a question and its answer, the first pair that a row has
     ("question", "answer"), ("input", "target"), ("instruction", "output"), ("instruction", "response"),
     ("prompt", "completion"), ("prompt", "response"), ("prompt", "answer"), ("question", "response"),
@@ -71,7 +71,7 @@ def with_options(question: str, options: Sequence[str]) -> str:
 def row_of(raw: Mapping[str, Any], place: str, dataset: str, part: str, columns: Columns | None = None) -> Row:
     """The Row that a raw row of any known shape means.
 
-    `dataset` names rows of no known public set; `part` ("test-00017") ends the id of a row that brings none.
+    `dataset` names the row where it brings no name itself; `part` ("test-00017") ends the id of a row that brings none.
 
     Raises:
         BadInputError: beginning with `place`, for a row of no known shape or with an empty question or answer.
@@ -81,10 +81,10 @@ def row_of(raw: Mapping[str, Any], place: str, dataset: str, part: str, columns:
                      _named_column(raw, place, columns.answer, 1))  # fmt: skip
     if "task" in raw and "gold" in raw:
         return _own(raw, place, dataset, part)
-    if "options" in raw and ("answer_idx" in raw or "answer" in raw):
-        return _choice(raw, place, part)
+    if _is_given(raw.get("options")) and ("answer_idx" in raw or "answer" in raw):
+        return _choice(raw, place, dataset, part)
     if "passage" in raw and "question" in raw:
-        return _yes_no(raw, place, part)
+        return _yes_no(raw, place, dataset, part)
     question, answer = _recognised(raw, place)
     return _pair(raw, place, dataset, part, question, answer)
 
@@ -104,21 +104,42 @@ def _own(raw: Mapping[str, Any], place: str, dataset: str, part: str) -> Row:
                _answer(answer), str(raw["gold"]), options, tuple(raw.get("needs") or ()))  # fmt: skip
 
 
-def _choice(raw: Mapping[str, Any], place: str, part: str) -> Row:
-    """MedQA: options by letter, as texts, or as {"key", "value"}; the gold letter, or the gold text among them."""
+def _is_given(options: Any) -> bool:
+    """False for null, an empty list, and a mapping that Arrow filled with nulls."""
+    return any(value is not None for value in options.values()) if isinstance(options, Mapping) else bool(options)
+
+
+def _choice(raw: Mapping[str, Any], place: str, dataset: str, part: str) -> Row:
+    """MedQA: options by letter, as texts, or as {"key", "value"}; the gold letter, its index, or the gold text."""
     question, options = _text(raw, "question", place), _option_texts(raw["options"], place)
-    given = str(raw.get("answer_idx") if raw.get("answer_idx") is not None else raw.get("answer")).strip()
+    indexed = raw.get("answer_idx") is not None
+    given = raw["answer_idx"] if indexed else raw.get("answer")
+    chosen = _option_meant(given, raw["options"], options, is_index=indexed)
+    if chosen is None:
+        raise BadInputError(f"{place} has the answer {str(given).strip()!r}, which is none of its options",
+                            "correct that row")  # fmt: skip
+    if indexed and raw.get("answer") is not None:
+        other = _option_meant(raw["answer"], raw["options"], options, is_index=False)
+        if other is not None and options[other] != options[chosen]:
+            raise BadInputError(f'{place} has the answer {str(raw["answer"]).strip()!r}, but the "answer_idx" '
+                                f"{str(given).strip()!r} is another option (an integer counts from 0)",
+                                "correct that row")  # fmt: skip
+    text = f" The answer is {LETTERS[chosen]}) {options[chosen].rstrip('.')}."
+    prompt = prompt_of(with_options(question, options))
+    return Row(_id(dataset, part), dataset, "choice", prompt, text, LETTERS[chosen], options)
+
+
+def _option_meant(given: Any, raw: Any, options: Sequence[str], is_index: bool) -> int | None:
+    """The place of the option that is meant by its key, its letter, its index (from 0) or its text; None: none."""
+    said = str(given).strip()
+    keys = [str(key).strip() for key in sorted(raw) if raw[key] is not None] if isinstance(raw, Mapping) else []
+    texts, indices = list(options), [str(place) for place in range(len(options))]
+    is_index = is_index or (isinstance(given, int) and not isinstance(given, bool))
+    for names in (keys, indices, texts) if is_index else (texts, keys, indices):
+        if said in names:
+            return names.index(said)
     letters = LETTERS[: len(options)]
-    if given in options:
-        letter = letters[options.index(given)]
-    elif given.isdigit() and int(given) < len(options):
-        letter = letters[int(given)]
-    else:
-        letter = given.upper()
-    if len(letter) != 1 or letter not in letters:
-        raise BadInputError(f"{place} has the answer {given!r}, which is none of its options", "correct that row")
-    text = f" The answer is {letter}) {options[letters.index(letter)].rstrip('.')}."
-    return Row(_id("medqa", part), "medqa", "choice", prompt_of(with_options(question, options)), text, letter, options)
+    return letters.index(said.upper()) if len(said) == 1 and said.upper() in letters else None
 
 
 def _option_texts(options: Any, place: str) -> tuple[str, ...]:
@@ -133,7 +154,7 @@ def _option_texts(options: Any, place: str) -> tuple[str, ...]:
     return tuple(text.strip() for text in texts)
 
 
-def _yes_no(raw: Mapping[str, Any], place: str, part: str) -> Row:
+def _yes_no(raw: Mapping[str, Any], place: str, dataset: str, part: str) -> Row:
     """BoolQ: the passage, then the question, which has no question mark there."""
     gold = _truth(raw.get("answer", raw.get("label")))
     if gold is None:
@@ -141,7 +162,7 @@ def _yes_no(raw: Mapping[str, Any], place: str, part: str) -> Row:
     question = _text(raw, "question", place).strip()
     question = question[:1].upper() + question[1:] + ("" if question.endswith("?") else "?")
     prompt = prompt_of(f"{_text(raw, 'passage', place).strip()}\n{question}")
-    return Row(_id("boolq", part), "boolq", "yesno", prompt, f" The answer is {gold}.", gold)
+    return Row(_id(dataset, part), dataset, "yesno", prompt, f" The answer is {gold}.", gold)
 
 
 def _truth(value: Any) -> str | None:
@@ -194,7 +215,6 @@ def _pair(raw: Mapping[str, Any], place: str, dataset: str, part: str, question:
     for what, text in (("question", question), ("answer", answer)):
         if not text.strip():
             raise BadInputError(f"{place} has an empty {what}", "fill it or take the row out")
-    dataset = "gsm8k" if "####" in answer and "question" in raw else dataset
     answer = _CALCULATOR.sub("", answer)
     options = options_in(question)
     task = stated_task(answer, options)
