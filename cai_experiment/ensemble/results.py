@@ -105,19 +105,20 @@ def _arms(
             arm["cut"] = sum(cut)
             arm["cut_unread"] = sum(a and b for a, b in zip(cut, marks.unread[name], strict=True))
             arm["cost"] = asked.cost[name].to_json()
-            arm["drafting"] = _drafting(kind, arm["cost"], bool(settings.get("accelerate", True)))
+            arm["drafting"] = _drafting(kind, arm["cost"], settings)
         yield name, arm
 
 
-def _drafting(kind: str, cost: Mapping[str, Any], accelerate: bool) -> str:
+def _drafting(kind: str, cost: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     """How tokens were drafted by one expert and checked by the others, in words."""
     if kind == "expert" or not cost["tokens"]:
         return "–"
-    if not accelerate:
+    if not settings.get("accelerate", True):
         return "off"
     share = cost["drafted"] / cost["tokens"]
     if share < FEW:
-        return "plain steps: the batch is full"
+        alone = settings.get("batch_size") == 1 or settings.get("device", "cpu") != "cpu"  # see blocks.py
+        return "plain steps: drafts were no faster" if alone else "plain steps: the batch is full"
     return f"{share:.0%} of the tokens drafted, {cost['acceptance']:.0%} of them accepted"
 
 
