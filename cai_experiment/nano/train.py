@@ -26,7 +26,7 @@ from cai_experiment.errors import BadInputError, DiskError
 from cai_experiment.nano import MARK, is_nano
 from cai_experiment.nano.copying import plant_copying
 from cai_experiment.nano.tasks import Teacher, corpus
-from cai_experiment.nano.tokenizer import CONTEXT, PieceEncoder, train_tokenizer
+from cai_experiment.nano.tokenizer import CONTEXT, VOCABULARY, PieceEncoder, train_tokenizer
 
 Document = tuple[list[int], list[float], list[bool]]  # ids, loss weights, whether the loss counts by difficulty
 Batch = tuple[Tensor, Tensor, Tensor]  # the same, [rows, length]
@@ -95,13 +95,13 @@ def padded(group: Sequence[Document]) -> Batch:
     return ids, weights, focal
 
 
-def build_model(settings: TrainSettings, tokenizer: Any) -> Any:
+def build_model(settings: TrainSettings, tokenizer: Any, vocabulary: int = VOCABULARY) -> Any:
     """A Qwen2-architecture model with random weights, fixed by the seed, and a copying circuit among them."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(settings.seed)
     config = Qwen2Config(
-        vocab_size=len(tokenizer),
+        vocab_size=vocabulary,
         hidden_size=settings.hidden,
         intermediate_size=settings.intermediate,
         num_hidden_layers=settings.layers,

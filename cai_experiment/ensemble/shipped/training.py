@@ -144,7 +144,7 @@ def train(folder: Path, work: Path, settings: ExpertSettings, report: Callable[[
     if not base.is_dir():
         tokenizer = train_tokenizer(corpus(settings.seed), work / "tokenizer", VOCABULARY, "<|endoftext|>")
         steps = settings.base_steps
-        model: Any = build_model(settings.schedule(steps, steps // 4), tokenizer).to(device)
+        model: Any = build_model(settings.schedule(steps, steps // 4), tokenizer, len(tokenizer)).to(device)
         train_one(model, tokenizer, None, steps, steps // 4, settings, report)
         save(model, tokenizer, base)
     for field in reversed(FIELDS):  # the hardest first
