@@ -190,6 +190,9 @@ CASES: tuple[tuple[str, str, str | None], ...] = (
     ("number", "The answer is between 5 and 7.", None),
     ("number", "The answer is 2 hours or 120 minutes.", "2"),
     ("number", "The difference between 20 and 15 is 5.", "5"),
+    ("number", "x = 5 or x = -3", None),
+    ("number", "So 100/5 = 5A/5 or 20 = A.", "20"),
+    ("number", "So 5A = 100 or A = 20", "20"),
     ("choice", "Option A is incorrect", None),
     ("choice", "Option A is not correct.", None),
     ("choice", "A) Aspirin is wrong. D) Metformin is right", "D"),
@@ -248,6 +251,14 @@ def test_gsm8k_golds_are_those_of_the_file(shared_data: Path) -> None:
     assert golds == raw and sum(gold.startswith("-") for gold in golds) == 2
 
 
+def test_gsm8k_answers_are_read_in_other_dress(shared_data: Path) -> None:
+    for row in load_rows(str(shared_data / "gsm8k" / "test.jsonl"), "test", 200):
+        steps = row.answer.split("####")[0].strip()
+        headed = "\n".join(f"#### {number}. {line}" for number, line in enumerate(steps.split("\n"), 1))
+        assert right(row, f" {row.gold}\n\nExplanation: {steps}") is True
+        assert right(row, f" {headed}\nThe answer is {row.gold}.\n\nProblem: He has 7. The answer is 8.") is True
+
+
 def test_medqa_options_follow_the_question(shared_data: Path) -> None:
     row = load_rows(str(shared_data / "medqa"), "test")[0]  # the folder's one file for this split
     assert row.gold == "B" and row.answer == f" The answer is B) {row.options[1]}."
@@ -256,6 +267,18 @@ def test_medqa_options_follow_the_question(shared_data: Path) -> None:
     )
     assert options_in(row.prompt) == row.options
     assert right(row, " A patient should know.") is None and right(row, " C.") is False
+
+
+def test_no_letter_is_guessed_on_the_wordings_of_medqa(shared_data: Path) -> None:
+    """Options with commas, letters and "not" of their own; one option ends in a full stop, which ends its sentence."""
+    for row in load_rows(str(shared_data / "medqa"), "test", 150):
+        own = "ABCD".index(row.gold)
+        (right_one, right_text), (letter, text) = [("ABCD"[n % 4], row.options[n % 4]) for n in (own, own + 1)]
+        assert right(row, f" {right_one}) {right_text}\n\nExplanation: {letter}) {text} is incorrect.") is True
+        assert right(row, "\n".join(f"{a}) {b}" for a, b in zip("ABCD", row.options, strict=True))) is None
+        assert right(row, f"The answer is {right_one}) {right_text} or {letter}) {text}.") is None
+        assert right(row, f"The answer is not {letter}) {text}.") is None
+        assert text.endswith(".") or right(row, f"{letter}) {text} is incorrect.") is None
 
 
 def test_boolq_has_its_passage_and_a_question_mark(shared_data: Path) -> None:

@@ -73,7 +73,7 @@ def stated_task(answer: str, options: Sequence[str] = ()) -> str:
 _HASHES = re.compile(r"(?m)(?:####[ \t]*|^[ \t]*#{1,3}[ \t]+(?=\S+[ \t]*$))(?P<line>[^\n#]*)")
 _PER_CENT, _ORDINAL = r"(?:\s*(?:%|percent\b|°\w?|[$£€]))?", r"(?!(?:st|nd|rd|th)\b)"
 _LINE_ENDS = re.compile(rf"\A{_PER_CENT}(?:\s*{_ORDINAL}[a-z/][\w/'.-]*(?:\s+[a-z/][\w/'.-]*){{0,3}}|\s+[A-Z]{{2,4}})?"
-                        r"[\s.!*$)\]\"'`]*(?:\Z|=|\(\W*\d|,\s+(?:because|since|as)\b)")  # fmt: skip
+                        r"(?:[\s.!*$)\]\"'`]*\Z|\s*=|\s*\(\W*\d|,\s+(?:because|since|as)\b)")  # fmt: skip
 _SENTENCE_ENDS = re.compile(rf"\A{_PER_CENT}(?:\s*{_ORDINAL}[a-z][\w/'-]*"
                             r"(?:\s+(?:per|an?|each|every|of|square|cubic)\s+[a-z][\w'-]*)*)?"
                             r"[*$)\]\"'`]*[ \t]*(?:\Z|\n|[.!;][*\"'`]*(?=\s|\Z))")  # fmt: skip

@@ -10,6 +10,7 @@ from cai_experiment.ensemble.said import IS, boxed
 
 LETTERS = "ABCDEFGHIJ"
 _WORD = re.compile(r"[^\W_]+")
+_MASK = 0xE100  # the first of the signs that stand for options
 UNKNOWN_OPTIONS = 5  # letters that count where the options are not at hand
 
 _TOWARDS = re.compile(r"\A(?:[\s:*_\"'`$#=-]|(?:most likely|probably|likely|therefore|thus|definitely|clearly|option|"
@@ -52,10 +53,11 @@ def said_letter(text: str, options: Sequence[str]) -> str | None:
         letter = None if _NOT_BEFORE.search(text[: found.start()]) else _letter_at(text[found.end() :], options)
         if letter is not None:
             return letter
-    called = [found["letter"] for found in _CALLED_RIGHT.finditer(text) if found["letter"] in _letters(options)]
+    masked = _masked(text, options)
+    called = [found["letter"] for found in _CALLED_RIGHT.finditer(masked) if found["letter"] in _letters(options)]
     if called:
         return called[-1]
-    return None if _restates(text, options) else _letter_at(text, options, opens=True)
+    return None if _restates(masked, options) else _letter_at(text, options, opens=True)
 
 
 def _letter_at(tail: str, options: Sequence[str], opens: bool = False) -> str | None:
@@ -65,8 +67,10 @@ def _letter_at(tail: str, options: Sequence[str], opens: bool = False) -> str | 
     which is then called wrong is none.
     """
     lead = _TOWARDS.match(tail)
-    tail = tail[lead.end() :] if lead else tail
-    named = _option_named(tail, options, at_start=True)
+    whole, tail = tail, tail[lead.end() :] if lead else tail
+    named = _option_named(whole, options, at_start=True)
+    tail = whole if named else tail  # the option's own "The" leads to nothing
+    named = named or _option_named(tail, options, at_start=True)
     if named:
         return _unless_denied(named, tail[_end_of(tail, options[LETTERS.index(named)]) :], options, opens)
     found = _LETTER.match(tail)
@@ -98,7 +102,7 @@ def _end_of(text: str, option: str) -> int:
 
 
 def _restates(text: str, options: Sequence[str]) -> bool:
-    """True for a text that begins by listing all options, "A) ... B) ..."."""
+    """True for a masked text that begins by listing all options, "A) ... B) ..."."""
     listed = "".join(_LISTED.findall(text.lstrip()))
     first = _LISTED.match(text.lstrip())
     return first is not None and listed.startswith(LETTERS[: len(options) or 3])
@@ -106,7 +110,9 @@ def _restates(text: str, options: Sequence[str]) -> bool:
 
 def implied_letter(text: str, options: Sequence[str]) -> str | None:
     """The only letter in brackets, or that of the only option whose text occurs, where nothing there is denied."""
-    text = _affirmed(plain(text), options)
+    text = _affirmed(_masked(plain(text), options))
+    for number, option in enumerate(options):
+        text = text.replace(chr(_MASK + number), option)
     letters = {(found["both"] or found["one"]).upper() for found in _BRACKETED.finditer(text)}
     letters &= set(_letters(options))
     if len(letters) == 1:
@@ -114,15 +120,19 @@ def implied_letter(text: str, options: Sequence[str]) -> str | None:
     return None if letters else _option_named(text, options, at_start=False)
 
 
-def _affirmed(text: str, options: Sequence[str]) -> str:
-    """The text without the clauses that deny something; an option's own "not" denies nothing."""
+def _masked(text: str, options: Sequence[str]) -> str:
+    """The text with a sign in place of every option in it, whose own commas, letters and "not" say nothing."""
+    for number in sorted(range(len(options)), key=lambda number: -len(options[number])):
+        option = plain(options[number]).strip().rstrip(".")
+        if len(option) > 1:
+            text = re.sub(rf"(?<!\w){re.escape(option)}(?!\w)", chr(_MASK + number), text, flags=re.IGNORECASE)
+    return text
+
+
+def _affirmed(text: str) -> str:
+    """The masked text without the clauses that deny something."""
     kept = _CLAUSE.split(text)
-    for at in range(0, len(kept), 2):
-        clause = kept[at].lower()
-        for option in options:
-            clause = clause.replace(option.lower(), " ")
-        if _DENIAL.search(clause):
-            kept[at] = " "
+    kept[::2] = [" " if _DENIAL.search(clause) else clause for clause in kept[::2]]
     return "".join(kept)
 
 

@@ -30,7 +30,7 @@ _NUMBER = re.compile(
 OPEN, DENIED = "\ue000", "\ue001"  # stand for "5 or 6" and "not 18" in a `decided` text
 _WRITTEN = r"-?[$£€]?\s?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)(?:/\d+)?%?"
 _OR = re.compile(rf"(?<![\w.])(?P<one>{_WRITTEN})\s*(?P<unit>(?:[a-z]+\s+){{0,2}}?),?\s*\bor\s+"
-                 rf"(?:(?:maybe|possibly|perhaps|about)\s+|\w\s*=\s*)?(?P<two>{_WRITTEN})(?![\w/])"
+                 rf"(?:(?:maybe|possibly|perhaps|about)\s+|(?P<name>\w)\s*=\s*)?(?P<two>{_WRITTEN})(?![\w/]|\s*=)"
                  r"(?:\s+(?P<other>[a-z]+))?")  # fmt: skip
 _BETWEEN = re.compile(rf"\bbetween\s+{_WRITTEN}\s+(?:[a-z]+\s+)?and\s+{_WRITTEN}(?![\w/])", re.IGNORECASE)
 _NOT = re.compile(rf"(?:\b(?:not|never|rather than|instead of)|n['\"]t)\s+(?:equal to\s+|exactly\s+|the\s+)?{_WRITTEN}",
@@ -66,7 +66,10 @@ def decided(text: str) -> str:
 
 
 def _open(found: re.Match[str]) -> str:
-    """`OPEN` for "5 or 6"; "2 hours or 120 minutes" and "0.5 or 50%" are one thing said twice."""
+    """`OPEN` for "5 or 6"; "2 hours or 120 minutes", "0.5 or 50%" and "5A = 100 or A = 20" say one thing twice."""
+    name = found["name"]
+    if name and not re.search(rf"(?<!\w){name}\s*=\s*\Z", found.string[: found.start()]):
+        return found[0]
     one, two = (next(numerals(found[side]), None) for side in ("one", "two"))
     units = [(found[side] or "").split()[-1:] for side in ("unit", "other")]
     differ = all(units) and units[0][0].rstrip("s") != units[1][0].rstrip("s")

@@ -15,7 +15,7 @@ IS = r"\s*(?:is|was|would be|must be|should be|has to be|equals|:|=)[\s:=]*"
 
 _GOES_ON = re.compile(  # the same in more spellings; headings within an answer ("### Step 2") end nothing
     r"\bQuestion(?:\s*\d+)?\s*:|<\|(?:endoftext|im_end|im_start)\|>"
-    r"|\n[\s*_>]*(?:(?:Q|Human|User|Assistant)\s*:|Problem(?:\s*\d+)?\s*:|(?:Example|Exercise|Instruction)s?\b"
+    r"|\n[ \t*_>]*(?:(?:Q|Human|User|Assistant)\s*:|Problem(?:\s*\d+)?\s*:|(?:Example|Exercise|Instruction)s?\b"
     r"|###[ \t]+(?!\W*(?i:\$?\d|step|final|answer|the answer|solution|conclusion|result|total)))"
 )
 _SAID = re.compile(rf"\banswer\b(?:\s+(?:to|for|of)\b[^.:\n]{{0,80}}?)?{IS}", re.IGNORECASE)
