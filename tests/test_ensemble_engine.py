@@ -199,6 +199,9 @@ def test_what_the_manifest_records(engine: EnsembleEngine, heads: Path, folders:
     assert facts["model"] == f"ensemble:{heads.name}" == resolve_model(f"ensemble:{heads}", detect(), "", True).name
     assert facts["experts"] == [str(folder) for folder in folders] and facts["engine"] == "ensemble"
     assert len(str(facts["weights_sha256"])) == 64 and json.dumps(facts)
+    assert facts["accelerate"] is True and facts["device"] == "cpu"
+    assert engine.ends == set(engine.renderer.stop_token_ids)
+    assert engine.model.eos_ids == {i for expert in engine.model.experts for i in expert.eos_ids}, "as it was given"
     assert engine.first_line.startswith(f"model ensemble:{heads.name} | engine ensemble (experts expert0, ")
     with pytest.raises(BadInputError, match="frozen"):
         engine.release_for_training()
