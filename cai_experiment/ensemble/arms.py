@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from cai_experiment.records.store import Journal
 
 Mode = Literal["select", "mixture"]
-STOP = NEXT_QUESTION  # how a base model goes on that should have ended: what is read ends there too
+# How a base model goes on that should have ended: what is read ends there too. Not headings: a solution may have some.
+STOP = tuple(one for one in NEXT_QUESTION if "#" not in one)
 PROMPTS = "router"  # the journal's name for log-probabilities of prompts
 CHUNK = 64  # answers between two lines of the journal: what a kill costs at most
 DIGITS = 3  # of the heads' weights in the journal
