@@ -151,6 +151,7 @@ CASES: tuple[tuple[str, str, str | None], ...] = (
     ("number", "#### 1. Compute eggs\n16 - 3 - 4 = 9\n#### 2. Sell them\nThe answer is 18.", "18"),
     ("number", "#### 1. Compute eggs ... #### 2. ... The answer is 18.", "18"),
     ("number", "#### 1\n16 - 3 - 4 = 9\n#### 2\n9 * 2 = 18", "18"),
+    ("number", "#### 1. 16 - 3 - 4 = 9\n#### 2.\n#### 3. 9 * 2 = 18\nThe answer is 18.", "18"),
     ("number", "#### 3. Total\n\\boxed{18}", "18"),
     ("number", "### 1.\nShe adds 3 and 4.\nThe answer is 7.", "7"),
     ("number", "### 1.\nAdd.\n### 2.\nThe answer is 7.", "7"),

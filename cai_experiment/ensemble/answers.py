@@ -71,6 +71,7 @@ def stated_task(answer: str, options: Sequence[str] = ()) -> str:
 # ---------------------------------------------------------------- numbers
 
 _HASHES = re.compile(r"(?m)(?:####[ \t]*|^[ \t]*#{1,3}[ \t]+(?=\S+[ \t]*$))(?P<line>[^\n#]*)")
+_HEADING = re.compile(r"\s*\d{1,2}[.)]\s+\S")
 _PER_CENT, _ORDINAL = r"(?:\s*(?:%|percent\b|°\w?|[$£€]))?", r"(?!(?:st|nd|rd|th)\b)"
 _LINE_ENDS = re.compile(rf"\A{_PER_CENT}(?:\s*{_ORDINAL}[a-z/][\w/'.-]*(?:\s+[a-z/][\w/'.-]*){{0,3}}|\s+[A-Z]{{2,4}})?"
                         r"(?:[\s.!*$)\]\"'`]*\Z|\s*=|\s*\(\W*\d|,\s+(?:because|since|as)\b)")  # fmt: skip
@@ -116,9 +117,10 @@ def _said_number(text: str) -> str | None:
 
 def _hashed_number(text: str) -> Numeral | None:
     """The number of the last "#### 18" before a question is asked; a heading ("#### 1. Add") holds none."""
-    found = []
-    for match in _HASHES.finditer(text):
-        number = _direct(match["line"])
+    found, lines = [], list(_HASHES.finditer(text))
+    headed = any(_HEADING.match(match["line"]) for match in lines)
+    for match in lines:
+        number = None if headed and match["line"].rstrip()[-1:] in (".", ")") else _direct(match["line"])
         if number and _LINE_ENDS.match(match["line"][number.end :]):
             found.append((number, match))
     if not found:
