@@ -23,7 +23,8 @@ from cai_experiment.ensemble.files import BEST, read_heads, write_heads
 from cai_experiment.ensemble.held_out import ALL, Measures, measure
 from cai_experiment.ensemble.loss import perfect_alignment_loss
 from cai_experiment.ensemble.schedule import TrainSettings, keyed, learning_rate_at, order_of, warmup_of
-from cai_experiment.ensemble.states import Source
+from cai_experiment.ensemble.states import Source, States
+from cai_experiment.ensemble.threads import one_thread
 from cai_experiment.ensemble.train_log import TrainLog
 from cai_experiment.errors import BadInputError, EngineError
 from cai_experiment.records.files import show
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 WEIGHT_DECAY = 0.01  # AdamW's default
 MOST_NORM = 1.0  # of the gradient: one odd row must not undo an epoch
+TINY = 2**27  # multiplications of a step: below it, some milliseconds, threads on a CPU cost more than they bring
 OPTIMIZER, HEADS, BEST_HEADS, SUMS = "optimizer.", "heads.", "best.", "sums"  # of a checkpoint's tensors
 
 
@@ -75,6 +77,7 @@ class HeadTrainer:
         self.steps_an_epoch = math.ceil(training / settings.batch_size)
         self.total = self.steps_an_epoch * settings.num_epochs
         self.parameters = list(model.heads.parameters())
+        self.weights = sum(parameter.numel() for parameter in self.parameters)
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=settings.learning_rate, weight_decay=WEIGHT_DECAY, fused=model.device.type != "mps"
         )
@@ -133,6 +136,15 @@ class HeadTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         found = self.source.states(rows)
+        with one_thread(self.weights * len(found.log_p) < TINY):  # a GPU's work knows no such threads
+            values = self._descend(found)
+        self.sums[:3] += values
+        self.sums[3] += 1
+        self.step += 1
+        return values
+
+    def _descend(self, found: States) -> torch.Tensor:
+        """[loss, alignment, entropy] on these states, and the optimizer's step down its gradient."""
         counted = torch.ones(1, len(found.log_p), dtype=torch.bool, device=found.log_p.device)
         scalars = self.model.scalars(found.hidden)
         parts = perfect_alignment_loss(scalars[None], found.log_p[None], counted, self.settings.entropy_weight)
@@ -140,11 +152,7 @@ class HeadTrainer:
         parts.loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, MOST_NORM)
         self.optimizer.step()
-        values = torch.stack([part.detach() for part in parts])
-        self.sums[:3] += values
-        self.sums[3] += 1
-        self.step += 1
-        return values
+        return torch.stack([part.detach() for part in parts])
 
     def _seed_dropout(self) -> None:
         """By seed and step. (torch.manual_seed would keep a traceback of each call for a GPU that is not there.)"""
