@@ -532,7 +532,7 @@ def test_the_second_epoch_is_several_times_faster(tmp_path: Path) -> None:
     """Seconds by the clock on the shipped experts, the first epoch with the states it needs.
 
     Experts of 1.8M parameters cost little more than the heads over them: 5 to 8 times is what was measured with one
-    thread, so 4 is asked for. Of experts of 1.5B, which read a thousand times as long, it is far more than 10.
+    thread, so 4 is asked for. Reading grows with the experts and a step hardly does: larger ones gain more.
     """
     if not all((folder / "model.safetensors").is_file() for folder in SHIPPED.values()):
         pytest.skip("the shipped experts are not there")
