@@ -1,6 +1,6 @@
 """Make the three shipped experts again, from nothing: a layperson, then one expert for each field of their world.
 
-Run: python cai_experiment/scripts/train_experts.py --out FOLDER      (two free cores: some 27 minutes)
+Run: python cai_experiment/scripts/train_experts.py --out FOLDER      (two free cores: some 20 minutes)
 
 A finished one of the four is kept in WORK, and the same command goes on with the next. Measure the result with
 
