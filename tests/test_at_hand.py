@@ -164,7 +164,7 @@ def test_errors_speak_of_what_named_the_model() -> None:
 
 def flags(**given: str | None) -> Namespace:
     nothing = dict.fromkeys(("model", "generator", "critic", "roles", "server", "random_weights"))
-    return Namespace(**{**nothing, **given})
+    return Namespace(**{**nothing, "trains_after": False, **given})
 
 
 def test_a_generator_alone_is_the_critic_too_unless_something_names_one(monkeypatch: pytest.MonkeyPatch) -> None:
