@@ -39,14 +39,12 @@ from cai_experiment.scripts._common import QUANTIZATIONS, positive_int, run_main
 if TYPE_CHECKING:
     from cai_experiment.scripts._bench_figures import Report
 
-THREADS = 2
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cai_experiment"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a suite, print its table, write its JSON; gives the exit code."""
     args = _parser().parse_args(argv)
-    args.threads = args.threads or (1 if args.suite == "ensemble" else THREADS)
     if (args.random_weights or args.tiny or args.engine != "hf") and not args.gpu:
         raise BadInputError("--random-weights, --engine and --tiny measure a card", "add --gpu")
     if args.gpu and args.suite not in ("generation", "dpo"):
@@ -118,8 +116,7 @@ def _parser() -> argparse.ArgumentParser:
             "examples of the log's runs (100), the ensemble's prompts (200)")  # fmt: skip
     parser.add_argument("--rows", type=positive_int, metavar="N", help=rows)
     parser.add_argument("--repeats", type=positive_int, default=3, help="interleaved rounds; medians are shown")
-    threads = f"CPU threads of every arm (default: {THREADS}; ensemble: 1, which is faster for its small experts)"
-    parser.add_argument("--threads", type=positive_int, help=threads)
+    parser.add_argument("--threads", type=positive_int, default=2, help="CPU threads of every arm (default: 2)")
     parser.add_argument("--seed", type=int, default=0)
     principles = "as in the milestones: targeted asks a verdict for each principle, random for one a round"
     parser.add_argument("--principles", choices=("targeted", "random"), default="targeted", help=principles)
