@@ -445,7 +445,7 @@ def test_rows_of_no_kind_are_told(tmp_path: Path) -> None:
     ("gone.jsonl", None, r"no file .*gone\.jsonl; check the path"),
     ("empty.jsonl", b"\n", r"empty\.jsonl \(train\) holds no rows; name a set with at least one"),
     ("bad.jsonl", b'{"question": "a", "answer": "#### 1"}\n{"question": \n', r"bad\.jsonl:2 is no JSON .*; correct"),
-    ("latin.jsonl", b'{"question": "caf\xe9", "answer": "1"}\n', r"latin\.jsonl:1 has a byte that is not UTF-8"),
+    ("latin.jsonl", b'{"question": "caf\xe9", "answer": "1"}\n', r"latin\.jsonl:1: byte 0xe9 is not UTF-8"),
     ("none.jsonl", b'{"question": " ", "answer": "1"}\n', r"none\.jsonl:1 has no text under 'question'"),
     ("gap.csv", b"question,answer\na\n", r"gap\.csv:2 has another number of cells than the header has"),
     ("rows.json", b'[{"question": "a", "answer": "1"}, 3]', r"rows\.json: row 2 is no JSON object"),

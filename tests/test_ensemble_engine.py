@@ -353,11 +353,11 @@ def test_a_prompt_loop_ends_with_its_input(
     ("name", "content", "said"),
     [
         ("none.txt", b" \n\n", "holds no question"),
-        ("broken.txt", b"Why?\n\xff\n", ":2 has a byte that is not UTF-8"),
+        ("broken.txt", b"Why?\n\xff\n", ":2: byte 0xff is not UTF-8"),
         ("lacks.jsonl", b'{"question": "Why?"}\n{"answer": "So."}\n', ":2 has no question or prompt"),
         ("torn.jsonl", b'{"question": "Why?"}\n{"question"\n', ":2 "),
         ("other.pdf", b"x", "unknown kind of file"),
-        ("gone.txt", None, "cannot read"),
+        ("gone.txt", None, "cannot be read (No such file or directory)"),
     ],
 )
 def test_a_bad_file_of_questions_is_named_before_models_are_loaded(

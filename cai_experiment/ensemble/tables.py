@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cai_experiment.errors import BadInputError
-from cai_experiment.records.files import parse_line, show
+from cai_experiment.records.files import parse_line, read_text, show
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 MAX_CELL = 2**24  # csv's own limit of 128 KiB is shorter than a long passage
@@ -27,7 +27,7 @@ def raw_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         return _parquet(path)
     if suffix not in SUFFIXES:
         raise BadInputError(f"{show(path)}: unknown kind of file {suffix!r}", f"use one of {', '.join(SUFFIXES)}")
-    content = _read(path)
+    content = read_text(path)
     if suffix == ".csv":
         return _csv(path, content)
     lines = suffix == ".jsonl" or not _is_whole_json(content)
@@ -57,17 +57,6 @@ def _is_whole_json(content: str) -> bool:
         first = content.lstrip().split("\n", 1)[0].strip()
         return not (first.startswith("{") and first.endswith("}"))
     return True
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        wrong = f"has a byte that is not UTF-8 ({error.object[error.start]:#04x})"
-        raise BadInputError(f"{show(path)}:{line} {wrong}", "save the file as UTF-8") from None
-    except OSError as error:
-        raise BadInputError(f"cannot read {show(path)}: {error.strerror}", "check the path") from None
 
 
 def _lines(path: Path, content: str) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -18,6 +18,7 @@ from typing import Any, Iterator, Mapping
 
 from cai_experiment.errors import BadInputError
 from cai_experiment.pipeline.instruct import Instruction, example_id
+from cai_experiment.records.files import read_text
 
 TURNS = "turns"  # of MT-Bench: a list, of which the first opens the conversation
 FIELDS = ("instruction", "Behavior", "transcript", "chosen", "prompt", "question", TURNS)  # a row's first is read
@@ -46,7 +47,7 @@ def _rows(path: Path, field: str | None) -> Iterator[tuple[str, str]]:
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise BadInputError(f"{path}: unknown kind of file {suffix!r}", f"use one of {', '.join(SUFFIXES)}")
-    content = _read(path)
+    content = read_text(path)
     if suffix == ".txt":
         if field is not None:
             raise BadInputError(f"{path}: a text file has no field {field!r}", "drop --field")
@@ -58,17 +59,6 @@ def _rows(path: Path, field: str | None) -> Iterator[tuple[str, str]]:
     else:
         for place, value in _leaves(path, _parse(path, content, 1), "", field):
             yield place, _text_of(path, place, value, field)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        wrong = f"byte {error.object[error.start]:#04x} is not UTF-8"
-        raise BadInputError(f"{path}:{line}: {wrong}", "save the file as UTF-8") from None
-    except OSError as error:
-        raise BadInputError(f"{path}: cannot be read ({error.strerror})", "check the path") from None
 
 
 def _csv_rows(path: Path, content: str, field: str | None) -> Iterator[tuple[str, str]]:

@@ -55,6 +55,18 @@ def writing_error(path: str | Path, error: OSError) -> UserError:
 # ---------------------------------------------------------------- reading
 
 
+def read_text(path: Path) -> str:
+    """A user's text file, without a byte order mark. BadInputError: it cannot be read, or which line is not UTF-8."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        wrong = f"byte {error.object[error.start]:#04x} is not UTF-8"
+        raise BadInputError(f"{show(path)}:{line}: {wrong}", "save the file as UTF-8") from None
+    except OSError as error:
+        raise BadInputError(f"{show(path)}: cannot be read ({error.strerror})", "check the path") from None
+
+
 def read_jsonl(path: str | Path, repair: bool = True) -> list[dict[str, Any]]:
     """All rows (JSON objects) of a JSONL file; blank lines are passed over.
 

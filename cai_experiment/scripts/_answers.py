@@ -19,7 +19,7 @@ from cai_experiment.ensemble.patterns import BROKEN, Piece, Turns, letter, piece
 from cai_experiment.ensemble.tables import raw_rows
 from cai_experiment.errors import BadInputError
 from cai_experiment.observe.screen import escaped
-from cai_experiment.records.files import show
+from cai_experiment.records.files import read_text, show
 
 if TYPE_CHECKING:
     from cai_experiment.ensemble.decode import Spoken
@@ -45,14 +45,7 @@ def read_questions(path: Path) -> list[Question]:
 
 
 def _lines(path: Path) -> Iterator[Question]:
-    try:
-        content = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        at = error.object[: error.start].count(b"\n") + 1
-        raise BadInputError(f"{show(path)}:{at} has a byte that is not UTF-8", "save the file as UTF-8") from None
-    except OSError as error:
-        raise BadInputError(f"cannot read {show(path)}: {error.strerror}", "check the path") from None
-    for number, line in enumerate(content.split("\n"), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
             yield Question(line.strip(), f"{show(path)}:{number}")
 

@@ -65,8 +65,7 @@ def _some_signs(rng: random.Random, illness: int) -> list[tuple[str, str]]:
 def _choices(rng: random.Random, names: Sequence[str], true: int, lay: int) -> tuple[str, ...]:
     """Four names in any order, the true one and the lay belief among them."""
     others = [i for i in range(len(names)) if i not in (true, lay)]
-    chosen = [true, lay, *rng.sample(others, 4)][: 4 if lay != true else 5]
-    chosen = list(dict.fromkeys(chosen))[:4]
+    chosen = list(dict.fromkeys([true, lay, *rng.sample(others, 4)]))[:4]
     rng.shuffle(chosen)
     return tuple(names[i] for i in chosen)
 
